@@ -1,0 +1,66 @@
+"""Wan 2.1 and 2.2: diffusers' port (text, image, first-last-frame, TI2V-5B, VACE) and the original repository.
+
+Sources: diffusers transformer_wan.py, transformer_wan_vace.py; Wan-Video/Wan2.1 wan/modules/model.py.
+"""
+
+from dataclasses import replace
+
+from freeloc import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+
+# Heads of 128 channels are split 44 / 42 / 42 for time, height and width; the general rule gives time the rest.
+ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
+
+# Any attention backend may be set on the model; PyTorch's own function is the one that can be taken over.
+NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
+
+DIFFUSERS = Adapter(
+    name="wan",
+    family="wan",
+    classes=("diffusers.models.transformers.transformer_wan.WanTransformer3DModel",),
+    sites=(AttentionSite("blocks.*.attn1", while_running=NATIVE),),
+    grid=TokenGrid(),
+    rope=ROPE,
+)
+
+VACE = replace(
+    DIFFUSERS,
+    name="wan-vace",
+    classes=("diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel",),
+    sites=(
+        *DIFFUSERS.sites,
+        AttentionSite("vace_blocks.*.attn1", layers="config.vace_layers", while_running=NATIVE),
+    ),
+)
+
+FLASH_ATTENTION = Kernel(
+    function="flash_attention",
+    layout="b l h d",
+    arguments=("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+    query="q",
+    key="k",
+    value="v",
+    scale="softmax_scale",
+    valid_keys="k_lens",
+    neutral={"q_lens": None, "dropout_p": 0.0, "q_scale": None, "causal": False, "window_size": (-1, -1)},
+)
+
+ORIGINAL = Adapter(
+    name="wan-original",
+    family="wan",
+    classes=("wan.modules.model.WanModel",),
+    sites=(AttentionSite("blocks.*.self_attn", kernel=FLASH_ATTENTION),),
+    grid=TokenGrid("grid_sizes", position=2, axes="sample (f h w)", of="attention"),
+    rope=ROPE,
+    heads="num_heads",
+    head_dim="blocks.0.self_attn.head_dim",
+)
+
+ORIGINAL_VACE = replace(
+    ORIGINAL,
+    name="wan-original-vace",
+    classes=("wan.modules.vace_model.VaceWanModel",),
+    sites=(
+        *ORIGINAL.sites,
+        AttentionSite("vace_blocks.*.self_attn", layers="vace_layers", kernel=FLASH_ATTENTION),
+    ),
+)

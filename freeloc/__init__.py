@@ -1,0 +1,35 @@
+"""freeloc: long videos from video diffusion transformers trained on short clips, without training."""
+
+from freeloc.adapter import SDPA, Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProfileError, RegistryError
+from freeloc.methods import frame_plan
+from freeloc.patching import Patch, patch, unpatch
+from freeloc.plan import FramePlan
+from freeloc.profile import Profile, default_profile, load_profile
+from freeloc.registry import adapters, find_adapter, hookimpl
+
+__all__ = [
+    "SDPA",
+    "Adapter",
+    "AdapterError",
+    "AttentionSite",
+    "FramePlan",
+    "FreelocError",
+    "Kernel",
+    "LayoutError",
+    "Patch",
+    "PatchError",
+    "Profile",
+    "ProfileError",
+    "RegistryError",
+    "TemporalRope",
+    "TokenGrid",
+    "adapters",
+    "default_profile",
+    "find_adapter",
+    "frame_plan",
+    "hookimpl",
+    "load_profile",
+    "patch",
+    "unpatch",
+]

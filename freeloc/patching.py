@@ -1,0 +1,113 @@
+"""patch and unpatch: one line that makes a model go long, and its undoing."""
+
+from pathlib import Path
+from types import TracebackType
+
+from torch import nn
+
+from freeloc.adapter import Adapter
+from freeloc.errors import PatchError
+from freeloc.hooks import ModelHook, model_hooks
+from freeloc.methods import Method, resolve_method
+from freeloc.plan import FramePlan
+from freeloc.profile import Profile, load_profile
+from freeloc.registry import transformers_of
+from freeloc.report import Report
+
+
+class Patch:
+    """A correction that is on a model until `remove`, or until the end of its ``with`` block."""
+
+    def __init__(self, hooks: list[ModelHook], profile: Profile) -> None:
+        self.profile = profile
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Leave the model as it was before `patch`. Idempotent."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def report(self) -> Report:
+        """What ran so far: per layer the method, calls, frames, positions and density; and what was not corrected."""
+        label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
+        return Report(label, [layer.report for hook in self._hooks for layer in hook.layers])
+
+    def __enter__(self) -> "Patch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def patch(
+    model_or_pipeline: object,
+    profile: str | Path | Profile,
+    *,
+    adapter: Adapter | None = None,
+    method: str | Method | None = None,
+) -> Patch:
+    """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
+
+    >>> import freeloc
+    >>> from freeloc.tiny.model import load_transformer
+    >>> transformer = load_transformer()
+    >>> with freeloc.patch(transformer, profile="tiny-wan") as patch:
+    ...     pass  # generate here
+    >>> print(patch.report().corrected_calls)
+    0
+
+    Args:
+        model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is patched.
+        profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`.
+        adapter: describes the model; by default found from its class.
+        method: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa`` on every layer instead of the profile's choice, or a function
+            (profile, layer, latent frames) -> `FramePlan`.
+
+    Returns:
+        A `Patch`: a context manager with ``remove()`` and ``report()``.
+
+    Raises:
+        ProfileError: if the profile is missing, malformed, or for another model.
+        AdapterError: if no adapter describes the model.
+        PatchError: if the model is patched already.
+    """
+    loaded = load_profile(profile)
+    function = resolve_method(method)
+    found = transformers_of(model_or_pipeline, adapter)
+    for transformer, known in found:
+        loaded.require_fit(known.shape(transformer), (known.name, known.family))
+        for hook in model_hooks(transformer):
+            raise PatchError(
+                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that first: "
+                "call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
+            )
+
+    def method_name(layer: int) -> str:
+        if method is None:
+            return loaded.policy(layer)
+        return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+    def plan(layer: int, frames: int) -> FramePlan:
+        return function(loaded, layer, frames)
+
+    hooks: list[ModelHook] = []
+    try:
+        for transformer, known in found:
+            hooks.append(ModelHook(transformer, known, loaded.model.name, method_name, plan))
+    except BaseException:
+        for hook in hooks:
+            hook.remove()
+        raise
+    return Patch(hooks, loaded)
+
+
+def unpatch(model_or_pipeline: object) -> None:
+    """Remove every patch from a model or from all models of a pipeline. Idempotent."""
+    parts = [model_or_pipeline] if isinstance(model_or_pipeline, nn.Module) else None
+    modules = parts or [transformer for transformer, _ in transformers_of(model_or_pipeline)]
+    for part in modules:
+        for module in part.modules():
+            for hook in list(model_hooks(module)):
+                hook.remove()

@@ -1,0 +1,198 @@
+"""Plugins: adapters and profiles, ours and anybody's, through the entry-point group ``freeloc``.
+
+A plugin is a module (or object) with one or both of the hooks below::
+
+    # my_package/__init__.py                          # pyproject.toml
+    import freeloc                                    [project.entry-points.freeloc]
+                                                      my_models = "my_package"
+    @freeloc.hookimpl
+    def freeloc_adapters():
+        return [freeloc.Adapter(name="my-model", ...)]
+"""
+
+import difflib
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pluggy
+from torch import nn
+
+from freeloc.adapter import Adapter
+from freeloc.errors import AdapterError, FreelocError, RegistryError
+
+GROUP = "freeloc"
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+T = TypeVar("T")
+
+
+class Hooks:
+    """All that a plugin can add."""
+
+    @hookspec
+    def freeloc_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]  # reason: a specification
+        """Return adapters."""
+
+    @hookspec
+    def freeloc_profiles(self) -> Iterable[Path]:  # type: ignore[empty-body]  # reason: a specification
+        """Return paths of profile files; a profile's name is its file's name without ``.json``."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A plugin that could not be used, and why."""
+
+    plugin: str
+    distribution: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"plugin '{self.plugin}' of {self.distribution} could not be loaded: {self.cause}"
+
+
+@dataclass
+class Shelf(Generic[T]):
+    """Things by name, each with the distribution that brought it. A name that two bring is refused to both."""
+
+    kind: str
+    owners: dict[str, list[tuple[str, T]]] = field(default_factory=dict)
+
+    def add(self, name: str, distribution: str, thing: T) -> None:
+        """Keep a thing under its name."""
+        self.owners.setdefault(name, []).append((distribution, thing))
+
+    def get(self, name: str, way_out: str = "") -> T:
+        """The thing of this name.
+
+        Raises:
+            RegistryError: if there is none (near names are suggested), or two.
+        """
+        if name not in self.owners:
+            near = difflib.get_close_matches(name, self.owners, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            known = ", ".join(sorted(self.owners)) or "none"
+            raise RegistryError(f"no {self.kind} is named '{name}'; {hint}known: {known}{way_out}")
+        found = self.owners[name]
+        if len(found) > 1:
+            raise RegistryError(self.conflict(name))
+        return found[0][1]
+
+    def conflict(self, name: str) -> str:
+        """Say who brings the same name."""
+        both = " and ".join(distribution for distribution, _ in self.owners[name])
+        return f"{self.kind} '{name}' is registered by {both}: uninstall one of them, or rename it"
+
+    def conflicts(self) -> list[str]:
+        """One sentence per refused name."""
+        return [self.conflict(name) for name, found in self.owners.items() if len(found) > 1]
+
+    def things(self) -> list[tuple[str, str, T]]:
+        """(name, distribution, thing) of every name that one distribution brings, sorted."""
+        return sorted((name, *found[0]) for name, found in self.owners.items() if len(found) == 1)
+
+
+class Registry:
+    """What the installed plugins bring. Built once, at the first look-up; nothing is loaded before."""
+
+    def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
+        self.adapters: Shelf[Adapter] = Shelf("adapter")
+        self.profiles: Shelf[Path] = Shelf("profile")
+        self.failures: list[Failure] = []
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(Hooks)
+        for point in entry_points:
+            distribution = point.dist.name if point.dist else "an unknown distribution"
+            try:
+                self._load(manager, point, distribution)
+            except Exception as error:  # any plugin may fail in any way; the others must go on
+                self.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
+
+    def _load(self, manager: pluggy.PluginManager, point: metadata.EntryPoint, distribution: str) -> None:
+        plugin: Any = point.load()
+        name = f"{distribution}:{point.name}"
+        manager.register(plugin, name=name)
+        hooks = manager.subset_hook_caller
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        adapters = [adapter for result in hooks("freeloc_adapters", others)() for adapter in result]
+        profiles = [Path(path) for result in hooks("freeloc_profiles", others)() for path in result]
+        for adapter in adapters:
+            if not isinstance(adapter, Adapter):
+                raise FreelocError(f"freeloc_adapters must return Adapter objects, found {type(adapter).__name__}")
+        for adapter in adapters:
+            self.adapters.add(adapter.name, distribution, adapter)
+        for path in profiles:
+            self.profiles.add(path.name.removesuffix(".json"), distribution, path)
+
+
+@functools.cache
+def registry() -> Registry:
+    """The registry of this process."""
+    return Registry(metadata.entry_points(group=GROUP))
+
+
+def adapters() -> list[Adapter]:
+    """All usable adapters, by name."""
+    return [adapter for _, _, adapter in registry().adapters.things()]
+
+
+def find_adapter(model: object) -> Adapter:
+    """The adapter that describes a model, found from the qualified name of its class or its nearest described base.
+
+    Raises:
+        AdapterError: if none does; the message says what was looked at.
+        RegistryError: if two plugins bring the adapter.
+    """
+    found = [
+        (distance, name)
+        for name, owners in registry().adapters.owners.items()
+        for _, adapter in owners
+        if (distance := adapter.claims(model)) is not None
+    ]
+    if not found:
+        raise AdapterError(_unknown(model))
+    nearest = min(distance for distance, _ in found)
+    names = sorted({name for distance, name in found if distance == nearest})
+    if len(names) > 1:
+        raise RegistryError(f"{type(model).__name__} is described by the adapters {names}: pass adapter= to choose one")
+    return registry().adapters.get(names[0])
+
+
+def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple[nn.Module, Adapter]]:
+    """Every described transformer in a model: itself, inside wrappers (compiled, PEFT), or in a pipeline's components.
+
+    Raises:
+        AdapterError: if there is none; the message says what was looked at.
+    """
+    parts = [model] if isinstance(model, nn.Module) else _components(model)
+    known = [adapter] if adapter else [a for owners in registry().adapters.owners.values() for _, a in owners]
+    found: dict[int, nn.Module] = {}
+    for part in parts:
+        for module in part.modules():
+            if any(candidate.claims(module) is not None for candidate in known):
+                found[id(module)] = module
+    if not found:
+        raise AdapterError(_unknown(model, parts))
+    return [(module, adapter or find_adapter(module)) for module in found.values()]
+
+
+def _components(pipeline: object) -> list[nn.Module]:
+    components = getattr(pipeline, "components", None)
+    values = components.values() if isinstance(components, dict) else getattr(pipeline, "__dict__", {}).values()
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _unknown(model: object, parts: list[nn.Module] | None = None) -> str:
+    looked = parts if parts is not None else [model]
+    names = sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in looked})
+    seen = ", ".join(names) or f"no torch module in {type(model).__module__}.{type(model).__qualname__}"
+    known = ", ".join(sorted(registry().adapters.owners)) or "none"
+    failed = "".join(f"; {failure}" for failure in registry().failures)
+    return (
+        f"no adapter describes this model. Looked at: {seen}. Installed adapters: {known}{failed}. "
+        "An adapter is one short file: see CONTRIBUTING.md, 'Write an adapter', and pass it as adapter=..."
+    )

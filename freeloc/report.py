@@ -1,0 +1,72 @@
+"""What a patch did: which calls were corrected and how, and which were not and why."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class LayerReport:
+    """One attention module.
+
+    Attributes:
+        layer: number of the layer in the profile.
+        path: of the module in the model.
+        method: policy or function that made the plan.
+        calls: corrected calls, by number of latent frames.
+        largest_before: largest relative position before the correction, in latent frames.
+        largest_after: and after it.
+        attended: share of all token pairs that were attended, 0..1.
+        untouched: calls that ran as the model's own, by reason. Under torch.compile these count compilations, not runs.
+    """
+
+    layer: int
+    path: str
+    method: str
+    calls: Counter[int] = field(default_factory=Counter)
+    largest_before: float = 0.0
+    largest_after: float = 0.0
+    attended: float = 1.0
+    untouched: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Report:
+    """What ran since the patch was made. Print it.
+
+    Attributes:
+        profile: name of the model in the profile, and where its numbers come from.
+        layers: one entry per attention module, in the order of the model.
+    """
+
+    profile: str
+    layers: list[LayerReport]
+
+    @property
+    def corrected_calls(self) -> int:
+        """Attention calls that a plan was applied to."""
+        return sum(sum(layer.calls.values()) for layer in self.layers)
+
+    @property
+    def untouched_calls(self) -> int:
+        """Attention calls that ran as the model's own."""
+        return sum(sum(layer.untouched.values()) for layer in self.layers)
+
+    def __str__(self) -> str:
+        lines = [
+            f"freeloc: {self.corrected_calls} attention calls corrected, {self.untouched_calls} left as they are "
+            f"(profile: {self.profile})"
+        ]
+        done = [layer for layer in self.layers if layer.calls]
+        if done:
+            lines.append("layer  method    calls  latent frames  largest position     attended  module")
+        for layer in done:
+            frames = ", ".join(str(count) for count in sorted(layer.calls))
+            lines.append(
+                f"{layer.layer:5}  {layer.method:8}  {sum(layer.calls.values()):5}  {frames:>13}  "
+                f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  {layer.path}"
+            )
+        reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
+        lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
+        if not done and not reasons:
+            lines.append("the patched model has not run yet")
+        return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""The tiny model: diffusers' own WanTransformer3DModel and WanPipeline at a size that a laptop's CPU samples in seconds."""
+
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from freeloc.tiny.world import EMBED_DIM, FRAME_SIZE
+
+WEIGHTS = Path(__file__).parent / "weights.safetensors"
+
+TRAINED_FRAMES = 21
+"""Latent frames of a training clip: as many as Wan2.1's, so its published settings apply as they are."""
+
+CONFIG = {
+    "patch_size": (1, 6, 6),
+    "num_attention_heads": 3,
+    "attention_head_dim": 48,
+    "in_channels": 3,
+    "out_channels": 3,
+    "text_dim": EMBED_DIM,
+    "freq_dim": 128,
+    "ffn_dim": 432,
+    "num_layers": 6,
+    "cross_attn_norm": True,
+}
+
+
+def new_transformer() -> WanTransformer3DModel:
+    """The architecture with random weights: 6 layers, 3 heads of 48 channels, 16 tokens per frame."""
+    return WanTransformer3DModel(**CONFIG)
+
+
+def save_weights(state: dict[str, torch.Tensor], path: Path = WEIGHTS) -> None:
+    """Write weights in float16: half the size, and no visible difference in the samples."""
+    save_file({name: tensor.to(torch.float16).contiguous() for name, tensor in state.items()}, path)
+
+
+def load_transformer(path: Path = WEIGHTS) -> WanTransformer3DModel:
+    """The trained transformer, in float32, ready to sample."""
+    transformer = new_transformer()
+    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return transformer.eval().requires_grad_(False)
+
+
+def load_pipeline(path: Path = WEIGHTS) -> WanPipeline:
+    """diffusers' WanPipeline around the tiny transformer, without VAE and text encoder.
+
+    Give it ``prompt_embeds`` and ``output_type="latent"``. Its size arguments count as if there were a VAE with strides
+    (4, 8, 8): see `pipeline_size`.
+    """
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=load_transformer(path)
+    )
+
+
+def pipeline_size(latent_frames: int) -> dict[str, int]:
+    """The pipeline's size arguments for a clip of `latent_frames`.
+
+    >>> pipeline_size(81)
+    {'num_frames': 321, 'height': 192, 'width': 192}
+    """
+    return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * FRAME_SIZE, "width": 8 * FRAME_SIZE}

@@ -1,0 +1,67 @@
+"""An oracle that shares no code with the engine: Wan's attention from un-rotated q and k and dense logits.
+
+For every pair of frames it builds rotary tables at the positions that the plan asks for and rotates q and k from scratch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeloc import FramePlan
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate interleaved channel pairs of (..., head_dim) by angles (..., head_dim / 2)."""
+    pairs = torch.view_as_complex(x.double().reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+def _angles(positions: Tensor, channels: int) -> Tensor:
+    frequencies = 1 / 10_000 ** (torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    return positions[..., None] * frequencies
+
+
+def wan_logits(q: Tensor, k: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
+    """(batch, heads, tokens, tokens) logits of un-rotated (batch, tokens, heads, head_dim) q and k."""
+    frames, n, dim = len(positions), height * width, q.shape[-1]
+    side = 2 * (dim // 6)
+    row = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width).flatten()
+    column = torch.arange(width, dtype=torch.float64)[None, :].expand(height, width).flatten()
+    space = torch.cat([_angles(row, side), _angles(column, side)], dim=-1)  # (n, side)
+    logits = torch.empty(q.shape[0], q.shape[2], frames * n, frames * n, dtype=torch.float64)
+    for i in range(frames):
+        for j in range(frames):
+            block = []
+            for tensor, frame, time in ((q, i, positions[i, j]), (k, j, torch.zeros((), dtype=torch.float64))):
+                tokens = tensor[:, frame * n : (frame + 1) * n].transpose(1, 2)
+                temporal = _angles(time, dim - 2 * side).expand(n, -1)
+                block.append(_rotate(tokens, torch.cat([temporal, space], dim=-1)))
+            logits[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n] = block[0] @ block[1].mT
+    return logits * dim**-0.5
+
+
+class OracleProcessor:
+    """A diffusers attention processor for Wan's self-attention."""
+
+    def __init__(self, plan: Callable[[int], FramePlan], height: int, width: int) -> None:
+        self.plan, self.height, self.width = plan, height, width
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, mask: Any = None, rope: Any = None
+    ) -> Tensor:
+        q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
+        q, k, v = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (q, k, v))
+        n = self.height * self.width
+        plan = self.plan(hidden_states.shape[1] // n)
+        logits = wan_logits(q, k, plan.positions, self.height, self.width)
+        logits = logits.masked_fill(~plan.token_mask(n), float("-inf"))
+        out = logits.softmax(dim=-1) @ v.transpose(1, 2).double()
+        return attn.to_out[0](out.transpose(1, 2).flatten(2).to(hidden_states.dtype))
+
+
+def use_oracle(transformer: Any, plan: Callable[[int, int], FramePlan], height: int, width: int) -> None:
+    """Give every layer of a WanTransformer3DModel the oracle; `plan` takes (layer, frames)."""
+    for layer, block in enumerate(transformer.blocks):
+        block.attn1.set_processor(OracleProcessor(lambda frames, layer=layer: plan(layer, frames), height, width))
