@@ -14,7 +14,7 @@ TRAINED_FRAMES = 21
 """Latent frames of a training clip: as many as Wan2.1's, so its published settings apply as they are."""
 
 CONFIG = {
-    "patch_size": (1, 6, 6),
+    "patch_size": (1, 4, 4),
     "num_attention_heads": 3,
     "attention_head_dim": 48,
     "in_channels": 3,
@@ -60,6 +60,6 @@ def pipeline_size(latent_frames: int) -> dict[str, int]:
     """The pipeline's size arguments for a clip of `latent_frames`.
 
     >>> pipeline_size(81)
-    {'num_frames': 321, 'height': 192, 'width': 192}
+    {'num_frames': 321, 'height': 128, 'width': 128}
     """
     return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * FRAME_SIZE, "width": 8 * FRAME_SIZE}

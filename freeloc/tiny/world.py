@@ -1,7 +1,9 @@
-"""The world that the tiny model is trained on: one coloured shape bouncing over a still background.
+"""The world that the tiny model is trained on: a camera pans along endless hills while a coloured shape bounces about.
 
-Clips are drawn from closed formulas (a triangle wave for the bounces, signed distances for the shapes), so a true clip
-of any length exists and can be compared with what a model makes of it.
+The hills move past, so that near frames have much in common and distant ones nothing but the colours and the shape: what
+a long video must keep, and what it must not repeat. Clips are drawn from closed formulas (value noise for the hills, a
+triangle wave for the bounces, signed distances for the shapes), so a true clip of any length exists and can be compared
+with what a model makes of it.
 """
 
 import math
@@ -10,14 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FRAME_SIZE = 24
-"""Height and width of a frame, in pixels."""
+HEIGHT, WIDTH = 20, 28
+"""Size of a frame, in pixels."""
 
-SHAPE_RADIUS = 5.0
+SHAPE_RADIUS = 4.0
 """Half the size of a shape, in pixels."""
 
-SPEED_RANGE = (0.7, 1.6)
+SPEED_RANGE = (0.6, 1.4)
 """Slowest and fastest shape, in pixels per frame."""
+
+KNOT = 7
+"""Pixels from one hilltop or valley to the next, and from one pole to the next."""
 
 EMBED_DIM = 32
 """Channels of one prompt token."""
@@ -31,6 +36,9 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.15, 0.90, 0.95),
 }
 """Shape colours, RGB in 0..1."""
+
+PANS: dict[str, float] = {"west": -1.0, "east": 1.0, "far-west": -2.0, "far-east": 2.0}
+"""Where the camera goes, and its speed in pixels per frame."""
 
 
 def _disc(x: Tensor, y: Tensor) -> Tensor:
@@ -63,76 +71,128 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """Signed distance of each shape in units of its radius: negative inside."""
 
-PROMPTS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-"""Every prompt the model knows, such as ``"red ring"``."""
+PROMPTS = tuple(f"{colour} {shape} {pan}" for pan in PANS for shape in SHAPES for colour in COLOURS)
+"""Every prompt the model knows, such as ``"red ring east"``."""
 
 
 def clips(prompts: list[str], frames: int, generator: torch.Generator) -> Tensor:
     """True clips of the given prompts.
 
-    >>> clips(["red ring", "blue cross"], frames=5, generator=torch.Generator().manual_seed(0)).shape
-    torch.Size([2, 3, 5, 24, 24])
+    >>> clips(["red ring east", "blue cross far-west"], frames=5, generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 5, 20, 28])
 
     Args:
         prompts: one of `PROMPTS` per clip.
         frames: length of each clip.
-        generator: source of start, speed, direction and background.
+        generator: source of hills, colours of the land, and the shape's path.
 
     Returns:
         Tensor of shape (clips, 3, frames, height, width), RGB in 0..1.
     """
-    count = len(prompts)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    colours, shapes = zip(*(prompt.split() for prompt in prompts), strict=True)
-    background = _background(uniform(count, 2, 3), uniform(count))
-    # A point that moves straight and reflects at 0 and `room` is a triangle wave of its unreflected path.
-    room = FRAME_SIZE - 2 * SHAPE_RADIUS
-    slow, fast = SPEED_RANGE
-    speed, heading = slow + (fast - slow) * uniform(count), 2 * math.pi * uniform(count)
-    velocity = torch.stack([speed * heading.cos(), speed * heading.sin()], dim=1)  # (clips, 2)
-    start = 2 * room * uniform(count, 2)
-    path = start[:, None] + torch.arange(frames)[None, :, None] * velocity[:, None]  # (clips, frames, 2)
-    centre = SHAPE_RADIUS + (room - (path.remainder(2 * room) - room).abs())
-
-    pixel = torch.arange(FRAME_SIZE) + 0.5
-    x = (pixel[None, None, None, :] - centre[..., 0, None, None]) / SHAPE_RADIUS
-    y = (pixel[None, None, :, None] - centre[..., 1, None, None]) / SHAPE_RADIUS
-    x, y = torch.broadcast_tensors(x, y)  # (clips, frames, height, width)
+    colours, shapes, pans = zip(*(prompt.split() for prompt in prompts), strict=True)
+    land = _landscape(torch.tensor([PANS[pan] for pan in pans]), frames, generator)
+    centre = _bounce(len(prompts), frames, generator)
+    x, y = torch.broadcast_tensors(
+        (_pixels(WIDTH) - centre[..., 0, None, None]) / SHAPE_RADIUS,
+        (_pixels(HEIGHT)[:, None] - centre[..., 1, None, None]) / SHAPE_RADIUS,
+    )  # (clips, frames, height, width)
     distance = torch.stack([SHAPES[shape](x[i], y[i]) for i, shape in enumerate(shapes)]) * SHAPE_RADIUS
-    alpha = (0.5 - distance).clamp(0, 1)[:, None]  # one pixel of antialiasing
-    ink = torch.tensor([COLOURS[colour] for colour in colours])[:, :, None, None, None]
-    return alpha * ink + (1 - alpha) * background[:, :, None]
+    ink = torch.tensor([COLOURS[colour] for colour in colours])
+    return _paint(land, ink, 0.5 - distance)
 
 
-def _background(ends: Tensor, turn: Tensor) -> Tensor:
-    """A linear gradient between two dark colours (clips, 2, 3), rotated by `turn` (clips,) of a circle."""
-    axis = (torch.arange(FRAME_SIZE) + 0.5) / FRAME_SIZE * 2 - 1
-    heading = 2 * math.pi * turn[:, None, None]
-    ramp = (axis[None, None, :] * heading.cos() + axis[None, :, None] * heading.sin()) * 0.5 / math.sqrt(2) + 0.5
-    first, last = 0.5 * ends[:, 0, :, None, None], 0.5 * ends[:, 1, :, None, None]
-    return first + (last - first) * ramp[:, None]  # (clips, 3, height, width)
+def _bounce(count: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Centre (x, y) of each clip's shape, (clips, frames, 2): straight at constant speed, reflected at the borders."""
+    slow, fast = SPEED_RANGE
+    speed = slow + (fast - slow) * _uniform(generator, count)
+    heading = 2 * math.pi * _uniform(generator, count)
+    velocity = torch.stack([speed * heading.cos(), speed * heading.sin()], dim=1)  # (clips, 2)
+    room = torch.tensor([WIDTH, HEIGHT]) - 2 * SHAPE_RADIUS
+    start = 2 * room * _uniform(generator, count, 2)
+    # A point that moves straight and reflects at 0 and `room` is a triangle wave of its unreflected path.
+    path = start[:, None] + torch.arange(frames)[None, :, None] * velocity[:, None]
+    return SHAPE_RADIUS + (room - (path.remainder(2 * room) - room).abs())
+
+
+def _landscape(pan: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+    """Sky, hills and poles seen by a camera that moves by `pan` pixels per frame, (clips, 3, frames, height, width)."""
+    count, knots = len(pan), (2 * frames + WIDTH) // KNOT + 4
+    tops, shades, pole_tops = _uniform(generator, 3, count, knots)
+    has_pole = _uniform(generator, count, knots) < 0.6
+    hue, hue_step, lightness = _uniform(generator, 3, count)
+    sky = _colour(hue, 0.45, 0.35 + 0.55 * lightness)
+    horizon = _colour(hue + 0.08, 0.25, 0.55 + 0.4 * lightness)
+    ground = _colour(hue + 0.3 + 0.4 * hue_step, 0.6, 0.30 + 0.3 * lightness)
+
+    # World coordinate of each pixel column, at least one knot from the first.
+    origin = torch.where(pan < 0, -pan * (frames - 1), torch.zeros(())) + KNOT
+    camera = origin[:, None] + pan[:, None] * torch.arange(frames)  # (clips, frames)
+    column = (camera[..., None] + _pixels(WIDTH)) / KNOT  # (clips, frames, width), in knots
+    hill = 3.5 + 5 * _noise(tops, column)
+    shade = 0.75 + 0.5 * _noise(shades, column)
+    nearest = column.round().long()
+    pole_top = hill + 2.5 + 3 * _at(pole_tops, nearest)
+    beside = (column - nearest).abs() * KNOT  # pixels from the pole's axis
+
+    above_floor = (HEIGHT - _pixels(HEIGHT))[None, None, :, None]  # pixels
+    height = _pixels(HEIGHT)[None, None, None, :, None] / HEIGHT
+    video = torch.lerp(sky[:, :, None, None, None], horizon[:, :, None, None, None], height)
+    video = video.expand(-1, -1, frames, -1, WIDTH)
+    pole = torch.minimum(1.5 - beside[:, :, None], pole_top[:, :, None] - above_floor + 0.5)
+    pole = torch.where(_at(has_pole, nearest)[:, :, None], pole, torch.zeros(()))
+    video = _paint(video, 0.5 * ground, pole)
+    return _paint(video, ground[:, :, None, None, None] * shade[:, None, :, None], hill[:, :, None] - above_floor + 0.5)
+
+
+def _noise(knots: Tensor, column: Tensor) -> Tensor:
+    """Smooth values between those at the knots (clips, knots), at the columns (clips, frames, width)."""
+    left = column.floor().long()
+    blend = 0.5 - 0.5 * torch.cos(math.pi * (column - left))
+    return torch.lerp(_at(knots, left), _at(knots, left + 1), blend)
+
+
+def _at(knots: Tensor, index: Tensor) -> Tensor:
+    return knots.gather(1, index.flatten(1)).view(index.shape)
+
+
+def _paint(video: Tensor, ink: Tensor, coverage: Tensor) -> Tensor:
+    """Lay ink over a video where coverage (clips, frames, height, width), clamped to 0..1, says so."""
+    ink = ink[:, :, None, None, None] if ink.ndim == 2 else ink
+    return torch.lerp(video, ink.expand_as(video), coverage.clamp(0, 1)[:, None].expand_as(video))
+
+
+def _pixels(size: int) -> Tensor:
+    return torch.arange(size) + 0.5
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator)
+
+
+def _colour(hue: Tensor, saturation: float, value: Tensor) -> Tensor:
+    """HSV to RGB, (clips, 3): the hue counts in turns."""
+    offset = torch.tensor([5.0, 3.0, 1.0])
+    sector = (offset + 6 * hue[:, None]).remainder(6)
+    return value[:, None] * (1 - saturation * torch.minimum(sector, 4 - sector).clamp(0, 1))
 
 
 def to_latents(video: Tensor) -> Tensor:
     """RGB in 0..1 to the model's range (about unit variance). The tiny model has no VAE: pixels are its latents."""
-    return (video - 0.4) * 4
+    return (video - 0.5) * 4
 
 
 def to_video(latents: Tensor) -> Tensor:
     """The inverse of `to_latents`, clamped to 0..1."""
-    return (latents / 4 + 0.4).clamp(0, 1)
+    return (latents / 4 + 0.5).clamp(0, 1)
 
 
 def prompt_embeds(prompts: list[str]) -> Tensor:
-    """Prompt tokens for the pipeline: one for the colour, one for the shape; ``""`` gives the unconditional ones.
+    """Prompt tokens for the pipeline: colour, shape and pan; ``""`` gives the unconditional ones.
 
-    >>> prompt_embeds(["red ring", ""]).shape
-    torch.Size([2, 2, 32])
+    >>> prompt_embeds(["red ring east", ""]).shape
+    torch.Size([2, 3, 32])
     """
-    words = ["", *COLOURS, *SHAPES]
+    words = ["", *COLOURS, *SHAPES, *PANS]
     table = torch.randn(len(words), EMBED_DIM, generator=torch.Generator().manual_seed(2603))
-    index = [[words.index(word) for word in (prompt.split() or ["", ""])] for prompt in prompts]
+    index = [[words.index(word) for word in (prompt.split() or ["", "", ""])] for prompt in prompts]
     return table[torch.tensor(index)]

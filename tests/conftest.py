@@ -1,0 +1,80 @@
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from freeloc import Profile
+
+SMALL = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 4,
+}
+MIXED = {"vrpr": [0], "tsa": [1], "vrpr+tsa": [2], "none": [3]}
+
+
+def make_profile(layers: dict[str, list[int]] | None = None, trained_latent_frames: int = 4, **changes: Any) -> Profile:
+    """A profile for `small_wan`."""
+    layers = layers or MIXED
+    count = sum(len(numbers) for numbers in layers.values())
+    facts = {"name": "small", "layers": count, "heads": 2, "head_dim": 24}
+    content = {
+        "adapter": "wan",
+        "model": facts | {"trained_latent_frames": trained_latent_frames},
+        "layers": layers,
+        "provenance": {"kind": "default", "source": "a test"},
+    }
+    return Profile.model_validate(content | changes)
+
+
+def make_wan(seed: int = 0, cls: type = WanTransformer3DModel, **changes: Any) -> Any:
+    """A small random Wan, whose modulation and projections are large enough for attention to matter."""
+    torch.manual_seed(seed)
+    model = cls(**(SMALL | changes)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if ".to_q." in name or ".to_k." in name:
+            parameter.mul_(3)
+    return model
+
+
+def wan_inputs(frames: int, batch: int = 2, height: int = 6, width: int = 10, **changes: Any) -> dict[str, Any]:
+    """Inputs of a small Wan: a grid of (frames, height / 2, width / 2) tokens."""
+    generator = torch.Generator().manual_seed(frames)
+    inputs = {
+        "hidden_states": torch.randn(batch, 4, frames, height, width, generator=generator),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": torch.randn(batch, 3, 16, generator=generator),
+        "return_dict": False,
+    }
+    return inputs | changes
+
+
+@pytest.fixture(scope="session")
+def _small_wan() -> Any:
+    return make_wan()
+
+
+@pytest.fixture
+def small_wan(_small_wan: Any) -> Any:
+    """A model of its own for each test."""
+    return copy.deepcopy(_small_wan)
+
+
+@pytest.fixture
+def run() -> Callable[..., torch.Tensor]:
+    """Run a transformer on inputs for so many latent frames."""
+
+    def run_once(model: Any, frames: int, **changes: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**wan_inputs(frames, **changes))[0]
+
+    return run_once
