@@ -1,33 +1,28 @@
-"""The only file that registers forward hooks and intercepts attention calls.
+"""The only file that registers forward hooks.
 
-A hook on the transformer notes the token grid of the call. A pair of hooks around each attention module hands the module's
-one attention call to the engine, unless the plan for that many frames is the identity: then nothing is touched.
+A hook on the transformer notes the token grid of the call and which layers have something to correct. A pair of hooks
+around each attention module hands the module's one attention call to the engine; where the plan for that many frames is
+the identity, nothing is touched.
 """
 
 import importlib
 import itertools
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from freeloc.adapter import SDPA, Adapter, AttentionSite, Kernel
+from freeloc.adapter import SDPA, Adapter, AttentionSite
 from freeloc.attention import PlanTables, TokenLayout, attend
-from freeloc.errors import AdapterError, LayoutError
+from freeloc.errors import LayoutError
+from freeloc.interception import FunctionTakeover, NameTakeover, Takeover
 from freeloc.plan import FramePlan
 from freeloc.report import LayerReport
-
-Grid = tuple[int, int, int]
-"""Latent frames, height and width in tokens."""
 
 _layers: "weakref.WeakValueDictionary[int, LayerHook]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -47,22 +42,23 @@ class ModelHook:
         self.adapter = adapter
         self.label = label
         self.method_name = method_name
-        self.grids: tuple[Grid, ...] = ()
+        # A tensor, (1 or samples, 3): latent frames, rows, columns. torch.compile guards numbers, which would make it
+        # compile every layer and every length anew, but not what is in a tensor.
+        self.grids: Tensor | None = None
         self.head_dim = adapter.shape(model).head_dim
         self._plan = plan
         self._tables: dict[int, list[PlanTables]] = {}
         patch_size = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
         names = adapter.grid.axes.split()
-        # Plain numbers, read here: what follows is traced by torch.compile.
         self._axes = [(names.index(name), size) for name, size in zip("fhw", patch_size, strict=True) if name in names]
         sites = [(site, *place) for site in adapter.sites for place in site.modules(model)]
         self.layers = [LayerHook(self, site, layer, path) for site, layer, path, _ in sites]
         self._removers: list[RemovableHandle] = []
-        if adapter.grid.of == "transformer":
-            self._removers.append(model.register_forward_pre_hook(self.note_grid, with_kwargs=True))
-        else:
-            self._removers.append(model.register_forward_pre_hook(self.mark, with_kwargs=True))
+        note = self.note_grid if adapter.grid.of == "transformer" else self.forget_grid
+        self._removers.append(model.register_forward_pre_hook(note, with_kwargs=True))
+        first_id = RemovableHandle.next_id
         for hook, (_, _, _, module) in zip(self.layers, sites, strict=True):
+            RemovableHandle.next_id = first_id  # torch.compile guards ids: with equal ones, equal layers share a graph
             self._removers.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
             self._removers.append(module.register_forward_hook(hook.after, with_kwargs=True, always_call=True))
         _forget_compiled()
@@ -75,11 +71,8 @@ class ModelHook:
             _forget_compiled()
         self._removers.clear()
 
-    def mark(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Mark the model as patched; its attention modules read the grid themselves."""
-
     def note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the transformer."""
+        """Forward pre-hook of a transformer whose input shows the grid."""
         value = self._argument(module, args, kwargs)
         shape = value.shape
         if len(shape) != len(self.adapter.grid.axes.split()):
@@ -92,14 +85,23 @@ class ModelHook:
                 f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width}: "
                 f"{self.adapter.grid.argument} has shape {tuple(shape)}"
             )
-        self.grids = ((frames, height, width),)
+        self.grids = torch.tensor([[frames, height, width]])
+        corrected = _corrected_layers(self.layers[0].handle, len(range(frames)))  # to torch.compile a length is a number
+        for layer, corrects in zip(self.layers, corrected, strict=True):
+            layer.corrects = corrects
 
-    def read_sizes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The same for a model that passes a table of sizes per sample to its attention modules."""
-        sizes = self._argument(module, args, kwargs).tolist()
+    def forget_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of a transformer that passes a table of sizes per sample to its attention modules."""
+        self.grids = None
+
+    def read_sizes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Note the grids of such a call of an attention module, and return the numbers of latent frames."""
+        table = self._argument(module, args, kwargs)
+        sizes = table.tolist()
         if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
             raise LayoutError(f"expected {self.adapter.grid.argument} (latent frames, height, width) >= 1, found {sizes}")
-        self.grids = tuple((int(f), int(h), int(w)) for f, h, w in sizes)
+        self.grids = table
+        return [int(frames) for frames, _, _ in sizes]
 
     def _argument(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         grid = self.adapter.grid
@@ -130,14 +132,17 @@ class LayerHook:
         self.model = model
         self.site = site
         self.report = LayerReport(layer, path, model.method_name(layer))
+        self.corrects: bool | None = None
+        """Whether the call that is running is to be corrected; None until the model has run."""
         self._by_frames: dict[int, PlanTables] = {}
-        self._takeover: _Takeover | None = None
+        self._takeover: Takeover | None = None
         self._held: list[tuple[Any, str, bool, Any]] = []
         self._values = {attribute: _import(value) for attribute, value in site.while_running.items()}
         self._register()
 
     def _register(self) -> None:
         self.handle = next(_handles)
+        self.ticket = torch.tensor(self.handle)
         _layers[self.handle] = self
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a deep copy of a patched model is patched on its own
@@ -147,26 +152,23 @@ class LayerHook:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: take the attention call over, if the plan says so."""
         if self.model.adapter.grid.of == "attention":
-            self.model.read_sizes(module, args, kwargs)
-        if not self.model.grids:
+            self.corrects = any([self.needs_correction(frames) for frames in self.model.read_sizes(module, args, kwargs)])
+        if self.corrects is None:
             raise LayoutError(f"{self.report.path} ran, but not through its transformer's forward: the grid is unknown")
-        for grid in self.model.grids:
-            if not _is_untouched(self.handle, grid[0]):
-                self._take(module)
-                return
-
-    def _take(self, module: nn.Module) -> None:
+        if not self.corrects:
+            return
         for attribute, value in self._values.items():
             parent, _, name = attribute.rpartition(".")
             owner = attrgetter(parent)(module) if parent else module
             own = name in owner.__dict__
             self._held.append((owner, name, own, getattr(owner, name, None)))
             setattr(owner, name, value)
-        takeover: _Takeover = (
-            _FunctionTakeover(self)
-            if self.site.kernel.function == SDPA.function
-            else _NameTakeover(self, type(module).__module__)
-        )
+        function = self.site.kernel.function
+        takeover: Takeover
+        if function == SDPA.function:
+            takeover = FunctionTakeover(self.attention)
+        else:
+            takeover = NameTakeover(self.attention, type(module).__module__, function)
         takeover.enter()
         self._takeover = takeover
 
@@ -188,7 +190,7 @@ class LayerHook:
                 "could be corrected. Linear attention and kernels that cannot be seen are not supported"
             )
 
-    def attention(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    def attention(self, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
         """What the attention module's kernel call computes while it is taken over."""
         kernel = self.site.kernel
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
@@ -201,11 +203,8 @@ class LayerHook:
         mask = given.get(kernel.mask) if kernel.mask else None
         scale = given.get(kernel.scale) if kernel.scale else None
         valid = given.get(kernel.valid_keys) if kernel.valid_keys else None
-        if torch.compiler.is_compiling():
-            sizes = [size for grid in self.model.grids for size in grid]
-            out = torch.ops.freeloc.attention(query, key, value, mask, scale, self.handle, sizes)
-        else:
-            out = self.run(query, key, value, self.model.grids, mask, scale, valid)
+        run = torch.ops.freeloc.attention if torch.compiler.is_compiling() else _attention
+        out = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids)
         return out.transpose(1, 2) if kernel.layout == "b l h d" else out  # type: ignore[no-any-return]
 
     def run(
@@ -213,13 +212,13 @@ class LayerHook:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        grids: Sequence[Grid],
-        mask: Tensor | None = None,
-        scale: float | None = None,
-        valid: Tensor | None = None,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        scale: float | None,
+        grids: list[list[int]],
     ) -> Tensor:
         """The engine on (batch, heads, tokens, head_dim), all samples at once where they have the same grid."""
-        if len(set(grids)) == 1 and valid is None:
+        if all(grid == grids[0] for grid in grids) and valid is None:
             return self._run(query, key, value, grids[0], mask, scale)
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         lengths = [query.shape[2]] * len(query) if valid is None else valid.tolist()
@@ -230,12 +229,12 @@ class LayerHook:
         return out
 
     def _run(
-        self, query: Tensor, key: Tensor, value: Tensor, grid: Grid, mask: Tensor | None, scale: float | None
+        self, query: Tensor, key: Tensor, value: Tensor, grid: list[int], mask: Tensor | None, scale: float | None
     ) -> Tensor:
         frames, height, width = grid
-        text = query.shape[2] - frames * height * width
+        text = max(query.shape[2] - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
-        layout = TokenLayout(frames, height, width, max(first, 0), max(last, 0))
+        layout = TokenLayout(frames, height, width, first, last)
         tables = self.tables(frames)
         # The original repositories keep rotated q and k in float32 beside a half-precision v.
         turned = query.to(value.dtype), key.to(value.dtype)
@@ -243,11 +242,7 @@ class LayerHook:
             out = attend(*turned, value, tables, layout, mask, scale)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
-        report, plan = self.report, tables.plan
-        report.calls[frames] += 1
-        report.largest_before = max(report.largest_before, frames - 1)
-        report.largest_after = max(report.largest_after, plan.largest_position)
-        report.attended = plan.density(layout.tokens_per_frame)
+        self.report.note_corrected(frames, tables.plan.largest_position, tables.plan.density(layout.tokens_per_frame))
         return out.to(query.dtype)
 
     def tables(self, frames: int) -> PlanTables:
@@ -256,124 +251,38 @@ class LayerHook:
             self._by_frames[frames] = self.model.tables(self.report.layer, frames)
         return self._by_frames[frames]
 
+    def needs_correction(self, frames: int) -> bool:
+        """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
+        if not self.tables(frames).plan.is_identity:
+            return True
+        why = "which the profile leaves alone" if self.report.method == "none" else "for which the plan changes nothing"
+        self.report.untouched[f"{frames} latent frames, {why}"] += 1
+        return False
+
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # reason: torch does not annotate it
-def _is_untouched(handle: int, frames: int) -> bool:
-    """Whether the model's own call is right for so many frames; noted in the report if it is. A constant to torch.compile."""
-    layer = _layers[handle]
-    if not layer.tables(frames).plan.is_identity:
-        return False
-    why = "which the profile leaves alone" if layer.report.method == "none" else "for which the plan changes nothing"
-    layer.report.untouched[f"{frames} latent frames, {why}"] += 1
-    return True
+def _corrected_layers(first: int, frames: int) -> tuple[bool, ...]:
+    """Which layers of the model with this first layer have something to correct. A constant to torch.compile."""
+    return tuple(layer.needs_correction(frames) for layer in _layers[first].model.layers)
 
 
-@torch.library.custom_op("freeloc::attention", mutates_args=())
-def _compiled_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, handle: int, sizes: list[int]
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    valid: Tensor | None,
+    scale: float | None,
+    ticket: Tensor,
+    grids: Tensor,
 ) -> Tensor:
-    """The engine as one opaque operator, which is all that torch.compile sees of it."""
-    grids = [(sizes[at], sizes[at + 1], sizes[at + 2]) for at in range(0, len(sizes), 3)]
-    return _layers[handle].run(query, key, value, grids, mask, scale)
+    """The engine of the layer with this ticket."""
+    return _layers[int(ticket)].run(query, key, value, mask, valid, scale, grids.tolist())
 
 
-@_compiled_attention.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, handle: int, sizes: list[int]
-) -> Tensor:
-    return torch.empty(query.shape, dtype=query.dtype, device=query.device)
-
-
-class _Takeover(Protocol):
-    """A way to see a module's attention call."""
-
-    calls: int
-
-    def enter(self) -> None: ...
-
-    def leave(self) -> None: ...
-
-
-class _FunctionTakeover(TorchFunctionMode):
-    """Sees PyTorch's own attention function. Of this thread only."""
-
-    def __init__(self, layer: LayerHook) -> None:
-        super().__init__()
-        self.layer = layer
-        self.calls = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.calls += 1
-            return self.layer.attention(args, kwargs or {})
-        if func is Tensor.unflatten:  # Dynamo cannot trace this Python method while a mode is active
-            return torch.unflatten(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def enter(self) -> None:
-        self.__enter__()
-
-    def leave(self) -> None:
-        self.__exit__(None, None, None)
-
-
-class _NameTakeover:
-    """Sees a function by the name under which a model's file imported it, while a module of this thread runs."""
-
-    def __init__(self, layer: LayerHook, module: str) -> None:
-        self.layer = layer
-        self.calls = 0
-        self._swap = _Swap.of(importlib.import_module(module), layer.site.kernel)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.calls += 1
-        return self.layer.attention(args, kwargs)
-
-    def enter(self) -> None:
-        self._swap.push(self)
-
-    def leave(self) -> None:
-        self._swap.pop()
-
-
-class _Swap:
-    """Replaces a name in a file's globals for as long as any thread needs it; other threads still get the original."""
-
-    _all: "dict[tuple[str, str], _Swap]" = {}  # noqa: RUF012  # reason: one per name, or two would undo each other
-    _lock = threading.Lock()
-
-    def __init__(self, module: ModuleType, name: str) -> None:
-        self._module, self._name = module, name
-        self._users = 0
-        self._local = threading.local()
-
-    @classmethod
-    def of(cls, module: ModuleType, kernel: Kernel) -> "_Swap":
-        if not callable(getattr(module, kernel.function, None)):
-            raise AdapterError(f"{module.__name__} has no function '{kernel.function}', which its adapter expects")
-        with cls._lock:
-            return cls._all.setdefault((module.__name__, kernel.function), cls(module, kernel.function))
-
-    def push(self, takeover: _NameTakeover) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._original = getattr(self._module, self._name)
-                setattr(self._module, self._name, self._route)
-            self._users += 1
-        self._local.stack = [*getattr(self._local, "stack", ()), takeover]
-
-    def pop(self) -> None:
-        self._local.stack.pop()
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                setattr(self._module, self._name, self._original)
-
-    def _route(self, *args: Any, **kwargs: Any) -> Any:
-        stack = getattr(self._local, "stack", None)
-        return (stack[-1] if stack else self._original)(*args, **kwargs)
+# All that torch.compile sees of the engine is one opaque operator.
+_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=())
+_operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 
 def model_hooks(model: nn.Module) -> Iterator[ModelHook]:

@@ -28,6 +28,13 @@ class LayerReport:
     attended: float = 1.0
     untouched: Counter[str] = field(default_factory=Counter)
 
+    def note_corrected(self, frames: int, largest_position: float, density: float) -> None:
+        """Count one corrected call."""
+        self.calls[frames] += 1
+        self.largest_before = max(self.largest_before, frames - 1)
+        self.largest_after = max(self.largest_after, largest_position)
+        self.attended = density
+
 
 @dataclass
 class Report:

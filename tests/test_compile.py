@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_profile
+from conftest import make_profile, make_wan
 
 import freeloc
 
@@ -18,7 +18,9 @@ def _fresh_dynamo():
 
 
 @pytest.mark.parametrize("order", ["compile, then patch", "patch, then compile"])
-@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "compile_repeated_blocks"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("torch.compile", marks=pytest.mark.slow), "model.compile", "compile_repeated_blocks"]
+)
 def test_fullgraph_in_either_order(small_wan, run, order, how):
     plain = {frames: run(small_wan, frames) for frames in (3, 9)}
     with freeloc.patch(small_wan, make_profile()):
@@ -43,3 +45,17 @@ def test_fullgraph_in_either_order(small_wan, run, order, how):
     assert patch.report().layers[0].calls == {9: 2, 12: 1}
     patch.remove()
     assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
+
+
+def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
+    model = make_wan(num_layers=12)
+    profile = make_profile({"vrpr": list(range(11)), "tsa": [11]})
+    with freeloc.patch(model, profile):
+        expected = run(model, 9)
+        model.compile_repeated_blocks(fullgraph=True, backend="eager")
+        torch._dynamo.utils.counters.clear()
+        assert (run(model, 9) - expected).abs().max() <= 2e-5
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        for frames in (5, 6, 7, 8, 10, 11):
+            run(model, frames)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the second one for any length

@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from freeloc.tiny.world import EMBED_DIM, FRAME_SIZE
+from freeloc.tiny.world import EMBED_DIM, HEIGHT, WIDTH
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
@@ -15,20 +15,20 @@ TRAINED_FRAMES = 21
 
 CONFIG = {
     "patch_size": (1, 4, 4),
-    "num_attention_heads": 3,
+    "num_attention_heads": 4,
     "attention_head_dim": 48,
     "in_channels": 3,
     "out_channels": 3,
     "text_dim": EMBED_DIM,
     "freq_dim": 128,
-    "ffn_dim": 432,
-    "num_layers": 6,
+    "ffn_dim": 576,
+    "num_layers": 8,
     "cross_attn_norm": True,
 }
 
 
 def new_transformer() -> WanTransformer3DModel:
-    """The architecture with random weights: 6 layers, 3 heads of 48 channels, 16 tokens per frame."""
+    """The architecture with random weights: 8 layers, 4 heads of 48 channels, 35 tokens per frame."""
     return WanTransformer3DModel(**CONFIG)
 
 
@@ -60,6 +60,6 @@ def pipeline_size(latent_frames: int) -> dict[str, int]:
     """The pipeline's size arguments for a clip of `latent_frames`.
 
     >>> pipeline_size(81)
-    {'num_frames': 321, 'height': 128, 'width': 128}
+    {'num_frames': 321, 'height': 160, 'width': 224}
     """
-    return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * FRAME_SIZE, "width": 8 * FRAME_SIZE}
+    return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * HEIGHT, "width": 8 * WIDTH}

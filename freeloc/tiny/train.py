@@ -1,26 +1,40 @@
-"""Trains the tiny model: ``python -m freeloc.tiny.train --steps 8000``. Resumes from its checkpoint when there is one."""
+"""Trains the tiny model: ``python -m freeloc.tiny.train``. Resumes from its checkpoint when there is one.
+
+Short clips first, where a batch holds many different landscapes, then clips of the trained length.
+"""
 
 import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from freeloc.tiny.model import TRAINED_FRAMES, new_transformer, save_weights
+from freeloc.tiny.model import TRAINED_FRAMES, load_transformer, new_transformer, save_weights
 from freeloc.tiny.world import PROMPTS, clips, prompt_embeds, to_latents
 
 
-def draw_batch(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+class Stage(NamedTuple):
+    """So many steps on batches of clips of one length."""
+
+    frames: int
+    batch: int
+    steps: int
+
+
+STAGES = (Stage(5, 32, 1500), Stage(TRAINED_FRAMES, 8, 6000))
+
+
+def draw_batch(frames: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clean latents (batch, 3, frames, height, width) and their prompt tokens, one in ten of them unconditional."""
     picks = torch.randint(len(PROMPTS), (batch,), generator=generator)
     prompts = [PROMPTS[i] for i in picks]
     dropped = torch.rand(batch, generator=generator) < 0.1
     kept = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
-    return to_latents(clips(prompts, TRAINED_FRAMES, generator)), prompt_embeds(kept)
+    return to_latents(clips(prompts, frames, generator)), prompt_embeds(kept)
 
 
 def flow_matching_loss(
@@ -35,9 +49,24 @@ def flow_matching_loss(
     return (predicted.float() - (noise - latents)).square().mean()
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay_share: float = 0.4) -> float:
-    """Linear warm-up, plateau, linear decay over the last `decay_share` of the run."""
-    return peak * min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
+def make_optimizers(transformer: WanTransformer3DModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest. Learning rates are the peaks."""
+    matrices, rest = [], []
+    for name, parameter in transformer.named_parameters():
+        (matrices if name.startswith("blocks.") and parameter.ndim == 2 else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def lr_scale(step: int, steps: int, decay: int, warmup: int = 200) -> float:
+    """Linear warm-up, plateau, linear decay over the last `decay` steps.
+
+    >>> [lr_scale(step, steps=1000, decay=400) for step in (99, 500, 800)]
+    [0.5, 1.0, 0.5]
+    """
+    return min(1.0, (step + 1) / warmup, (steps - step) / decay)
 
 
 @torch.no_grad()
@@ -47,51 +76,64 @@ def update_average(average: dict[str, Tensor], transformer: WanTransformer3DMode
         average[name].lerp_(tensor, 1 - keep)
 
 
-def train(steps: int, folder: Path, batch: int = 16, peak: float = 1.2e-3, seed: int = 0) -> None:
-    """Train up to `steps` steps, writing checkpoint.pt, log.jsonl and weights.safetensors (the average) to `folder`."""
+def train(stages: tuple[Stage, ...], folder: Path, decay: int, start: Path | None = None, seed: int = 0) -> None:
+    """Train, writing checkpoint.pt, log.jsonl and weights.safetensors (the moving average) to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    transformer = new_transformer().train()
-    optimizer = torch.optim.AdamW(transformer.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    transformer = load_transformer(start).requires_grad_(True) if start else new_transformer()
+    optimizers = make_optimizers(transformer.train())
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     average = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     first, seconds = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         saved: dict[str, Any] = torch.load(checkpoint)
         transformer.load_state_dict(saved["transformer"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         average, first, seconds = saved["average"], saved["step"], saved["seconds"]
     transformer.compile()
+    schedule = [stage for stage in stages for _ in range(stage.steps)]
     losses: list[float] = []
     started = time.perf_counter() - seconds
-    for step in range(first, steps):
+    for step in range(first, len(schedule)):
+        stage = schedule[step]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        loss = flow_matching_loss(transformer, *draw_batch(batch, generator), generator)
-        optimizer.zero_grad()
+        scale = lr_scale(step, len(schedule), decay)
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+        loss = flow_matching_loss(transformer, *draw_batch(stage.frames, stage.batch, generator), generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, transformer, keep=min(0.999, (1 + step) / (10 + step)))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        update_average(average, transformer, keep=min(0.998, (1 + step) / (10 + step)))
         losses.append(loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == steps:
+        if (step + 1) % 50 == 0 or step + 1 == len(schedule):
             seconds = time.perf_counter() - started
-            line = {"step": step + 1, "loss": round(sum(losses) / len(losses), 5), "seconds": round(seconds)}
+            mean = round(sum(losses) / len(losses), 5)
+            line = {"step": step + 1, "frames": stage.frames, "loss": mean, "seconds": round(seconds)}
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             losses.clear()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            state = {"transformer": transformer.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"transformer": transformer.state_dict(), "average": average, "step": step + 1, "seconds": seconds}
             part = checkpoint.with_suffix(".part")
-            torch.save(state | {"average": average, "step": step + 1, "seconds": seconds}, part)
+            torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, part)
             part.replace(checkpoint)
             save_weights(average, folder / "weights.safetensors")
 
 
+def _stage(text: str) -> Stage:
+    return Stage(*(int(number) for number in text.split(":")))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--stages", type=_stage, nargs="+", default=STAGES, help="frames:batch:steps of each stage")
+    parser.add_argument("--decay", type=int, default=1500, help="steps of the final decay of the learning rate")
+    parser.add_argument("--start", type=Path, help="weights to start from")
+    parser.add_argument("--seed", type=int, default=0, help="use another one when you train further")
     parser.add_argument("--folder", type=Path, default=Path("runs/tiny"))
     arguments = parser.parse_args()
-    train(arguments.steps, arguments.folder)
+    train(tuple(arguments.stages), arguments.folder, arguments.decay, arguments.start, arguments.seed)

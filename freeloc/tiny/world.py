@@ -178,12 +178,12 @@ def _colour(hue: Tensor, saturation: float, value: Tensor) -> Tensor:
 
 def to_latents(video: Tensor) -> Tensor:
     """RGB in 0..1 to the model's range (about unit variance). The tiny model has no VAE: pixels are its latents."""
-    return (video - 0.5) * 4
+    return (video - 0.42) * 5.5
 
 
 def to_video(latents: Tensor) -> Tensor:
     """The inverse of `to_latents`, clamped to 0..1."""
-    return (latents / 4 + 0.5).clamp(0, 1)
+    return (latents / 5.5 + 0.42).clamp(0, 1)
 
 
 def prompt_embeds(prompts: list[str]) -> Tensor:
