@@ -1,7 +1,8 @@
 """The adapters that come with freeloc. They enter through the entry-point group ``freeloc``, as anybody's do."""
 
-from freeloc import Adapter, hookimpl
 from freeloc_adapters import wan
+
+from freeloc import Adapter, hookimpl
 
 
 @hookimpl

@@ -25,8 +25,8 @@ class TemporalRope:
     Args:
         channels: number of temporal channels, or a function from head_dim to it.
         first: first temporal channel of a head.
-        pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i + 1),
-            ``"(two pair)"`` for half-split ones (i, i + pairs).
+        pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
+            1), ``"(two pair)"`` for half-split ones (i, i + pairs).
         theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per latent frame.
     """
 
@@ -73,8 +73,8 @@ class Kernel:
     """The function that computes softmax(q k^T) v: its name, the layout of its tensors, the names of its arguments.
 
     Args:
-        function: ``"torch.nn.functional.scaled_dot_product_attention"``, or the name under which the file that defines the
-            attention module imported another function.
+        function: ``"torch.nn.functional.scaled_dot_product_attention"``, or the name under which the file that
+            defines the attention module imported another function.
         layout: einops order of the axes of query, key and value.
         arguments: all arguments in order.
         query, key, value, mask, scale: which arguments these are.
@@ -111,12 +111,12 @@ class AttentionSite:
 
     Args:
         path: module path with one ``*`` for the index, such as ``"blocks.*.attn1"``.
-        layers: attribute path of a sequence that gives the layer number of each index, for blocks that run beside others;
-            by default the index itself.
+        layers: attribute path of a sequence that gives the layer number of each index, for blocks that run beside
+            others; by default the index itself.
         kernel: what the module calls.
         text: where text tokens stand in the sequence, if there are any.
-        while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the module
-            runs: for libraries that would otherwise choose a kernel that cannot be seen.
+        while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the
+            module             runs: for libraries that would otherwise choose a kernel that cannot be seen.
     """
 
     path: str

@@ -1,8 +1,8 @@
 """The engine: attention of one layer under a FramePlan, on queries and keys that the model has already rotated.
 
-RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. For query frame i, turning the temporal channels of every key frame j by
-the angle of (i - j) - positions[i, j] gives each pair the position that the plan asks for; each query frame is then one
-ordinary attention call over the keys that it may see. Every (query, key) pair counts exactly once.
+RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. For query frame i, turning the temporal channels of every key frame
+j by the angle of (i - j) - positions[i, j] gives each pair the position that the plan asks for; each query frame is
+then one ordinary attention call over the keys that it may see. Every (query, key) pair counts exactly once.
 """
 
 from collections.abc import Sequence
@@ -170,13 +170,12 @@ def _attend_frame(
         allowed = None
         if len(striped):
             band = _band(start, stop, low, high, reach).repeat(1, len(striped))
-            allowed = F.pad(F.pad(band, (len(dense) * n, 0), value=True), (0, len(text_at)), value=True).to(query.device)
+            allowed = F.pad(F.pad(band, (len(dense) * n, 0), value=True), (0, len(text_at)), value=True)
+            allowed = allowed.to(query.device)
         if mask is not None:
             frame_starts = layout.video.start + n * seen[:, None]
             tokens = (frame_starts + torch.arange(n)).to(query.device)
-            columns = torch.cat(
-                [tokens[: len(dense)].flatten(), tokens[len(dense) :, low:high].flatten(), text_at]
-            )
+            columns = torch.cat([tokens[: len(dense)].flatten(), tokens[len(dense) :, low:high].flatten(), text_at])
             allowed = _compose(_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
         out[:, :, rows] = F.scaled_dot_product_attention(
             query[:, :, rows], visible(key_frames, key), visible(value_frames, value), attn_mask=allowed, scale=scale
@@ -222,7 +221,7 @@ def attend_reference(
     """What `attend` computes, from dense logits in float64: slow, obvious, for tests. Arguments as there."""
     _check(query, key, plan, layout)
     q, k, v = (tensor.double() for tensor in (query, key, value))
-    logits = q @ k.mT
+    logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
     span, frequencies = rope.span(query.shape[-1]), rope.frequencies(query.shape[-1])
     true = relative_positions(plan.frames)
@@ -238,7 +237,8 @@ def attend_reference(
     logits = logits.masked_fill(hidden, float("-inf"))
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    return (logits.softmax(dim=-1) @ v).to(query.dtype)
+    out: Tensor = logits.softmax(dim=-1) @ v
+    return out.to(query.dtype)
 
 
 def _check(query: Tensor, key: Tensor, plan: FramePlan, layout: TokenLayout) -> None:

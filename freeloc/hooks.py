@@ -73,20 +73,19 @@ class ModelHook:
 
     def note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a transformer whose input shows the grid."""
-        value = self._argument(module, args, kwargs)
-        shape = value.shape
-        if len(shape) != len(self.adapter.grid.axes.split()):
-            raise LayoutError(
-                f"expected {self.adapter.grid.argument} with axes ({self.adapter.grid.axes}), found shape {tuple(shape)}"
-            )
+        name, axes = self.adapter.grid.argument, self.adapter.grid.axes
+        shape = self._argument(module, args, kwargs).shape
+        if len(shape) != len(axes.split()):
+            raise LayoutError(f"expected {name} with axes ({axes}), found shape {tuple(shape)}")
         frames, height, width = (shape[axis] // size for axis, size in self._axes)
         if frames < 1 or height < 1 or width < 1:
             raise LayoutError(
                 f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width}: "
-                f"{self.adapter.grid.argument} has shape {tuple(shape)}"
+                f"{name} has shape {tuple(shape)}"
             )
         self.grids = torch.tensor([[frames, height, width]])
-        corrected = _corrected_layers(self.layers[0].handle, len(range(frames)))  # to torch.compile a length is a number
+        length = len(range(frames))  # torch.compile may have made `frames` a symbol; a length is a number
+        corrected = _corrected_layers(self.layers[0].handle, length)
         for layer, corrects in zip(self.layers, corrected, strict=True):
             layer.corrects = corrects
 
@@ -99,7 +98,8 @@ class ModelHook:
         table = self._argument(module, args, kwargs)
         sizes = table.tolist()
         if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
-            raise LayoutError(f"expected {self.adapter.grid.argument} (latent frames, height, width) >= 1, found {sizes}")
+            name = self.adapter.grid.argument
+            raise LayoutError(f"expected {name} (latent frames, height, width) >= 1, found {sizes}")
         self.grids = table
         return [int(frames) for frames, _, _ in sizes]
 
@@ -152,7 +152,8 @@ class LayerHook:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: take the attention call over, if the plan says so."""
         if self.model.adapter.grid.of == "attention":
-            self.corrects = any([self.needs_correction(frames) for frames in self.model.read_sizes(module, args, kwargs)])
+            lengths = self.model.read_sizes(module, args, kwargs)
+            self.corrects = True in [self.needs_correction(frames) for frames in lengths]
         if self.corrects is None:
             raise LayoutError(f"{self.report.path} ran, but not through its transformer's forward: the grid is unknown")
         if not self.corrects:
@@ -196,16 +197,18 @@ class LayerHook:
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
         for name, neutral in kernel.neutral.items():
             if given.get(name, neutral) != neutral:
-                raise LayoutError(f"{self.report.path}: expected {name}={neutral} in its attention, found {given[name]}")
+                raise LayoutError(
+                    f"{self.report.path}: expected {name}={neutral} in its attention, found {given[name]}"
+                )
         query, key, value = given[kernel.query], given[kernel.key], given[kernel.value]
         if kernel.layout == "b l h d":
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         mask = given.get(kernel.mask) if kernel.mask else None
         scale = given.get(kernel.scale) if kernel.scale else None
         valid = given.get(kernel.valid_keys) if kernel.valid_keys else None
-        run = torch.ops.freeloc.attention if torch.compiler.is_compiling() else _attention
-        out = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids)
-        return out.transpose(1, 2) if kernel.layout == "b l h d" else out  # type: ignore[no-any-return]
+        run: Any = torch.ops.freeloc.attention if torch.compiler.is_compiling() else _attention
+        out: Tensor = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids)
+        return out.transpose(1, 2) if kernel.layout == "b l h d" else out
 
     def run(
         self,
@@ -224,8 +227,8 @@ class LayerHook:
         lengths = [query.shape[2]] * len(query) if valid is None else valid.tolist()
         for sample, length in enumerate(lengths):
             grid = grids[sample if len(grids) > 1 else 0]
-            tensors = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
-            out[sample : sample + 1, :, :length] = self._run(*tensors, grid, mask, scale)
+            q, k, v = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
+            out[sample : sample + 1, :, :length] = self._run(q, k, v, grid, mask, scale)
         return out
 
     def _run(

@@ -52,11 +52,11 @@ class FunctionTakeover(TorchFunctionMode):
 
     def enter(self) -> None:
         """See `Takeover`."""
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]  # reason: torch does not annotate it
 
     def leave(self) -> None:
         """See `Takeover`."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class NameTakeover:
@@ -68,6 +68,7 @@ class NameTakeover:
         self._swap = _Swap.of(importlib.import_module(module), function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Answer a call of the function."""
         self.calls += 1
         return self.attention(args, kwargs)
 
@@ -96,7 +97,10 @@ class _Swap:
         if not callable(getattr(module, name, None)):
             raise AdapterError(f"{module.__name__} has no function '{name}', which its adapter expects")
         with cls._lock:
-            return cls._all.setdefault((module.__name__, name), cls(module, name))
+            known = cls._all.get((module.__name__, name))
+            if known is None or known._module is not module:
+                known = cls._all[module.__name__, name] = cls(module, name)
+            return known
 
     def push(self, takeover: NameTakeover) -> None:
         with self._lock:

@@ -59,11 +59,12 @@ def patch(
     0
 
     Args:
-        model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is patched.
+        model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is
+            patched.
         profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`.
         adapter: describes the model; by default found from its class.
-        method: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa`` on every layer instead of the profile's choice, or a function
-            (profile, layer, latent frames) -> `FramePlan`.
+        method: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa`` on every layer instead of the profile's choice, or a
+            function (profile, layer, latent frames) -> `FramePlan`.
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -80,8 +81,8 @@ def patch(
         loaded.require_fit(known.shape(transformer), (known.name, known.family))
         for hook in model_hooks(transformer):
             raise PatchError(
-                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that first: "
-                "call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
+                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that "
+                "first: call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
             )
 
     def method_name(layer: int) -> str:

@@ -35,8 +35,8 @@ class FramePlan:
     (3, True, 2.0)
 
     Args:
-        positions: (frames, frames) float64; the temporal relative position, in latent frames, that query frame i and key
-            frame j are to have. Fractions are allowed.
+        positions: (frames, frames) float64; the temporal relative position, in latent frames, that query frame i and
+            key frame j are to have. Fractions are allowed.
         visibility: (frames, frames) uint8; 0 the pair is not attended, 1 striped (only tokens near each other in raster
             order), 2 dense.
         stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair see each other

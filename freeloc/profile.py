@@ -108,7 +108,9 @@ class Profile(_Part):
             raise ValueError(f"layers: 0 to {self.model.layers - 1} for {self.model.layers} layers, found {beyond[0]}")
         if missing:
             first = next(layer for layer in range(self.model.layers) if layer not in counts)
-            raise ValueError(f"layers: all {self.model.layers} layers, found none for {missing} of them, first layer {first}")
+            raise ValueError(
+                f"layers: all {self.model.layers} layers, found none for {missing} of them, first layer {first}"
+            )
         return self
 
     def policy(self, layer: int) -> Policy:
@@ -135,7 +137,8 @@ class Profile(_Part):
             fitting = ", ".join(name for name, _ in fitting_profiles(shape, adapter_names)) or "none"
             raise ProfileError(
                 f"the profile for {self.model.name} does not fit this model: expected {'; '.join(wrong)}. "
-                f"Installed profiles that fit: {fitting}. freeloc.default_profile(model) makes one that is not measured."
+                f"Installed profiles that fit: {fitting}. "
+                "freeloc.default_profile(model) makes one that is not measured."
             )
 
     def save(self, path: str | Path) -> None:
@@ -207,8 +210,8 @@ def default_profile(
     Args:
         model: a transformer or a pipeline.
         policy: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa``.
-        trained_latent_frames: length of the model's training clips in latent frames; by default taken from the installed
-            profiles for models of this shape.
+        trained_latent_frames: length of the model's training clips in latent frames; by default taken from the
+            installed profiles for models of this shape.
 
     Raises:
         AdapterError: if no adapter describes the model, or its trained length is not known.
@@ -223,9 +226,9 @@ def default_profile(
         }
         if len(lengths) != 1:
             raise AdapterError(
-                f"the trained length of this {type(transformer).__name__} ({shape.layers} layers, {shape.heads} heads) is "
-                "not known: pass trained_latent_frames=..., the latent frames of its training clips (21 for 81 video "
-                "frames at 4 per latent frame)"
+                f"the trained length of this {type(transformer).__name__} ({shape.layers} layers, {shape.heads} heads) "
+                "is not known: pass trained_latent_frames=..., the latent frames of its training clips (21 for 81 "
+                "video frames at 4 per latent frame)"
             )
         trained_latent_frames = lengths.pop()
     facts = {

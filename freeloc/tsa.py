@@ -51,7 +51,9 @@ def derive_settings(trained_frames: int) -> TsaSettings:
 
 
 def tsa_visibility(frames: int, trained_frames: int, settings: TsaSettings | None = None) -> Tensor:
-    """Which frames see each other, (frames, frames) uint8: 0 none, 1 striped, 2 dense. All dense within the trained length.
+    """Which frames see each other, (frames, frames) uint8: 0 none, 1 striped, 2 dense.
+
+    Within the trained length all see each other whole.
 
     >>> tsa_visibility(6, 3, TsaSettings(dense_frames=1, striped_frames=2))[-1]
     tensor([2, 0, 0, 1, 2, 2], dtype=torch.uint8)

@@ -53,10 +53,10 @@ class VrprSettings(BaseModel):
 def derive_settings(frames: int, trained_frames: int) -> VrprSettings:
     """Settings for lengths that the paper does not list.
 
-    The rule. Let c = trained_frames - 1, the largest trained distance, and m = frames - 1, the largest one now. Groups are
-    the published 2 and 8; the mid tier is 0.8 c**2 / m frames wide (as published at 2x and 4x); the near window is the
-    widest with which the farthest pair still lies inside the trained range. Where that window would be narrower than
-    0.4 c, the far group doubles until it is not.
+    The rule. Let c = trained_frames - 1, the largest trained distance, and m = frames - 1, the largest one now. Groups
+    are the published 2 and 8; the mid tier is 0.8 c**2 / m frames wide (as published at 2x and 4x); the near window is
+    the widest with which the farthest pair still lies inside the trained range. Where that window would be narrower
+    than 0.4 c, the far group doubles until it is not.
 
     >>> derive_settings(161, trained_frames=21)
     VrprSettings(near_frames=9, mid_frames=11, mid_group=2, far_group=16)

@@ -1,6 +1,7 @@
 """An oracle that shares no code with the engine: Wan's attention from un-rotated q and k and dense logits.
 
-For every pair of frames it builds rotary tables at the positions that the plan asks for and rotates q and k from scratch.
+For every pair of frames it builds rotary tables at the positions that the plan asks for and rotates q and k from
+scratch.
 """
 
 from collections.abc import Callable

@@ -258,7 +258,9 @@ class TestBadInput:
 
         small_wan.blocks[1].attn1.set_processor(Linear())
         with (
-            pytest.raises(freeloc.LayoutError, match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*Linear attention"),
+            pytest.raises(
+                freeloc.LayoutError, match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*Linear attention"
+            ),
             freeloc.patch(small_wan, make_profile()),
         ):
             run(small_wan, 9)
@@ -272,8 +274,8 @@ class TestBadInput:
         with (
             pytest.raises(
                 freeloc.LayoutError,
-                match=r"blocks\.0\.attn1: expected self-attention over 135 tokens \(9 latent frames of 3 x 5, 0 of text\), "
-                r"found 134 queries and 134 keys \(adapter 'wan'\)",
+                match=r"blocks\.0\.attn1: expected self-attention over 135 tokens \(9 latent frames of 3 x 5, 0 of "
+                r"text\), found 134 queries and 134 keys \(adapter 'wan'\)",
             ),
             freeloc.patch(small_wan, make_profile()),
         ):
@@ -300,7 +302,8 @@ class TestBadInput:
             run(small_wan, 9)
 
     def test_a_model_that_no_adapter_describes(self):
-        with pytest.raises(freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear.*Write an adapter"):
+        wording = r"Looked at: torch\.nn\.modules\.linear\.Linear.*Write an adapter"
+        with pytest.raises(freeloc.AdapterError, match=wording):
             freeloc.patch(nn.Linear(2, 2), make_profile())
 
     def test_an_unknown_method(self, small_wan):

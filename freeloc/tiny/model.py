@@ -1,4 +1,4 @@
-"""The tiny model: diffusers' own WanTransformer3DModel and WanPipeline at a size that a laptop's CPU samples in seconds."""
+"""The tiny model: diffusers' own WanTransformer3DModel and WanPipeline, so small that a CPU samples it in seconds."""
 
 from pathlib import Path
 

@@ -40,23 +40,26 @@ def draw_batch(frames: int, batch: int, generator: torch.Generator) -> tuple[Ten
 def flow_matching_loss(
     transformer: WanTransformer3DModel, latents: Tensor, embeds: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Rectified flow: predict noise - latents at a logit-normal time (Esser et al. 2024, arXiv 2403.03206, section 3)."""
+    """Rectified flow: predict noise - latents at a logit-normal time (arXiv 2403.03206, section 3)."""
     noise = torch.randn(latents.shape, generator=generator)
     sigma = torch.sigmoid(0.4 + 1.2 * torch.randn(len(latents), generator=generator))
     mixed = torch.lerp(latents, noise, sigma[:, None, None, None, None])
     with torch.autocast("cpu", torch.bfloat16):
         predicted = transformer(mixed, sigma * 1000, embeds, return_dict=False)[0]
-    return (predicted.float() - (noise - latents)).square().mean()
+    loss: Tensor = (predicted.float() - (noise - latents)).square().mean()
+    return loss
 
 
 def make_optimizers(transformer: WanTransformer3DModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest. Learning rates are the peaks."""
-    matrices, rest = [], []
-    for name, parameter in transformer.named_parameters():
-        (matrices if name.startswith("blocks.") and parameter.ndim == 2 else rest).append(parameter)
+    parameters = dict(transformer.named_parameters())
+    matrices = [name for name, tensor in parameters.items() if name.startswith("blocks.") and tensor.ndim == 2]
+    rest = parameters.keys() - set(matrices)
     return [
-        torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(
+            [parameters[name] for name in matrices], lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW([parameters[name] for name in sorted(rest)], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 

@@ -1,9 +1,9 @@
 """The world that the tiny model is trained on: a camera pans along endless hills while a coloured shape bounces about.
 
-The hills move past, so that near frames have much in common and distant ones nothing but the colours and the shape: what
-a long video must keep, and what it must not repeat. Clips are drawn from closed formulas (value noise for the hills, a
-triangle wave for the bounces, signed distances for the shapes), so a true clip of any length exists and can be compared
-with what a model makes of it.
+The hills move past, so that near frames have much in common and distant ones nothing but the colours and the shape:
+what a long video must keep, and what it must not repeat. Clips are drawn from closed formulas (value noise for the
+hills, a triangle wave for the bounces, signed distances for the shapes), so a true clip of any length exists and can be
+compared with what a model makes of it.
 """
 
 import math
