@@ -1,0 +1,100 @@
+"""The command ``freeloc``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from freeloc.errors import FreelocError
+from freeloc.profile import load_profile
+from freeloc.registry import registry
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the tiny model at several times its trained length, directly and with freeloc."""
+    try:
+        from freeloc.tiny.demo import run
+    except ImportError as error:
+        raise FreelocError(f'the demo needs more packages ({error}): pip install "freeloc[demo]"') from error
+    run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.profile)
+
+
+def adapters(arguments: argparse.Namespace) -> int:
+    """List the adapters, and what went wrong with plugins."""
+    known = registry()
+    for name, distribution, adapter in known.adapters.things():
+        print(f"{name:20} {distribution:20} {', '.join(adapter.classes)}")
+    return _problems()
+
+
+def profiles(arguments: argparse.Namespace) -> int:
+    """List the profiles."""
+    for name, distribution, path in registry().profiles.things():
+        profile = load_profile(path)
+        model = profile.model
+        print(
+            f"{name:20} {distribution:20} {profile.provenance.kind:10} {model.layers:3} layers, {model.heads:2} heads of "
+            f"{model.head_dim:3}, {model.trained_latent_frames} latent frames: {model.name}"
+        )
+    return _problems()
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Print one profile: what each layer gets, and where that comes from."""
+    profile = load_profile(arguments.profile)
+    print(f"{profile.model.name}: {profile.provenance.kind}\n{profile.provenance.source}\n{profile.provenance.notes}")
+    for policy, layers in profile.layers.items():
+        print(f"{policy:10} {len(layers):3} layers: {' '.join(str(layer) for layer in layers)}")
+
+
+def validate(arguments: argparse.Namespace) -> None:
+    """Check profile files; the first that is wrong is an error."""
+    for path in arguments.profiles:
+        load_profile(path)
+        print(f"{path}: a valid profile")
+
+
+def _problems() -> int:
+    known = registry()
+    problems = [str(failure) for failure in known.failures] + known.adapters.conflicts() + known.profiles.conflicts()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="freeloc", description="Long videos from short-clip video models, untrained.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("demo", help="a tiny real model at 4x its trained length, with and without freeloc")
+    command.add_argument("--output", type=Path, default=Path("freeloc-demo"), help="folder to write to")
+    command.add_argument("--times", type=int, default=4, help="length, in trained lengths")
+    command.add_argument("--steps", type=int, default=16, help="denoising steps")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--profile", default="tiny-wan", help="name or path of a profile")
+    command.set_defaults(run=demo)
+
+    command = commands.add_parser("adapters", help="list the models that can be patched")
+    command.set_defaults(run=adapters)
+
+    group = commands.add_parser("profiles", help="list, show or validate profiles")
+    group.set_defaults(run=profiles)
+    actions = group.add_subparsers(metavar="ACTION")
+    actions.add_parser("list", help="all installed ones (the default)").set_defaults(run=profiles)
+    command = actions.add_parser("show", help="what each layer gets, and where that comes from")
+    command.add_argument("profile", help="name or path")
+    command.set_defaults(run=show)
+    command = actions.add_parser("validate", help="check files")
+    command.add_argument("profiles", nargs="+", help="names or paths")
+    command.set_defaults(run=validate)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Errors of the user's are one message, not a traceback."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except FreelocError as error:
+        print(f"freeloc: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,485 @@
+"""Plugins, through real packages that pip installs: what they add, and how each way to fail is told."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module, metadata
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import SMALL, make_profile, make_wan
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import freeloc
+from freeloc.registry import GROUP, Registry, Shelf, registry, transformers_of
+
+HOOKS = """
+from dataclasses import replace
+from pathlib import Path
+import freeloc
+from freeloc_adapters import wan
+
+HERE = Path(__file__).parent
+
+def adapter(name, cls):
+    return replace(wan.DIFFUSERS, name=name, classes=("acme.models." + cls,))
+
+@freeloc.hookimpl
+def freeloc_adapters():
+    return ADAPTERS
+
+@freeloc.hookimpl
+def freeloc_profiles():
+    return PROFILES
+"""
+
+MODELS = """
+from diffusers import WanTransformer3DModel
+
+class Acme(WanTransformer3DModel): ...
+class Twin(WanTransformer3DModel): ...
+class Contested(WanTransformer3DModel): ...
+"""
+
+
+def plugin(adapters="[]", profiles="[]"):
+    """The code of a plugin."""
+    return HOOKS.replace("ADAPTERS", adapters).replace("PROFILES", profiles)
+
+
+def profile_text(name):
+    return make_profile(model=dict(make_profile().model) | {"name": name}).model_dump_json()
+
+
+# Of one distribution: plugins that fail, with what is told of each.
+FAILING = {
+    "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
+    "needs_more": ("import a_missing_package", "ModuleNotFoundError: No module named 'a_missing_package'"),
+    "raises_in_hook": (plugin("1 / 0"), "ZeroDivisionError: division by zero"),
+    "gives_texts": (plugin("['wan']"), "FreelocError: freeloc_adapters must return Adapter objects, found str"),
+    "gives_half": (
+        plugin("[adapter('half', 'Acme'), None]", "[HERE / 'half.json']"),
+        "FreelocError: freeloc_adapters must return Adapter objects, found NoneType",
+    ),
+    "gives_one": (plugin("adapter('lonely', 'Acme')"), "TypeError: 'Adapter' object is not iterable"),
+    "gives_numbers": (plugin(profiles="[42]"), "TypeError: expected str, bytes or os.PathLike object, not int"),
+    "asks_for_more": (
+        "import freeloc\n@freeloc.hookimpl\ndef freeloc_adapters(device):\n    return []",
+        "PluginValidationError: Plugin 'clumsy:asks_for_more' for hook 'freeloc_adapters'",
+    ),
+}
+# And plugins that should fail, too.
+SILENT = {
+    "no_return": plugin("None"),
+    "not_marked": plugin().replace("@freeloc.hookimpl\n", ""),
+    "one_path_as_text": plugin(profiles="'lonely.json'"),
+}
+# Distribution: {path: text}. Each package whose distribution's name is not in its way is an entry point of its own name.
+DISTRIBUTIONS = {
+    "acme-video": {
+        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']"),
+        "acme/acme.json": profile_text("Acme"),
+        "acme/models.py": MODELS,
+    },
+    "twin-one": {
+        "one/__init__.py": plugin("[adapter('twin', 'Twin'), adapter('left', 'Contested')]", "[HERE / 'twin.json']"),
+        "one/twin.json": profile_text("one"),
+    },
+    "twin-two": {
+        "two/__init__.py": plugin("[adapter('twin', 'Twin'), adapter('right', 'Contested')]", "[HERE / 'twin.json']"),
+        "two/twin.json": profile_text("two"),
+    },
+    "clumsy": {f"{name}/__init__.py": code for name, (code, _) in FAILING.items()}
+    | {f"{name}/__init__.py": code for name, code in SILENT.items()},
+    "lost": {"lost/__init__.py": plugin(profiles="[HERE / 'lost.json']")},
+}
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "NAME"
+version = "1.0"
+
+[project.entry-points.freeloc]
+POINTS
+
+[tool.setuptools]
+packages = PACKAGES
+package-data = {"*" = ["*.json"]}
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """A folder into which pip has installed all of DISTRIBUTIONS."""
+    target = tmp_path_factory.mktemp("installed")
+    sources = []
+    for name, files in DISTRIBUTIONS.items():
+        source = tmp_path_factory.mktemp(name)
+        sources.append(str(source))
+        for path, text in files.items():
+            (source / path).parent.mkdir(exist_ok=True)
+            (source / path).write_text(text)
+        packages = sorted({path.split("/")[0] for path in files})
+        points = "\n".join(f'{package} = "{package}"' for package in packages)
+        text = PYPROJECT.replace("NAME", name).replace("POINTS", points).replace("PACKAGES", json.dumps(packages))
+        (source / "pyproject.toml").write_text(text)
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation", "--no-deps"]
+    done = subprocess.run([*pip, "--target", str(target), *sources], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+@pytest.fixture
+def plugged(installed, monkeypatch):
+    """This process, as if it had been started with all of them on its path."""
+    monkeypatch.syspath_prepend(installed)
+    registry.cache_clear()
+    yield registry()
+    registry.cache_clear()
+
+
+@pytest.fixture
+def entry_points(installed, monkeypatch):
+    """The installed entry points by name."""
+    monkeypatch.syspath_prepend(installed)
+    return {point.name: point for found in metadata.distributions(path=[str(installed)]) for point in found.entry_points}
+
+
+def acme_model(name):
+    return make_wan(cls=getattr(import_module("acme.models"), name))
+
+
+class TestLookUps:
+    @pytest.fixture
+    def shelf(self):
+        shelf = Shelf("profile")
+        shelf.add("wan2.1", "freeloc", 21)
+        shelf.add("wan2.2", "freeloc", 22)
+        shelf.add("cog", "one", 1)
+        shelf.add("cog", "two", 2)
+        return shelf
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("wan2.11", "no profile is named 'wan2.11'; did you mean wan2.1 or wan2.2? known: cog, wan2.1, wan2.2"),
+            ("cogg", "no profile is named 'cogg'; did you mean cog? known: cog, wan2.1, wan2.2"),
+            ("xyzxyz", "no profile is named 'xyzxyz'; known: cog, wan2.1, wan2.2"),
+            ("cog", "profile 'cog' is registered by one and two: uninstall one of them, or rename it"),
+        ],
+    )
+    def test_what_is_not_there_or_there_twice_is_refused(self, shelf, name, message):
+        with pytest.raises(freeloc.RegistryError, match=f"^{re.escape(message)}$"):
+            shelf.get(name)
+
+    def test_nothing_installed_and_a_way_out(self):
+        with pytest.raises(freeloc.RegistryError, match=r"^no adapter is named 'wan'; known: none; write one$"):
+            Shelf("adapter").get("wan", way_out="; write one")
+
+    def test_only_names_of_one_distribution_are_listed(self, shelf):
+        assert shelf.things() == [("wan2.1", "freeloc", 21), ("wan2.2", "freeloc", 22)]
+        assert shelf.conflicts() == ["profile 'cog' is registered by one and two: uninstall one of them, or rename it"]
+        assert shelf.get("wan2.2") == 22
+
+    def test_our_own_come_in_through_the_entry_points(self):
+        ours = [point for point in metadata.entry_points(group=GROUP) if point.dist.name == "freeloc"]
+        assert {point.value for point in ours} == {"freeloc_adapters", "freeloc_profiles"}
+        alone = Registry(ours)
+        assert "wan" in alone.adapters.owners
+        assert "wan2.1" in alone.profiles.owners
+        assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
+
+    def test_without_entry_points_there_is_nothing(self):
+        assert Registry([]).adapters.things() == []
+        assert Registry([]).failures == []
+
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "LoRA": lambda model: get_peft_model(model, LoraConfig(target_modules=["to_q"])),
+    "compiled LoRA": lambda model: torch.compile(get_peft_model(model, LoraConfig(target_modules=["to_q"]))),
+    "pipeline": lambda model: SimpleNamespace(transformer=model, vae=nn.Linear(2, 2), scheduler="a text"),
+    "components": lambda model: SimpleNamespace(components={"transformer": model, "vae": None}),
+}
+
+
+class TestFindAdapter:
+    def test_from_a_model_alone(self, small_wan):
+        assert freeloc.find_adapter(small_wan).name == "wan"
+        assert freeloc.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])).name == "wan-vace"
+
+    def test_a_subclass_has_the_adapter_of_its_nearest_described_base(self):
+        class Mine(WanTransformer3DModel):
+            pass
+
+        class MineToo(Mine):
+            pass
+
+        assert freeloc.find_adapter(make_wan(cls=MineToo)).name == "wan"
+
+    def test_a_class_of_the_same_name_from_elsewhere_is_not_described(self):
+        class WanTransformer3DModel(nn.Module):
+            pass
+
+        with pytest.raises(freeloc.AdapterError, match="no adapter describes this model"):
+            freeloc.find_adapter(WanTransformer3DModel())
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_inside_wrappers_and_pipelines(self, small_wan, wrapper):
+        ((found, adapter),) = transformers_of(WRAPPERS[wrapper](small_wan))
+        assert found is small_wan
+        assert adapter.name == "wan"
+
+    @pytest.mark.xfail(reason="find_adapter looks at the object's own class only", raises=freeloc.AdapterError)
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_find_adapter_looks_inside_too(self, small_wan, wrapper):
+        assert freeloc.find_adapter(WRAPPERS[wrapper](small_wan)).name == "wan"
+
+    def test_every_transformer_of_a_pipeline_once(self, small_wan):
+        other = make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])
+        pipeline = SimpleNamespace(transformer=small_wan, transformer_2=other, again=small_wan)
+        found = transformers_of(pipeline)
+        assert [(model is small_wan, adapter.name) for model, adapter in found] == [(True, "wan"), (False, "wan-vace")]
+
+    def test_a_given_adapter_is_the_only_one_looked_for(self, small_wan):
+        adapter = freeloc.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0]))
+        with pytest.raises(freeloc.AdapterError, match=r"transformer_wan\.WanTransformer3DModel"):
+            transformers_of(small_wan, adapter)
+
+    @pytest.mark.parametrize(
+        ("model", "looked_at"),
+        [
+            (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+            (SimpleNamespace(a=nn.ReLU(), b=nn.GELU()), "torch.nn.modules.activation.GELU, torch.nn.modules.activation.ReLU"),
+            (SimpleNamespace(a=1), "no torch module in types.SimpleNamespace"),
+            ("wan", "no torch module in builtins.str"),
+            (None, "no torch module in builtins.NoneType"),
+        ],
+    )
+    def test_an_unknown_model_is_told_with_what_was_looked_at_and_what_to_do(self, model, looked_at):
+        known = ", ".join(sorted(adapter.name for adapter in freeloc.adapters()))
+        message = (
+            f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
+            "An adapter is one short file: see CONTRIBUTING.md, 'Write an adapter', and pass it as adapter=..."
+        )
+        with pytest.raises(freeloc.AdapterError, match=f"^{re.escape(message)}$"):
+            transformers_of(model)
+
+    def test_find_adapter_tells_the_class_it_looked_at(self):
+        with pytest.raises(freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*'Write an adapter'"):
+            freeloc.find_adapter(nn.Linear(2, 2))
+
+
+class TestInstalledPlugins:
+    def test_a_fresh_process_finds_them(self, installed):
+        code = """
+import json, sys, freeloc
+from freeloc.registry import registry
+names = [adapter.name for adapter in freeloc.adapters()]
+profile = freeloc.load_profile("acme").model.name
+failed = [failure.plugin for failure in registry().failures]
+print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffusers" in sys.modules]))
+"""
+        environment = os.environ | {"PYTHONPATH": str(installed)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        names, profile, failed, loaded_models, loaded_diffusers = json.loads(done.stdout)
+        assert {"acme", "left", "right", "wan"} <= set(names)
+        assert "twin" not in names
+        assert profile == "Acme"
+        assert set(failed) >= FAILING.keys()
+        assert not loaded_models
+        assert not loaded_diffusers
+
+    def test_a_plugin_brings_an_adapter_and_a_profile(self, plugged):
+        assert ("acme", "acme-video") in [(name, distribution) for name, distribution, _ in plugged.adapters.things()]
+        model = acme_model("Acme")
+        assert freeloc.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
+        with freeloc.patch(model, "acme") as patch:
+            assert len(patch.report().layers) == SMALL["num_layers"]
+
+    def test_ours_go_on_beside_all_that_fail(self, plugged, small_wan):
+        assert freeloc.find_adapter(small_wan).name == "wan"
+        assert freeloc.load_profile("wan2.1").model.layers == 30
+
+    def test_an_adapter_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+        message = "^adapter 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
+        with pytest.raises(freeloc.RegistryError, match=message):
+            freeloc.find_adapter(acme_model("Twin"))
+        assert "twin" not in [adapter.name for adapter in freeloc.adapters()]
+        assert any(re.match(message, conflict) for conflict in plugged.adapters.conflicts())
+
+    def test_a_profile_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+        message = "^profile 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
+        with pytest.raises(freeloc.ProfileError, match=message):
+            freeloc.load_profile("twin")
+        assert "twin" not in [name for name, _, _ in plugged.profiles.things()]
+
+    def test_two_adapters_for_one_class_are_refused_unless_one_is_passed(self, plugged):
+        model = acme_model("Contested")
+        with pytest.raises(
+            freeloc.RegistryError, match=r"^Contested is described by the adapters \['left', 'right'\]: pass adapter= "
+        ):
+            freeloc.find_adapter(model)
+        chosen = plugged.adapters.get("left")
+        assert transformers_of(model, chosen) == [(model, chosen)]
+
+    @pytest.mark.parametrize("name", FAILING)
+    def test_a_plugin_that_fails_is_named_with_its_distribution_and_the_cause(self, plugged, name):
+        (told,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
+        assert told.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
+
+    def test_a_plugin_of_which_one_part_is_wrong_brings_nothing(self, plugged):
+        assert "half" not in plugged.adapters.owners
+        assert "half" not in plugged.profiles.owners
+
+    def test_failures_are_told_where_a_model_is_not_known(self, plugged):
+        cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
+        with pytest.raises(freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*'Write an adapter'") as told:
+            freeloc.find_adapter(nn.Linear(2, 2))
+        assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
+
+    def test_a_profile_whose_file_is_missing_is_told_when_it_is_loaded(self, plugged):
+        with pytest.raises(freeloc.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"):
+            freeloc.load_profile("lost")
+
+    @pytest.mark.xfail(reason="fitting_profiles loads every installed profile unguarded", raises=freeloc.ProfileError)
+    def test_a_profile_whose_file_is_missing_does_not_stop_the_others(self, plugged):
+        assert freeloc.default_profile(acme_model("Acme")).model.trained_latent_frames == 4
+
+    @pytest.mark.xfail(reason="the plugin is taken as if it brought nothing", raises=AssertionError)
+    @pytest.mark.parametrize("name", ["no_return", "not_marked"])
+    def test_a_plugin_that_brings_nothing_is_a_failure(self, plugged, name):
+        assert name in [failure.plugin for failure in plugged.failures]
+
+    @pytest.mark.xfail(reason="the letters of the text are taken for paths", raises=AssertionError)
+    def test_one_path_instead_of_a_list_is_a_failure(self, entry_points):
+        alone = Registry([entry_points["one_path_as_text"]])
+        assert list(alone.profiles.owners) == []
+        assert [failure.plugin for failure in alone.failures] == ["one_path_as_text"]
+
+    @pytest.mark.xfail(reason="the message does not name the hook nor what it must return", raises=AssertionError)
+    @pytest.mark.parametrize(("name", "hook"), [("gives_one", "freeloc_adapters"), ("gives_numbers", "freeloc_profiles")])
+    def test_a_wrong_return_is_told_with_the_hook(self, entry_points, name, hook):
+        (failure,) = Registry([entry_points[name]]).failures
+        assert f"{hook} must return" in failure.cause
+
+    @pytest.mark.xfail(reason="only Exception is caught", raises=SystemExit)
+    def test_a_plugin_that_exits_does_not_end_the_process(self, tmp_path, monkeypatch):
+        (tmp_path / "a_script_of_mine.py").write_text("raise SystemExit(3)")
+        monkeypatch.syspath_prepend(tmp_path)
+        (failure,) = Registry([metadata.EntryPoint("script", "a_script_of_mine", GROUP)]).failures
+        assert str(failure) == "plugin 'script' of an unknown distribution could not be loaded: SystemExit: 3"
+
+    def test_an_entry_point_without_a_distribution_is_named_so(self):
+        (failure,) = Registry([metadata.EntryPoint("gone", "a_missing_package", GROUP)]).failures
+        assert str(failure).startswith("plugin 'gone' of an unknown distribution could not be loaded: ModuleNotFoundError")
+
+
+# What an import could change. torch is imported before the first look, so that its own doing does not count.
+LOOK = """
+import json, logging, os, random, signal, sys, threading, warnings
+import torch
+import torch.nn.functional as F
+
+def settings():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "interop threads": torch.get_num_interop_threads(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "matmul tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn benchmark": torch.backends.cudnn.benchmark,
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "flash attention": torch.backends.cuda.flash_sdp_enabled(),
+        "efficient attention": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "math attention": torch.backends.cuda.math_sdp_enabled(),
+        "attention function": F.scaled_dot_product_attention,
+        "seed": torch.get_rng_state().sum().item(),
+        "python seed": hash(random.getstate()),
+        "print options": vars(torch._tensor_str.PRINT_OPTS),
+        "environment": dict(os.environ),
+        "warning filters": warnings.filters[:],
+        "logging": (logging.root.level, logging.root.handlers),
+        "python threads": threading.active_count(),
+        "interrupt": signal.getsignal(signal.SIGINT),
+        "except hook": sys.excepthook,
+    }
+
+before = {name: str(value) for name, value in settings().items()}
+STATEMENT
+after = {name: str(value) for name, value in settings().items()}
+changed = sorted(name for name in before if before[name] != after[name])
+print(json.dumps({"changed": changed, "known": sorted(before), "modules": sorted(sys.modules)}))
+"""
+HEAVY = {"diffusers", "transformers", "peft", "accelerate", "wan"}
+PLUGINS = {"freeloc_adapters", "freeloc_profiles"}
+CHANGES = """
+torch.set_default_device("meta")
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(torch.get_num_threads() + 1)
+torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)
+torch.set_grad_enabled(False)
+torch.inference_mode().__enter__()
+torch.autocast("cpu").__enter__()
+torch.use_deterministic_algorithms(True)
+torch.set_float32_matmul_precision("medium")
+torch.backends.cuda.matmul.allow_tf32 = not torch.backends.cuda.matmul.allow_tf32
+torch.backends.cudnn.benchmark = True
+torch.backends.cudnn.deterministic = True
+torch.backends.cuda.enable_flash_sdp(False)
+torch.backends.cuda.enable_mem_efficient_sdp(False)
+torch.backends.cuda.enable_math_sdp(False)
+F.scaled_dot_product_attention = print
+torch.manual_seed(1)
+random.seed(1)
+torch.set_printoptions(precision=2)
+os.environ["FREELOC"] = "1"
+warnings.simplefilter("ignore")
+logging.basicConfig()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.excepthook = print
+"""
+
+
+def look(statement):
+    """What a fresh process has loaded and changed after a statement, which must print nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.replace("STATEMENT", statement)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("\n") == 1, done.stdout
+    return SimpleNamespace(**json.loads(done.stdout))
+
+
+class TestImport:
+    def test_importing_freeloc_changes_nothing_and_loads_no_plugin_and_no_model_library(self):
+        seen = look("import freeloc")
+        assert seen.changed == []
+        assert "freeloc.hooks" in seen.modules
+        assert (HEAVY | PLUGINS).isdisjoint(seen.modules)
+
+    def test_importing_and_asking_our_plugins_loads_no_model_library(self):
+        seen = look("import freeloc_adapters, freeloc_profiles, freeloc; freeloc.adapters(); freeloc.load_profile('wan2.1')")
+        assert seen.changed == []
+        assert set(seen.modules) >= PLUGINS
+        assert HEAVY.isdisjoint(seen.modules)
+
+    def test_the_checks_above_can_fail(self):
+        seen = look(f"import freeloc, freeloc_profiles, diffusers\n{CHANGES}")
+        assert seen.changed == seen.known
+        assert set(seen.modules) >= {"diffusers", "freeloc_profiles"}
