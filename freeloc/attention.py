@@ -184,7 +184,7 @@ def _attend_frame(
 
 def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
     """The video tokens of these frames, (batch, heads, frames, tokens_per_frame, head_dim)."""
-    video = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
+    video: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
     return video if torch.equal(which, torch.arange(layout.frames)) else video.index_select(2, which.to(tensor.device))
 
 

@@ -151,7 +151,9 @@ def plugged(installed, monkeypatch):
 def entry_points(installed, monkeypatch):
     """The installed entry points by name."""
     monkeypatch.syspath_prepend(installed)
-    return {point.name: point for found in metadata.distributions(path=[str(installed)]) for point in found.entry_points}
+    return {
+        point.name: point for found in metadata.distributions(path=[str(installed)]) for point in found.entry_points
+    }
 
 
 def acme_model(name):
@@ -259,7 +261,10 @@ class TestFindAdapter:
         ("model", "looked_at"),
         [
             (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-            (SimpleNamespace(a=nn.ReLU(), b=nn.GELU()), "torch.nn.modules.activation.GELU, torch.nn.modules.activation.ReLU"),
+            (
+                SimpleNamespace(a=nn.ReLU(), b=nn.GELU()),
+                "torch.nn.modules.activation.GELU, torch.nn.modules.activation.ReLU",
+            ),
             (SimpleNamespace(a=1), "no torch module in types.SimpleNamespace"),
             ("wan", "no torch module in builtins.str"),
             (None, "no torch module in builtins.NoneType"),
@@ -275,7 +280,9 @@ class TestFindAdapter:
             transformers_of(model)
 
     def test_find_adapter_tells_the_class_it_looked_at(self):
-        with pytest.raises(freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*'Write an adapter'"):
+        with pytest.raises(
+            freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*'Write an adapter'"
+        ):
             freeloc.find_adapter(nn.Linear(2, 2))
 
 
@@ -344,12 +351,16 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     def test_failures_are_told_where_a_model_is_not_known(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
-        with pytest.raises(freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*'Write an adapter'") as told:
+        with pytest.raises(
+            freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*'Write an adapter'"
+        ) as told:
             freeloc.find_adapter(nn.Linear(2, 2))
         assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
 
     def test_a_profile_whose_file_is_missing_is_told_when_it_is_loaded(self, plugged):
-        with pytest.raises(freeloc.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"):
+        with pytest.raises(
+            freeloc.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"
+        ):
             freeloc.load_profile("lost")
 
     @pytest.mark.xfail(reason="fitting_profiles loads every installed profile unguarded", raises=freeloc.ProfileError)
@@ -368,7 +379,9 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert [failure.plugin for failure in alone.failures] == ["one_path_as_text"]
 
     @pytest.mark.xfail(reason="the message does not name the hook nor what it must return", raises=AssertionError)
-    @pytest.mark.parametrize(("name", "hook"), [("gives_one", "freeloc_adapters"), ("gives_numbers", "freeloc_profiles")])
+    @pytest.mark.parametrize(
+        ("name", "hook"), [("gives_one", "freeloc_adapters"), ("gives_numbers", "freeloc_profiles")]
+    )
     def test_a_wrong_return_is_told_with_the_hook(self, entry_points, name, hook):
         (failure,) = Registry([entry_points[name]]).failures
         assert f"{hook} must return" in failure.cause
@@ -382,7 +395,9 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     def test_an_entry_point_without_a_distribution_is_named_so(self):
         (failure,) = Registry([metadata.EntryPoint("gone", "a_missing_package", GROUP)]).failures
-        assert str(failure).startswith("plugin 'gone' of an unknown distribution could not be loaded: ModuleNotFoundError")
+        assert str(failure).startswith(
+            "plugin 'gone' of an unknown distribution could not be loaded: ModuleNotFoundError"
+        )
 
 
 # What an import could change. torch is imported before the first look, so that its own doing does not count.
@@ -474,7 +489,9 @@ class TestImport:
         assert (HEAVY | PLUGINS).isdisjoint(seen.modules)
 
     def test_importing_and_asking_our_plugins_loads_no_model_library(self):
-        seen = look("import freeloc_adapters, freeloc_profiles, freeloc; freeloc.adapters(); freeloc.load_profile('wan2.1')")
+        seen = look(
+            "import freeloc_adapters, freeloc_profiles, freeloc; freeloc.adapters(); freeloc.load_profile('wan2.1')"
+        )
         assert seen.changed == []
         assert set(seen.modules) >= PLUGINS
         assert HEAVY.isdisjoint(seen.modules)

@@ -54,12 +54,12 @@ def make_optimizers(transformer: WanTransformer3DModel) -> list[torch.optim.Opti
     """Muon for the matrices of the blocks, AdamW for the rest. Learning rates are the peaks."""
     parameters = dict(transformer.named_parameters())
     matrices = [name for name, tensor in parameters.items() if name.startswith("blocks.") and tensor.ndim == 2]
-    rest = parameters.keys() - set(matrices)
+    rest = [name for name in parameters if name not in matrices]
     return [
         torch.optim.Muon(
             [parameters[name] for name in matrices], lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW([parameters[name] for name in sorted(rest)], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW([parameters[name] for name in rest], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
