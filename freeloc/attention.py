@@ -161,17 +161,16 @@ def _attend_frame(
         low, high = max(0, start - reach + 1), min(n, stop + reach - 1)
 
         def visible(frames: Tensor, whole: Tensor, low: int = low, high: int = high) -> Tensor:
-            parts = [frames[:, :, : len(dense)], frames[:, :, len(dense) :, low:high]]
-            tokens = [part.flatten(2, 3) for part in parts]
-            return torch.cat([*tokens, whole.index_select(2, text_at)], dim=2)
+            video = (frames[:, :, : len(dense)].flatten(2, 3), frames[:, :, len(dense) :, low:high].flatten(2, 3))
+            parts = [part for part in (*video, whole.index_select(2, text_at)) if part.shape[2]]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
         at = layout.video.start + frame * n
         rows = slice(at + start, at + stop)
         allowed = None
         if len(striped):
-            band = _band(start, stop, low, high, reach).repeat(1, len(striped))
-            allowed = F.pad(F.pad(band, (len(dense) * n, 0), value=True), (0, len(text_at)), value=True)
-            allowed = allowed.to(query.device)
+            band = _band(start, stop, low, high, reach, query.device).repeat(1, len(striped))
+            allowed = F.pad(band, (len(dense) * n, len(text_at)), value=True)
         if mask is not None:
             frame_starts = layout.video.start + n * seen[:, None]
             tokens = (frame_starts + torch.arange(n)).to(query.device)
@@ -188,9 +187,10 @@ def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
     return video if torch.equal(which, torch.arange(layout.frames)) else video.index_select(2, which.to(tensor.device))
 
 
-def _band(start: int, stop: int, low: int, high: int, reach: int) -> Tensor:
+def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.device) -> Tensor:
     """Which of the key tokens low..high of a frame the query tokens start..stop see in a striped pair."""
-    return (torch.arange(start, stop)[:, None] - torch.arange(low, high)[None, :]).abs() < reach
+    query, key = torch.arange(start, stop, device=device), torch.arange(low, high, device=device)
+    return (query[:, None] - key[None, :]).abs() < reach
 
 
 def _rows(mask: Tensor, at: Tensor) -> Tensor:

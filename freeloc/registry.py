@@ -175,6 +175,10 @@ def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple
         for module in part.modules():
             if any(candidate.claims(module) is not None for candidate in known):
                 found[id(module)] = module
+    if not found and adapter:
+        raise AdapterError(
+            f"the adapter '{adapter.name}' is for {', '.join(adapter.classes)}. Looked at: {_looked_at(model, parts)}"
+        )
     if not found:
         raise AdapterError(_unknown(model, parts))
     return [(module, adapter or find_adapter(module)) for module in found.values()]
@@ -186,10 +190,13 @@ def _components(pipeline: object) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module)]
 
 
-def _unknown(model: object, parts: list[nn.Module] | None = None) -> str:
-    looked = parts if parts is not None else [model]
-    names = sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in looked})
-    seen = ", ".join(names) or f"no torch module in {type(model).__module__}.{type(model).__qualname__}"
+def _looked_at(model: object, parts: Iterable[object]) -> str:
+    names = sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in parts})
+    return ", ".join(names) or f"no torch module in {type(model).__module__}.{type(model).__qualname__}"
+
+
+def _unknown(model: object, parts: Iterable[object] | None = None) -> str:
+    seen = _looked_at(model, [model] if parts is None else parts)
     known = ", ".join(sorted(registry().adapters.owners)) or "none"
     failed = "".join(f"; {failure}" for failure in registry().failures)
     return (
