@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from freeloc.errors import FreelocError
+from freeloc.errors import FreelocError, ProfileError
 from freeloc.profile import load_profile
 from freeloc.registry import registry
 
@@ -28,14 +29,19 @@ def adapters(arguments: argparse.Namespace) -> int:
 
 def profiles(arguments: argparse.Namespace) -> int:
     """List the profiles."""
+    broken = []
     for name, distribution, path in registry().profiles.things():
-        profile = load_profile(path)
+        try:
+            profile = load_profile(path)
+        except ProfileError as error:
+            broken.append(f"profile '{name}' of {distribution}: {error}")
+            continue
         model = profile.model
         print(
-            f"{name:20} {distribution:20} {profile.provenance.kind:10} {model.layers:3} layers, {model.heads:2} heads of "
-            f"{model.head_dim:3}, {model.trained_latent_frames} latent frames: {model.name}"
+            f"{name:20} {distribution:20} {profile.provenance.kind:10} {model.layers:3} layers, {model.heads:2} heads "
+            f"of {model.head_dim:3}, {model.trained_latent_frames} latent frames: {model.name}"
         )
-    return _problems()
+    return _problems(broken)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -53,9 +59,11 @@ def validate(arguments: argparse.Namespace) -> None:
         print(f"{path}: a valid profile")
 
 
-def _problems() -> int:
+def _problems(problems: Sequence[str] = ()) -> int:
+    """Tell what is wrong with plugins; 1 if anything is."""
     known = registry()
-    problems = [str(failure) for failure in known.failures] + known.adapters.conflicts() + known.profiles.conflicts()
+    failures = [str(failure) for failure in known.failures]
+    problems = [*failures, *known.adapters.conflicts(), *known.profiles.conflicts(), *problems]
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -263,10 +263,13 @@ class LayerHook:
         return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # reason: torch does not annotate it
 def _corrected_layers(first: int, frames: int) -> tuple[bool, ...]:
     """Which layers of the model with this first layer have something to correct. A constant to torch.compile."""
     return tuple(layer.needs_correction(frames) for layer in _layers[first].model.layers)
+
+
+# What torch.compiler.assume_constant_result sets; calling that would load all of torch.compile with freeloc.
+_corrected_layers._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _attention(

@@ -195,7 +195,10 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
     """Installed profiles for models of this shape."""
     found = []
     for name, _, path in registry().profiles.things():
-        profile = load_profile(path)
+        try:
+            profile = load_profile(path)
+        except ProfileError:  # told to whoever asks for it, or for the list
+            continue
         same = (profile.model.layers, profile.model.heads, profile.model.head_dim)
         if profile.adapter in adapter_names and same == (shape.layers, shape.heads, shape.head_dim):
             found.append((name, profile))

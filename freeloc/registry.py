@@ -109,8 +109,10 @@ class Registry:
             distribution = point.dist.name if point.dist else "an unknown distribution"
             try:
                 self._load(manager, point, distribution)
-            except Exception as error:  # any plugin may fail in any way; the others must go on
-                self.failures.append(Failure(point.name, distribution, f"{type(error).__name__}: {error}"))
+            except (Exception, SystemExit) as error:  # any plugin may fail in any way; the others must go on
+                self.failures.append(
+                    Failure(point.name, distribution, " ".join(f"{type(error).__name__}: {error}".split()))
+                )
 
     def _load(self, manager: pluggy.PluginManager, point: metadata.EntryPoint, distribution: str) -> None:
         plugin: Any = point.load()
@@ -118,15 +120,28 @@ class Registry:
         manager.register(plugin, name=name)
         hooks = manager.subset_hook_caller
         others = [other for other in manager.get_plugins() if other is not plugin]
-        adapters = [adapter for result in hooks("freeloc_adapters", others)() for adapter in result]
-        profiles = [Path(path) for result in hooks("freeloc_profiles", others)() for path in result]
-        for adapter in adapters:
-            if not isinstance(adapter, Adapter):
-                raise FreelocError(f"freeloc_adapters must return Adapter objects, found {type(adapter).__name__}")
+        adapters = _checked("freeloc_adapters", Adapter, hooks("freeloc_adapters", others)())
+        profiles = _checked("freeloc_profiles", Path, hooks("freeloc_profiles", others)())
+        if not adapters and not profiles:
+            raise FreelocError(
+                "it brings no adapter and no profile: does a function freeloc_adapters or freeloc_profiles, marked "
+                "@freeloc.hookimpl, return a list of them?"
+            )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
         for path in profiles:
             self.profiles.add(path.name.removesuffix(".json"), distribution, path)
+
+
+def _checked(hook: str, kind: type[T], results: list[Any]) -> list[T]:
+    """All that a plugin's hook returned, or an error that says what it should have been."""
+    for result in results:
+        if not isinstance(result, Iterable) or isinstance(result, str):
+            raise FreelocError(f"{hook} must return a list of {kind.__name__} objects, found {type(result).__name__}")
+        for thing in result:
+            if not isinstance(thing, kind):
+                raise FreelocError(f"{hook} must return {kind.__name__} objects, found {type(thing).__name__}")
+    return [thing for result in results for thing in result]
 
 
 @functools.cache
@@ -143,18 +158,23 @@ def adapters() -> list[Adapter]:
 def find_adapter(model: object) -> Adapter:
     """The adapter that describes a model, found from the qualified name of its class or its nearest described base.
 
+    Wrappers are looked into; of a pipeline's transformers the first one counts.
+
     Raises:
         AdapterError: if none does; the message says what was looked at.
         RegistryError: if two plugins bring the adapter.
     """
+    return transformers_of(model)[0][1]
+
+
+def _adapter_of(model: nn.Module) -> Adapter:
+    """The adapter of a model that at least one describes."""
     found = [
         (distance, name)
         for name, owners in registry().adapters.owners.items()
         for _, adapter in owners
         if (distance := adapter.claims(model)) is not None
     ]
-    if not found:
-        raise AdapterError(_unknown(model))
     nearest = min(distance for distance, _ in found)
     names = sorted({name for distance, name in found if distance == nearest})
     if len(names) > 1:
@@ -181,7 +201,7 @@ def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple
         )
     if not found:
         raise AdapterError(_unknown(model, parts))
-    return [(module, adapter or find_adapter(module)) for module in found.values()]
+    return [(module, adapter or _adapter_of(module)) for module in found.values()]
 
 
 def _components(pipeline: object) -> list[nn.Module]:
@@ -195,11 +215,10 @@ def _looked_at(model: object, parts: Iterable[object]) -> str:
     return ", ".join(names) or f"no torch module in {type(model).__module__}.{type(model).__qualname__}"
 
 
-def _unknown(model: object, parts: Iterable[object] | None = None) -> str:
-    seen = _looked_at(model, [model] if parts is None else parts)
+def _unknown(model: object, parts: Iterable[object]) -> str:
     known = ", ".join(sorted(registry().adapters.owners)) or "none"
     failed = "".join(f"; {failure}" for failure in registry().failures)
     return (
-        f"no adapter describes this model. Looked at: {seen}. Installed adapters: {known}{failed}. "
+        f"no adapter describes this model. Looked at: {_looked_at(model, parts)}. Installed adapters: {known}{failed}. "
         "An adapter is one short file: see CONTRIBUTING.md, 'Write an adapter', and pass it as adapter=..."
     )

@@ -32,14 +32,15 @@ def wan_logits(q: Tensor, k: Tensor, positions: Tensor, height: int, width: int)
     column = torch.arange(width, dtype=torch.float64)[None, :].expand(height, width).flatten()
     space = torch.cat([_angles(row, side), _angles(column, side)], dim=-1)  # (n, side)
     logits = torch.empty(q.shape[0], q.shape[2], frames * n, frames * n, dtype=torch.float64)
+    still = torch.cat([torch.zeros(n, (dim - 2 * side) // 2, dtype=torch.float64), space], dim=-1)
+    keys = _rotate(k.unflatten(1, (frames, n)).permute(0, 3, 1, 2, 4), still)  # (batch, heads, frames, n, dim)
     for i in range(frames):
-        for j in range(frames):
-            block = []
-            for tensor, frame, time in ((q, i, positions[i, j]), (k, j, torch.zeros((), dtype=torch.float64))):
-                tokens = tensor[:, frame * n : (frame + 1) * n].transpose(1, 2)
-                temporal = _angles(time, dim - 2 * side).expand(n, -1)
-                block.append(_rotate(tokens, torch.cat([temporal, space], dim=-1)))
-            logits[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n] = block[0] @ block[1].mT
+        tokens = q[:, i * n : (i + 1) * n].transpose(1, 2)[:, :, None].expand(-1, -1, frames, -1, -1)
+        temporal = _angles(positions[i], dim - 2 * side)[:, None].expand(-1, n, -1)
+        # The query stands at positions[i, j] for key frame j, which stands at 0.
+        queries = _rotate(tokens, torch.cat([temporal, space.expand(frames, -1, -1)], dim=-1))
+        block = queries @ keys.mT  # (batch, heads, frames, n, n)
+        logits[:, :, i * n : (i + 1) * n] = block.transpose(2, 3).flatten(3)
     return logits * dim**-0.5
 
 

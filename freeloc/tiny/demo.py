@@ -87,9 +87,8 @@ def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 16, profile: s
     folder.mkdir(parents=True, exist_ok=True)
     prompts, length = list(PROMPTS), times * (TRAINED_FRAMES - 1) + 1
     pipeline = load_pipeline()
-    print(
-        f"A tiny Wan, trained on clips of {TRAINED_FRAMES} latent frames, makes videos of {length}: {', '.join(prompts)}"
-    )
+    print(f"A tiny Wan, trained on clips of {TRAINED_FRAMES} latent frames, makes videos of {length}:")
+    print(", ".join(prompts))
     videos = {"true clips": clips(prompts * 16, length, torch.Generator().manual_seed(seed))}
     videos["1x"] = generate(pipeline, prompts, TRAINED_FRAMES, seed, steps, title="1x")
     started = time.perf_counter()

@@ -1,4 +1,7 @@
-"""What can be seen to go wrong in a video of the tiny world. All take videos (clips, 3, frames, height, width) in 0..1."""
+"""What can be seen to go wrong in a video of the tiny world.
+
+All take videos (clips, 3, frames, height, width) in 0..1 and a prompt for each.
+"""
 
 from collections.abc import Callable
 
@@ -24,7 +27,7 @@ def sharpness(videos: Tensor, prompts: list[str]) -> float:
 
 
 def pan_accuracy(videos: Tensor, prompts: list[str]) -> float:
-    """Share of frame pairs in which the land moves as the prompt says, to the nearest pixel: falls when a video freezes.
+    """Share of frame pairs in which the land moves as prompted, to the nearest pixel: falls when a video freezes.
 
     >>> from freeloc.tiny.world import clips
     >>> prompts = ["red ring east", "blue disc far-west"] * 8

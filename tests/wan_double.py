@@ -1,0 +1,145 @@
+"""A double of the original Wan repository's models: the same names, shapes and calls, on the CPU.
+
+What the adapters rely on is as there: a list of videos of different sizes, padded to one length; a table of sizes
+handed to each attention module; rotation in complex128 that leaves padding alone and returns float32; and a kernel
+found by its name in the file's globals. Everything else is as small as it can be.
+"""
+
+import math
+import sys
+import types
+
+import torch
+from torch import nn
+
+
+def flash_attention(q, k, v, q_lens=None, k_lens=None, window_size=(-1, -1)):
+    """Plain attention on (batch, tokens, heads, head_dim) that leaves out keys beyond each sample's length."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", q.to(v.dtype), k.to(v.dtype)) * q.shape[-1] ** -0.5
+    if k_lens is not None:
+        padding = torch.arange(k.shape[1]) >= k_lens[:, None]
+        logits = logits.masked_fill(padding[:, None, None, :], -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(dim=-1), v).to(q.dtype)
+
+
+def rope_apply(x, grid_sizes, freqs):
+    pairs = x.shape[3] // 2
+    side = pairs // 3
+    time, row, column = freqs.split([pairs - 2 * side, side, side], dim=1)
+    samples = []
+    for sample, (frames, height, width) in zip(x, grid_sizes.tolist(), strict=True):
+        grid = frames, height, width
+        turn = torch.cat(
+            [
+                time[:frames, None, None].expand(*grid, -1),
+                row[None, :height, None].expand(*grid, -1),
+                column[None, None, :width].expand(*grid, -1),
+            ],
+            dim=-1,
+        )
+        length = math.prod(grid)
+        video = torch.view_as_complex(sample[:length].double().unflatten(2, (pairs, 2)).contiguous())
+        turned = torch.view_as_real(video * turn.reshape(length, 1, pairs)).flatten(2)
+        samples.append(torch.cat([turned, sample[length:].double()]))
+    return torch.stack(samples).float()
+
+
+class WanSelfAttention(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+
+    def heads(self, x):
+        return x.unflatten(2, (self.num_heads, self.head_dim))
+
+    def forward(self, x, seq_lens, grid_sizes, freqs):
+        q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
+        attention = sys.modules[type(self).__module__].flash_attention  # as a name in this file's globals is looked up
+        x = attention(
+            q=rope_apply(q, grid_sizes, freqs), k=rope_apply(k, grid_sizes, freqs), v=v, k_lens=seq_lens,
+            window_size=(-1, -1),
+        )  # fmt: skip
+        return self.o(x.flatten(2).to(v.dtype))
+
+
+class WanAttentionBlock(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.self_attn = WanSelfAttention(dim, num_heads)
+        self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x, seq_lens, grid_sizes, freqs):
+        x = x + self.self_attn(self.norm(x), seq_lens, grid_sizes, freqs)
+        return x + self.ffn(self.norm(x))
+
+
+class WanModel(nn.Module):
+    def __init__(self, dim=48, num_heads=2, num_layers=4, channels=4):
+        super().__init__()
+        self.num_heads = num_heads
+        self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        self.blocks = nn.ModuleList(WanAttentionBlock(dim, num_heads) for _ in range(num_layers))
+        self.head = nn.Linear(dim, channels * 4)
+        self.freqs = self.rotations(dim // num_heads)  # no buffer
+
+    @staticmethod
+    def rotations(head_dim):
+        side = head_dim // 2 // 3
+        tables = []
+        for pairs in (head_dim // 2 - 2 * side, side, side):
+            angles = torch.outer(torch.arange(1024.0).double(), 10_000 ** -(torch.arange(pairs).double() / pairs))
+            tables.append(torch.polar(torch.ones_like(angles), angles))
+        return torch.cat(tables, dim=1)
+
+    def embed(self, x, seq_len):
+        tokens = [self.patch_embedding(video[None]) for video in x]
+        grid_sizes = torch.tensor([token.shape[2:] for token in tokens])
+        tokens = [token.flatten(2).mT for token in tokens]
+        seq_lens = torch.tensor([token.shape[1] for token in tokens])
+        padded = [nn.functional.pad(token, (0, 0, 0, seq_len - token.shape[1])) for token in tokens]
+        return torch.cat(padded), seq_lens, grid_sizes
+
+    def forward(self, x, seq_len):
+        x, seq_lens, grid_sizes = self.embed(x, seq_len)
+        for block in self.blocks:
+            x = block(x, seq_lens, grid_sizes, self.freqs)
+        return [self.head(video[:length]) for video, length in zip(x, seq_lens, strict=True)]
+
+
+class VaceWanModel(WanModel):
+    def __init__(self, vace_layers=(0, 2), **sizes):
+        super().__init__(**sizes)
+        self.vace_layers = list(vace_layers)
+        dim = self.head.in_features
+        self.vace_blocks = nn.ModuleList(WanAttentionBlock(dim, self.num_heads) for _ in vace_layers)
+
+    def forward(self, x, seq_len):
+        x, seq_lens, grid_sizes = self.embed(x, seq_len)
+        hint, hints = x, []
+        for block in self.vace_blocks:
+            hint = block(hint, seq_lens, grid_sizes, self.freqs)
+            hints.append(hint)
+        for index, block in enumerate(self.blocks):
+            x = block(x, seq_lens, grid_sizes, self.freqs)
+            if index in self.vace_layers:
+                x = x + hints[self.vace_layers.index(index)]
+        return [self.head(video[:length]) for video, length in zip(x, seq_lens, strict=True)]
+
+
+def install() -> list[str]:
+    """Put the double where the original's modules would be. Returns their names."""
+    places = {
+        "wan": (),
+        "wan.modules": (),
+        "wan.modules.model": (WanSelfAttention, WanAttentionBlock, WanModel),
+        "wan.modules.vace_model": (VaceWanModel,),
+    }
+    for name, classes in places.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        for cls in classes:
+            cls.__module__ = name
+            setattr(module, cls.__name__, cls)
+    sys.modules["wan.modules.model"].flash_attention = flash_attention
+    return list(places)
