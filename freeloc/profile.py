@@ -142,12 +142,26 @@ class Profile(_Part):
             )
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all."""
+        """Write JSON, whole or not at all.
+
+        Raises:
+            ProfileError: if the folder is not there or cannot be written to.
+        """
         path = Path(path)
-        text = json.dumps(self.model_dump(exclude_defaults=True) | {"schema_version": self.schema_version}, indent=2)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(_one_line_per_list(text) + "\n")
-        os.replace(part.name, path)
+        content = {"schema_version": self.schema_version} | self.model_dump(exclude_defaults=True)
+        try:
+            part = tempfile.NamedTemporaryFile(  # noqa: SIM115  # reason: it must outlive its closing
+                "w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False
+            )
+        except OSError as error:
+            raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from error
+        try:
+            with part:
+                part.write(_one_line_per_list(json.dumps(content, indent=2)) + "\n")
+            os.replace(part.name, path)
+        except BaseException:
+            os.unlink(part.name)
+            raise
 
 
 def load_profile(name_or_path: str | Path | Profile) -> Profile:

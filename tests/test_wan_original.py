@@ -1,4 +1,4 @@
-"""The adapters of the original Wan repository, on a double of it (see wan_double.py), end to end against dense logits."""
+"""The adapters of the original Wan repository, on a double of it, end to end against dense logits."""
 
 import copy
 import functools

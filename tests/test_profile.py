@@ -1,0 +1,228 @@
+"""Profiles on disk: what is shipped, what survives saving, and how each way to be wrong is told."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import make_profile, make_wan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import freeloc
+from freeloc.profile import POLICIES
+
+SHIPPED = {  # layers, heads, head_dim, trained latent frames, provenance
+    "wan2.1": (30, 12, 128, 21, "published"),
+    "wan2.1-14b": (40, 40, 128, 21, "default"),
+    "wan2.2-a14b": (40, 40, 128, 21, "default"),
+    "wan2.2-ti2v-5b": (30, 24, 128, 31, "default"),
+    "tiny-wan": (8, 4, 48, 21, None),
+}
+PUBLISHED_SPARSE = [0, 1, 4, 6, 7, 9, 10, 11, 13, 14, 15, 16, 18, 22, 23, 24, 25]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_profiles(name):
+    profile = freeloc.load_profile(name)
+    model, expected = profile.model, SHIPPED[name]
+    assert (model.layers, model.heads, model.head_dim, model.trained_latent_frames) == expected[:4]
+    assert profile.provenance.kind == expected[4] or expected[4] is None
+    assert profile.provenance.source
+
+
+def test_the_published_layers():
+    profile = freeloc.load_profile("wan2.1")
+    sparse = [layer for layer in range(30) if profile.policy(layer) == "vrpr+tsa"]
+    assert sparse == PUBLISHED_SPARSE
+    assert all(profile.policy(layer) == "vrpr" for layer in range(30) if layer not in sparse)
+    assert (profile.tsa.dense_frames, profile.tsa.striped_frames, profile.tsa.stripe) == (8, 24, 0.125)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "profiles").glob("*.json")), ids=lambda p: p.stem
+)
+def test_shipped_files_are_as_save_writes_them(path, tmp_path):
+    freeloc.load_profile(path).save(tmp_path / "again.json")
+    again = freeloc.load_profile(tmp_path / "again.json")
+    assert again == freeloc.load_profile(path)
+
+
+@st.composite
+def profiles(draw):
+    count = draw(st.integers(1, 12))
+    choice = draw(st.lists(st.sampled_from(POLICIES), min_size=count, max_size=count))
+    layers = {policy: [layer for layer, chosen in enumerate(choice) if chosen == policy] for policy in set(choice)}
+    small = st.integers(0, 9)
+    near, wider, group, coarser = draw(small), draw(small), 1 + draw(small), draw(small)
+    tiers = {"near_frames": near, "mid_frames": near + wider, "mid_group": group, "far_group": group + coarser}
+    dense, striped = draw(small), draw(small)
+    sparse = {"dense_frames": dense, "striped_frames": dense + striped, "stripe": draw(st.floats(0.01, 1))}
+    return make_profile(
+        layers,
+        trained_latent_frames=draw(st.integers(1, 99)),
+        vrpr={"flooring": draw(st.sampled_from(["distance", "position"])), "lengths": {"41": tiers}},
+        tsa=draw(st.sampled_from([None, sparse])),
+        provenance={"kind": "probed", "source": draw(st.text(max_size=20))},
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(profile=profiles())
+def test_any_profile_survives_the_disk(profile, tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "one.json"
+    profile.save(path)
+    assert freeloc.load_profile(path) == profile
+    text = path.read_bytes()
+    freeloc.load_profile(path).save(path)
+    assert path.read_bytes() == text
+    assert [file.name for file in path.parent.iterdir()] == ["one.json"]
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "mine.json"
+    make_profile().save(path)
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        make_profile({"tsa": [0, 1]}).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_into_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(freeloc.ProfileError, match=r"cannot write the profile .*: No such file or directory"):
+        make_profile().save(tmp_path / "nowhere" / "mine.json")
+
+
+class TestRefusals:
+    def refused(self, tmp_path, text):
+        path = tmp_path / "bad.json"
+        path.write_text(text)
+        with pytest.raises(freeloc.ProfileError) as told:
+            freeloc.load_profile(path)
+        assert str(path) in str(told.value)
+        return str(told.value)
+
+    def changed(self, tmp_path, **changes):
+        content = make_profile().model_dump()
+        for place, value in changes.items():
+            *outer, last = place.split("__")
+            part = content
+            for name in outer:
+                part = part[name]
+            part[last] = value
+        return self.refused(tmp_path, json.dumps(content))
+
+    def test_an_unknown_name(self):
+        with pytest.raises(freeloc.ProfileError, match=r"no profile is named 'wan2\.1b'; did you mean wan2\.1"):
+            freeloc.load_profile("wan2.1b")
+
+    def test_a_missing_file(self):
+        with pytest.raises(
+            freeloc.ProfileError, match=r"cannot read the profile mine\.json: No such file or directory"
+        ):
+            freeloc.load_profile("mine.json")
+
+    def test_a_folder(self, tmp_path):
+        folder = tmp_path / "folder.json"
+        folder.mkdir()
+        with pytest.raises(freeloc.ProfileError, match=r"cannot read the profile .*: Is a directory"):
+            freeloc.load_profile(folder)
+
+    @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1,}', "\x00", "[" * 100_000])
+    def test_not_json(self, tmp_path, text):
+        assert "is not JSON" in self.refused(tmp_path, text)
+
+    def test_not_text(self, tmp_path):
+        path = tmp_path / "bad.json"
+        path.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(freeloc.ProfileError, match="is not JSON"):
+            freeloc.load_profile(path)
+
+    @pytest.mark.parametrize("text", ["[]", "1", '"wan"', "null"])
+    def test_json_that_is_no_object(self, tmp_path, text):
+        assert "is not a profile" in self.refused(tmp_path, text)
+
+    @pytest.mark.parametrize("version", [2, "1", None])
+    def test_another_version(self, tmp_path, version):
+        told = self.changed(tmp_path, schema_version=version)
+        assert f"expected schema_version 1, found {version!r}" in told
+        assert "pip install --upgrade freeloc" in told
+
+    @pytest.mark.parametrize(
+        ("layers", "told"),
+        [
+            ({"vrpr": [0, 1, 2, 3], "tsa": [2]}, "each layer once, found layer 2 twice"),
+            ({"vrpr": [0, 1, 1, 2, 3]}, "each layer once, found layer 1 twice"),
+            ({"vrpr": [0, 1]}, "all 4 layers, found none for 2 of them, first layer 2"),
+            ({"vrpr": [0, 1, 2, 3, 4]}, "0 to 3 for 4 layers, found 4"),
+            ({"vprr": [0, 1, 2, 3]}, "Input should be 'none', 'vrpr', 'tsa' or 'vrpr+tsa', found 'vprr'"),
+            ({"vrpr": [0, 1, 2, -1]}, "layers.vrpr.3: Input should be greater than or equal to 0, found -1"),
+            ({"vrpr": [0, 1, 2, "3"]}, "layers.vrpr.3: Input should be a valid integer, found '3'"),
+            ([0, 1, 2, 3], "layers: Input should be a valid dictionary"),
+        ],
+    )
+    def test_layers(self, tmp_path, layers, told):
+        assert told in self.changed(tmp_path, layers=layers)
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"model__layers": "4"}, "model.layers: Input should be a valid integer, found '4'"),
+            (
+                {"model__trained_latent_frames": 0},
+                "model.trained_latent_frames: Input should be greater than 0, found 0",
+            ),
+            ({"model__head_dim": 1.5}, "model.head_dim: Input should be a valid integer, found 1.5"),
+            ({"model__colour": 1}, "model.colour: Extra inputs are not permitted, found 1"),
+            ({"tsa": {"dense_frames": 9, "striped_frames": 8}}, "dense_frames <= striped_frames, found 9 and 8"),
+            ({"tsa": {"dense_frames": 1, "striped_frames": 8, "stripe": float("nan")}}, "tsa.stripe"),
+            ({"vrpr__lengths": {"0": {}}}, "vrpr.lengths.0"),
+            ({"vrpr__flooring": "up"}, "vrpr.flooring: Input should be 'distance' or 'position', found 'up'"),
+            ({"provenance__kind": "true"}, "provenance.kind: Input should be 'published', 'probed' or 'default'"),
+        ],
+    )
+    def test_fields(self, tmp_path, change, told):
+        assert told in self.changed(tmp_path, **change)
+
+    def test_a_profile_for_another_number_of_layers_says_both(self):
+        model = make_wan(num_layers=5)
+        with pytest.raises(freeloc.ProfileError, match=r"expected 30 layers, found 5; 12 heads, found 2; 128 head_dim"):
+            freeloc.patch(model, "wan2.1")
+
+    def test_a_profile_for_another_family_says_both(self, small_wan):
+        with pytest.raises(freeloc.ProfileError, match="expected the adapter 'hunyuan', found 'wan'"):
+            freeloc.patch(small_wan, make_profile(adapter="hunyuan"))
+
+
+class TestDefaultProfile:
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_one_policy_on_every_layer_and_says_that_it_is_not_measured(self, small_wan, policy):
+        profile = freeloc.default_profile(small_wan, policy, trained_latent_frames=4)
+        assert [profile.policy(layer) for layer in range(4)] == [policy] * 4
+        assert profile.provenance.kind == "default"
+        assert "Not measured" in profile.provenance.notes
+        freeloc.patch(small_wan, profile).remove()
+
+    def test_the_trained_length_is_taken_from_installed_profiles_for_such_a_model(self):
+        model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)
+        assert freeloc.default_profile(model).model.trained_latent_frames == 21
+
+    def test_an_unknown_trained_length(self, small_wan):
+        message = "the trained length of this WanTransformer3DModel (4 layers, 2 heads) is not known: pass"
+        with pytest.raises(freeloc.AdapterError, match=re.escape(message)):
+            freeloc.default_profile(small_wan)
+
+    def test_a_policy_that_there_is_not(self, small_wan):
+        with pytest.raises(freeloc.ProfileError, match="Input should be 'none', 'vrpr', 'tsa' or 'vrpr\\+tsa'"):
+            freeloc.default_profile(small_wan, "vprr", trained_latent_frames=4)
+
+    @pytest.mark.parametrize("length", [0, -3, 2.5])
+    def test_a_length_that_makes_no_sense(self, small_wan, length):
+        with pytest.raises(freeloc.ProfileError, match=r"model\.trained_latent_frames"):
+            freeloc.default_profile(small_wan, trained_latent_frames=length)
