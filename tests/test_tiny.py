@@ -66,9 +66,10 @@ def test_each_measure_falls_with_its_defect():
     assert shape_visible(faded, SOME) < 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.compile, not ours
 def test_training_resumes_where_it_was(tmp_path):
     stages = (train.Stage(2, 2, 3), train.Stage(3, 1, 3))
-    torch.manual_seed(0)
     train.train(stages[:1], tmp_path / "two runs", decay=2)
     train.train(stages, tmp_path / "two runs", decay=2)
     log = (tmp_path / "two runs" / "log.jsonl").read_text().splitlines()
@@ -90,7 +91,7 @@ def test_the_demo_writes_its_pictures_and_proves_its_work(tmp_path, capsys):
     assert main(["demo", "--times", "2", "--steps", "2", "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "attention calls corrected" in printed
-    assert "40 -> 2" in printed.replace("40 -> 19", "40 -> 2").replace("40 -> 20", "40 -> 2")
+    assert "    40 -> 19 " in printed  # largest relative position, with the settings for 41 latent frames
     assert "land moves as prompted" in printed
     gif = Image.open(tmp_path / "out" / "side-by-side.gif")
     assert gif.n_frames == 41

@@ -1,0 +1,104 @@
+"""What a user gets: the wheel and the source archive, built, listed, installed and run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ["freeloc", "adapters", "profiles", "pyproject.toml", "README.md", "LICENSE"]
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Folder with the wheel and the source archive, built from a copy so that nothing is left in the repository."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, source / part)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def data_files():
+    """Files beside the code that must not be forgotten, as paths in the wheel."""
+    profiles = {f"freeloc_profiles/{path.name}" for path in (ROOT / "profiles").glob("*.json")}
+    return profiles | {"freeloc/py.typed", "freeloc/tiny/weights.safetensors"}
+
+
+def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):
+    (wheel,) = archives.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "freeloc",
+        "freeloc_adapters",
+        "freeloc_profiles",
+    }
+    assert len(tops) == 4
+    assert data_files() <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_source_archive_holds_all_to_build_it_again(archives):
+    (archive,) = archives.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        names = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
+    moved = {name.replace("freeloc_profiles/", "profiles/") for name in data_files()}
+    assert moved | {"pyproject.toml", "README.md", "LICENSE", "adapters/wan.py", "freeloc/hooks.py"} <= names
+
+
+@pytest.fixture(scope="module")
+def installed(archives, tmp_path_factory):
+    """Folder of the programs of a fresh environment that holds the wheel.
+
+    Third-party packages are lent by this interpreter, since installing torch again takes minutes; this interpreter's
+    own freeloc, an editable one, is not seen there because its import hook is not lent.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    site = Path(sysconfig.get_path("purelib", scheme="venv", vars=scheme))
+    (wheel,) = archives.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--no-index", "--no-deps", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lent = tmp_path_factory.mktemp("lent")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "freeloc" not in path.name and path.suffix != ".pth":
+            (lent / path.name).symlink_to(path)
+    (site / "lent.pth").write_text(f"{lent}\n")
+    return folder / "bin"
+
+
+def run(program, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_installed_wheel_runs(installed):
+    code = (
+        "import freeloc; from importlib.metadata import entry_points as e; print(freeloc.__file__);"
+        "print(sorted(p.value for p in e(group='freeloc')), len(freeloc.adapters()), freeloc.load_profile('wan2.1').model)"
+    )
+    printed = run(installed / "python", "-c", code).splitlines()
+    assert printed[0].startswith(str(installed.parent))
+    assert printed[1].startswith("['freeloc_adapters', 'freeloc_profiles'] 4 name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")
+
+
+def test_the_installed_command_runs(installed):
+    assert "wan-vace             freeloc" in run(installed / "freeloc", "adapters")
+    assert "wan2.1               freeloc              published" in run(installed / "freeloc", "profiles", "list")
