@@ -3,15 +3,13 @@
 from pathlib import Path
 from types import TracebackType
 
-from torch import nn
-
 from freeloc.adapter import Adapter
 from freeloc.errors import PatchError
 from freeloc.hooks import ModelHook, model_hooks
 from freeloc.methods import Method, resolve_method
 from freeloc.plan import FramePlan
 from freeloc.profile import Profile, load_profile
-from freeloc.registry import transformers_of
+from freeloc.registry import components, transformers_of
 from freeloc.report import Report
 
 
@@ -106,9 +104,7 @@ def patch(
 
 def unpatch(model_or_pipeline: object) -> None:
     """Remove every patch from a model or from all models of a pipeline. Idempotent."""
-    parts = [model_or_pipeline] if isinstance(model_or_pipeline, nn.Module) else None
-    modules = parts or [transformer for transformer, _ in transformers_of(model_or_pipeline)]
-    for part in modules:
+    for part in components(model_or_pipeline):
         for module in part.modules():
             for hook in list(model_hooks(module)):
                 hook.remove()

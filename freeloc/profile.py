@@ -2,16 +2,14 @@
 
 import json
 import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
-from torch import nn
 from typing_extensions import Self
 
-from freeloc.adapter import ModelShape
+from freeloc.adapter import Adapter, ModelShape
 from freeloc.errors import AdapterError, ProfileError, RegistryError
 from freeloc.registry import registry, transformers_of
 from freeloc.tsa import TsaSettings
@@ -145,23 +143,18 @@ class Profile(_Part):
         """Write JSON, whole or not at all.
 
         Raises:
-            ProfileError: if the folder is not there or cannot be written to.
+            ProfileError: if it cannot be written.
         """
         path = Path(path)
-        content = {"schema_version": self.schema_version} | self.model_dump(exclude_defaults=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        text = _one_line_per_list(json.dumps(self.model_dump(exclude_none=True), indent=2)) + "\n"
         try:
-            part = tempfile.NamedTemporaryFile(  # noqa: SIM115  # reason: it must outlive its closing
-                "w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False
-            )
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
         except OSError as error:
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from error
-        try:
-            with part:
-                part.write(_one_line_per_list(json.dumps(content, indent=2)) + "\n")
-            os.replace(part.name, path)
-        except BaseException:
-            os.unlink(part.name)
-            raise
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def load_profile(name_or_path: str | Path | Profile) -> Profile:
@@ -180,7 +173,7 @@ def load_profile(name_or_path: str | Path | Profile) -> Profile:
         except RegistryError as error:
             raise ProfileError(str(error)) from error
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except OSError as error:
         raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -188,11 +181,22 @@ def load_profile(name_or_path: str | Path | Profile) -> Profile:
     return _validated(content, str(path))
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it gives a field twice."""
+    counts = Counter(name for name, _ in pairs)
+    for name, count in counts.items():
+        if count > 1:
+            raise ValueError(f"the field '{name}' is given {count} times")
+    return dict(pairs)
+
+
 def _validated(content: Any, where: str) -> Profile:
-    if isinstance(content, dict) and content.get("schema_version") != SCHEMA_VERSION:
+    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    if type(version) is not int or version != SCHEMA_VERSION:
+        newer = ". A newer file needs a newer freeloc: pip install --upgrade freeloc"
+        is_newer = type(version) is int and version > SCHEMA_VERSION
         raise ProfileError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, found {content.get('schema_version')!r}. "
-            "A newer file needs a newer freeloc: pip install --upgrade freeloc"
+            f"{where}: expected schema_version {SCHEMA_VERSION}, found {version!r}{newer if is_newer else ''}"
         )
     try:
         return Profile.model_validate(content)
@@ -220,7 +224,11 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
 
 
 def default_profile(
-    model: nn.Module | object, policy: Policy = "vrpr+tsa", trained_latent_frames: int | None = None
+    model: object,
+    policy: Policy = "vrpr+tsa",
+    trained_latent_frames: int | None = None,
+    *,
+    adapter: Adapter | None = None,
 ) -> Profile:
     """The same policy on every layer of any model that an adapter describes. Not measured, and says so.
 
@@ -229,12 +237,15 @@ def default_profile(
         policy: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa``.
         trained_latent_frames: length of the model's training clips in latent frames; by default taken from the
             installed profiles for models of this shape.
+        adapter: describes the model; by default found from its class.
 
     Raises:
         AdapterError: if no adapter describes the model, or its trained length is not known.
         ProfileError: if the policy or the length makes no sense.
     """
-    transformer, adapter = transformers_of(model)[0]
+    if policy not in POLICIES:
+        raise ProfileError(f"expected policy to be one of {', '.join(POLICIES)}, found {policy!r}")
+    transformer, adapter = transformers_of(model, adapter)[0]
     shape = adapter.shape(transformer)
     if trained_latent_frames is None:
         lengths = {

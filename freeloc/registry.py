@@ -135,13 +135,15 @@ class Registry:
 
 def _checked(hook: str, kind: type[T], results: list[Any]) -> list[T]:
     """All that a plugin's hook returned, or an error that says what it should have been."""
+    things: list[T] = []
     for result in results:
         if not isinstance(result, Iterable) or isinstance(result, str):
             raise FreelocError(f"{hook} must return a list of {kind.__name__} objects, found {type(result).__name__}")
         for thing in result:
             if not isinstance(thing, kind):
                 raise FreelocError(f"{hook} must return {kind.__name__} objects, found {type(thing).__name__}")
-    return [thing for result in results for thing in result]
+            things.append(thing)
+    return things
 
 
 @functools.cache
@@ -188,7 +190,7 @@ def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple
     Raises:
         AdapterError: if there is none; the message says what was looked at.
     """
-    parts = [model] if isinstance(model, nn.Module) else _components(model)
+    parts = components(model)
     known = [adapter] if adapter else [a for owners in registry().adapters.owners.values() for _, a in owners]
     found: dict[int, nn.Module] = {}
     for part in parts:
@@ -204,9 +206,12 @@ def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple
     return [(module, adapter or _adapter_of(module)) for module in found.values()]
 
 
-def _components(pipeline: object) -> list[nn.Module]:
-    components = getattr(pipeline, "components", None)
-    values = components.values() if isinstance(components, dict) else getattr(pipeline, "__dict__", {}).values()
+def components(model: object) -> list[nn.Module]:
+    """A model itself, or the modules of a pipeline."""
+    if isinstance(model, nn.Module):
+        return [model]
+    named = getattr(model, "components", None)
+    values = named.values() if isinstance(named, dict) else getattr(model, "__dict__", {}).values()
     return [value for value in values if isinstance(value, nn.Module)]
 
 

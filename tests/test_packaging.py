@@ -90,13 +90,19 @@ def run(program, *arguments):
 
 
 def test_the_installed_wheel_runs(installed):
-    code = (
-        "import freeloc; from importlib.metadata import entry_points as e; print(freeloc.__file__);"
-        "print(sorted(p.value for p in e(group='freeloc')), len(freeloc.adapters()), freeloc.load_profile('wan2.1').model)"
-    )
-    printed = run(installed / "python", "-c", code).splitlines()
-    assert printed[0].startswith(str(installed.parent))
-    assert printed[1].startswith("['freeloc_adapters', 'freeloc_profiles'] 4 name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")
+    code = """
+import freeloc, freeloc_adapters, freeloc_profiles
+from importlib.metadata import entry_points
+print(freeloc.__file__, freeloc_adapters.__file__, freeloc_profiles.__file__)
+print(sorted(point.value for point in entry_points(group="freeloc")))
+print([adapter.name for adapter in freeloc.adapters()])
+print(freeloc.load_profile("wan2.1").model)
+"""
+    files, points, adapters, model = run(installed / "python", "-c", code).splitlines()
+    assert all(Path(file).is_relative_to(installed.parent) for file in files.split())
+    assert points == "['freeloc_adapters', 'freeloc_profiles']"
+    assert "'wan'" in adapters
+    assert model.startswith("name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")
 
 
 def test_the_installed_command_runs(installed):

@@ -1,11 +1,14 @@
 """Profiles on disk: what is shipped, what survives saving, and how each way to be wrong is told."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_profile, make_wan
+from diffusers import WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +47,7 @@ def test_the_published_layers():
 )
 def test_shipped_files_are_as_save_writes_them(path, tmp_path):
     freeloc.load_profile(path).save(tmp_path / "again.json")
-    again = freeloc.load_profile(tmp_path / "again.json")
-    assert again == freeloc.load_profile(path)
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 @st.composite
@@ -58,12 +60,13 @@ def profiles(draw):
     tiers = {"near_frames": near, "mid_frames": near + wider, "mid_group": group, "far_group": group + coarser}
     dense, striped = draw(small), draw(small)
     sparse = {"dense_frames": dense, "striped_frames": dense + striped, "stripe": draw(st.floats(0.01, 1))}
+    lengths = draw(st.lists(st.integers(1, 10**6).map(str), max_size=3))
     return make_profile(
         layers,
         trained_latent_frames=draw(st.integers(1, 99)),
-        vrpr={"flooring": draw(st.sampled_from(["distance", "position"])), "lengths": {"41": tiers}},
+        vrpr={"flooring": draw(st.sampled_from(["distance", "position"])), "lengths": dict.fromkeys(lengths, tiers)},
         tsa=draw(st.sampled_from([None, sparse])),
-        provenance={"kind": "probed", "source": draw(st.text(max_size=20))},
+        provenance={"kind": "probed", "source": draw(st.text(max_size=20)), "notes": draw(st.text('[]{},:"\\n\\\\ '))},
     )
 
 
@@ -79,19 +82,46 @@ def test_any_profile_survives_the_disk(profile, tmp_path_factory):
     assert [file.name for file in path.parent.iterdir()] == ["one.json"]
 
 
-def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.fixture
+def little_room():
+    """Files of this process cannot grow beyond 100 bytes: what is written after them fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path, little_room):
     path = tmp_path / "mine.json"
     make_profile().save(path)
     before = path.read_bytes()
-
-    def full(*arguments):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(freeloc.ProfileError, match=r"cannot write the profile .*: File too large"), little_room():
         make_profile({"tsa": [0, 1]}).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_over_a_folder_leaves_nothing_beside_it(tmp_path):
+    folder = tmp_path / "mine.json"
+    folder.mkdir()
+    with pytest.raises(freeloc.ProfileError, match=r"cannot write the profile .*: Is a directory"):
+        make_profile().save(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_saved_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+    make_profile().save(tmp_path / "mine.json")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "mine.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_saving_into_a_folder_that_is_not_there(tmp_path):
@@ -152,7 +182,30 @@ class TestRefusals:
     def test_another_version(self, tmp_path, version):
         told = self.changed(tmp_path, schema_version=version)
         assert f"expected schema_version 1, found {version!r}" in told
-        assert "pip install --upgrade freeloc" in told
+        assert ("pip install --upgrade freeloc" in told) == (version == 2)
+
+    def test_no_version(self, tmp_path):
+        content = make_profile().model_dump(exclude={"schema_version"})
+        assert "expected schema_version 1, found None" in self.refused(tmp_path, json.dumps(content))
+
+    @pytest.mark.parametrize("version", [True, 1.0])
+    def test_a_version_that_only_equals_one(self, tmp_path, version):
+        assert f"expected schema_version 1, found {version!r}" in self.changed(tmp_path, schema_version=version)
+
+    def test_a_field_twice(self, tmp_path):
+        text = json.dumps(make_profile().model_dump())
+        assert "adapter" in self.refused(tmp_path, text[:-1] + ', "adapter": "other"}')
+
+    @pytest.mark.parametrize("depth", [10, 500, 900, 980, 990])  # near the limit of recursion, too
+    def test_a_deeply_nested_value(self, tmp_path, depth):
+        text = json.dumps(make_profile().model_dump())
+        told = self.refused(tmp_path, text[:-1] + f', "deep": {"[" * depth}{"]" * depth}}}')
+        assert "deep: Extra inputs are not permitted" in told or "is not JSON: maximum recursion depth" in told
+
+    def test_fields_that_are_missing_are_all_named(self, tmp_path):
+        told = self.refused(tmp_path, '{"schema_version": 1, "adapter": "wan", "model": {"name": "a", "layers": 4}}')
+        for field in ("model.heads", "model.head_dim", "model.trained_latent_frames", "layers", "provenance"):
+            assert f"\n  {field}: Field required" in told
 
     @pytest.mark.parametrize(
         ("layers", "told"),
@@ -179,9 +232,14 @@ class TestRefusals:
                 "model.trained_latent_frames: Input should be greater than 0, found 0",
             ),
             ({"model__head_dim": 1.5}, "model.head_dim: Input should be a valid integer, found 1.5"),
+            ({"model__heads": float("nan")}, "model.heads: Input should be a valid integer, found nan"),
+            ({"model__heads": True}, "model.heads: Input should be a valid integer, found True"),
+            ({"adapter": None}, "adapter: Input should be a valid string, found None"),
+            ({"colour": "red"}, "colour: Extra inputs are not permitted, found 'red'"),
             ({"model__colour": 1}, "model.colour: Extra inputs are not permitted, found 1"),
             ({"tsa": {"dense_frames": 9, "striped_frames": 8}}, "dense_frames <= striped_frames, found 9 and 8"),
-            ({"tsa": {"dense_frames": 1, "striped_frames": 8, "stripe": float("nan")}}, "tsa.stripe"),
+            ({"tsa": {"dense_frames": 1, "striped_frames": 8, "stripe": float("nan")}}, "tsa.stripe: Input should be"),
+            ({"tsa": {"dense_frames": 1, "striped_frames": 8, "stripe": float("inf")}}, "tsa.stripe: Input should be"),
             ({"vrpr__lengths": {"0": {}}}, "vrpr.lengths.0"),
             ({"vrpr__flooring": "up"}, "vrpr.flooring: Input should be 'distance' or 'position', found 'up'"),
             ({"provenance__kind": "true"}, "provenance.kind: Input should be 'published', 'probed' or 'default'"),
@@ -193,6 +251,20 @@ class TestRefusals:
     def test_a_profile_for_another_number_of_layers_says_both(self):
         model = make_wan(num_layers=5)
         with pytest.raises(freeloc.ProfileError, match=r"expected 30 layers, found 5; 12 heads, found 2; 128 head_dim"):
+            freeloc.patch(model, "wan2.1")
+
+    def test_thirty_layers_do_not_fit_forty(self):
+        with pytest.raises(freeloc.ProfileError) as told:
+            freeloc.patch(make_wan(num_layers=40), make_profile({"vrpr": list(range(30))}))
+        expected = (
+            "the profile for small does not fit this model: expected 30 layers, found 40. Installed profiles that fit: "
+        )
+        assert str(told.value).startswith(expected)
+        assert "freeloc.default_profile(model) makes one" in str(told.value)
+
+    def test_installed_profiles_that_fit_are_named(self):
+        model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)
+        with pytest.raises(freeloc.ProfileError, match=r"Installed profiles that fit: tiny-wan\."):
             freeloc.patch(model, "wan2.1")
 
     def test_a_profile_for_another_family_says_both(self, small_wan):
@@ -213,13 +285,23 @@ class TestDefaultProfile:
         model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)
         assert freeloc.default_profile(model).model.trained_latent_frames == 21
 
+    @pytest.mark.parametrize(("layers", "heads", "length"), [(30, 12, 21), (40, 40, 21), (30, 24, 31)])
+    def test_the_trained_length_of_released_models(self, layers, heads, length):
+        with torch.device("meta"):  # their true sizes, without their weights
+            model = WanTransformer3DModel(num_layers=layers, num_attention_heads=heads, attention_head_dim=128)
+        assert freeloc.default_profile(model).model.trained_latent_frames == length
+
+    def test_a_given_trained_length_wins(self):
+        model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)
+        assert freeloc.default_profile(model, trained_latent_frames=9).model.trained_latent_frames == 9
+
     def test_an_unknown_trained_length(self, small_wan):
         message = "the trained length of this WanTransformer3DModel (4 layers, 2 heads) is not known: pass"
         with pytest.raises(freeloc.AdapterError, match=re.escape(message)):
             freeloc.default_profile(small_wan)
 
     def test_a_policy_that_there_is_not(self, small_wan):
-        with pytest.raises(freeloc.ProfileError, match="Input should be 'none', 'vrpr', 'tsa' or 'vrpr\\+tsa'"):
+        with pytest.raises(freeloc.ProfileError, match=r"one of none, vrpr, tsa, vrpr\+tsa, found 'vprr'"):
             freeloc.default_profile(small_wan, "vprr", trained_latent_frames=4)
 
     @pytest.mark.parametrize("length", [0, -3, 2.5])

@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import freeloc
+from freeloc.cli import main
 from freeloc.registry import GROUP, Registry, Shelf, registry, transformers_of
 
 HOOKS = """
@@ -320,6 +321,16 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert freeloc.find_adapter(small_wan).name == "wan"
         assert freeloc.load_profile("wan2.1").model.layers == 30
 
+    def test_the_command_line_lists_what_works_and_tells_what_does_not(self, plugged, capsys):
+        assert main(["adapters"]) == 1
+        printed = capsys.readouterr()
+        assert "acme                 acme-video" in printed.out
+        assert "wan                  freeloc" in printed.out
+        assert "plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key" in printed.err
+        assert "adapter 'twin' is registered by twin-" in printed.err
+        assert main(["profiles"]) == 1
+        assert "profile 'lost' of lost: cannot read the profile" in capsys.readouterr().err
+
     def test_an_adapter_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
         message = "^adapter 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
         with pytest.raises(freeloc.RegistryError, match=message):
@@ -390,6 +401,21 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         (failure,) = Registry([metadata.EntryPoint("script", "a_script_of_mine", GROUP)]).failures
         assert str(failure) == "plugin 'script' of an unknown distribution could not be loaded: SystemExit: 3"
 
+    @pytest.mark.parametrize("body", ["yield wan.ORIGINAL", "return iter([wan.ORIGINAL])"])
+    def test_a_hook_may_return_an_iterator(self, tmp_path, monkeypatch, body):
+        code = HOOKS.replace("return ADAPTERS", body).replace("PROFILES", "[]")
+        module = f"one_by_one_{body.split()[0]}"
+        (tmp_path / f"{module}.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        alone = Registry([metadata.EntryPoint("one_by_one", module, GROUP)])
+        assert (alone.failures, list(alone.adapters.owners)) == ([], ["wan-original"])
+
+    def test_one_module_under_two_names_is_loaded_once(self):
+        twice = Registry([metadata.EntryPoint(name, "freeloc_adapters", GROUP) for name in ("first", "second")])
+        assert twice.adapters.conflicts() == []
+        assert [failure.plugin for failure in twice.failures] == ["second"]
+        assert "already registered under a different name" in twice.failures[0].cause
+
     def test_an_entry_point_without_a_distribution_is_named_so(self):
         (failure,) = Registry([metadata.EntryPoint("gone", "a_missing_package", GROUP)]).failures
         assert str(failure).startswith(
@@ -445,7 +471,8 @@ torch.set_default_dtype(torch.float64)
 torch.set_num_threads(torch.get_num_threads() + 1)
 torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)
 torch.set_grad_enabled(False)
-torch.inference_mode().__enter__()
+held = torch.inference_mode()  # leaves when nobody holds it
+held.__enter__()
 torch.autocast("cpu").__enter__()
 torch.use_deterministic_algorithms(True)
 torch.set_float32_matmul_precision("medium")
