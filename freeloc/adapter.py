@@ -116,7 +116,7 @@ class AttentionSite:
         kernel: what the module calls.
         text: where text tokens stand in the sequence, if there are any.
         while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the
-            module             runs: for libraries that would otherwise choose a kernel that cannot be seen.
+            module runs: for libraries that would otherwise choose a kernel that cannot be seen.
     """
 
     path: str

@@ -245,7 +245,9 @@ class LayerHook:
             out = attend(*turned, value, tables, layout, mask, scale)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
-        self.report.note_corrected(frames, tables.plan.largest_position, tables.plan.density(layout.tokens_per_frame))
+        if not tables.plan.is_identity:  # a short sample in a batch with a long one: counted as untouched before
+            density = tables.plan.density(layout.tokens_per_frame)
+            self.report.note_corrected(frames, tables.plan.largest_position, density)
         return out.to(query.dtype)
 
     def tables(self, frames: int) -> PlanTables:

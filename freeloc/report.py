@@ -12,7 +12,7 @@ class LayerReport:
         layer: number of the layer in the profile.
         path: of the module in the model.
         method: policy or function that made the plan.
-        calls: corrected calls, by number of latent frames.
+        calls: corrected calls, by number of latent frames. A batch whose samples differ in size counts per sample.
         largest_before: largest relative position before the correction, in latent frames.
         largest_after: and after it.
         attended: share of all token pairs that were attended, 0..1.

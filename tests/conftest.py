@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -56,6 +56,15 @@ def wan_inputs(frames: int, batch: int = 2, height: int = 6, width: int = 10, **
         "return_dict": False,
     }
     return inputs | changes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread: small matrices gain nothing from more, and lose minutes where something else keeps the cores busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(getattr(request.module, "THREADS", 1))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

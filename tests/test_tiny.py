@@ -15,6 +15,7 @@ from freeloc.tiny.measures import MEASURES, pan_accuracy, shape_visible, sharpne
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, load_transformer
 from freeloc.tiny.world import HEIGHT, PANS, PROMPTS, WIDTH, clips, to_latents, to_video
 
+THREADS = torch.get_num_threads()
 SOME = list(PROMPTS[::7])
 
 

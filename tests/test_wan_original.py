@@ -3,6 +3,7 @@
 import copy
 import functools
 import sys
+import threading
 
 import pytest
 import torch
@@ -93,6 +94,73 @@ def test_equals_the_oracle(cls, batch, padding, kernel):
     assert error(before, expected) > 1e-3
     assert sys.modules["wan.modules.model"].flash_attention is kernel
     assert error(run(model, BATCHES[batch], padding), before) == 0
+
+
+@MODELS
+@pytest.mark.parametrize("policy", ["vrpr", "tsa", "vrpr+tsa"])
+def test_each_policy_on_every_layer(cls, policy):
+    model, profile = make_model(cls), make_profile({policy: [0, 1, 2, 3]})
+    before = run(model, BATCHES["two sizes"], padding=7)
+    expected = run(oracle_of(model, profile), BATCHES["two sizes"], padding=7)
+    with freeloc.patch(model, profile):
+        found = run(model, BATCHES["two sizes"], padding=7)
+    assert error(found, expected) <= 2e-5
+    assert error(before, expected) > 1e-3
+
+
+def test_vace_blocks_get_the_policy_of_the_layer_they_run_beside():
+    model = make_model(wan_double.VaceWanModel)
+    with freeloc.patch(model, make_profile()) as patch:
+        run(model, BATCHES["one"])
+    beside = [(layer.path, layer.layer, layer.method) for layer in patch.report().layers if "vace" in layer.path]
+    assert beside == [("vace_blocks.0.self_attn", 0, "vrpr"), ("vace_blocks.1.self_attn", 2, "vrpr+tsa")]
+
+
+def test_cross_attention_keeps_the_kernel(monkeypatch):
+    keys = []
+
+    def watched(q, k, *rest, **named):
+        keys.append(k.shape[1])
+        return wan_double.flash_attention(q, k, *rest, **named)
+
+    monkeypatch.setattr(sys.modules["wan.modules.model"], "flash_attention", watched)
+    model = make_model()
+    with freeloc.patch(model, make_profile(), method="vrpr"):
+        run(model, BATCHES["one"])
+        assert keys == [5] * 4
+        freeloc.unpatch(model)
+        run(model, BATCHES["one"])
+    assert keys == [5] * 4 + [135, 5] * 4
+
+
+def test_threads_share_the_kernels_name_but_not_the_correction(kernel):
+    models = [make_model() for _ in range(3)]
+    policies = ["vrpr", "tsa", "none"]
+    expected = []
+    for model, policy in zip(models, policies, strict=True):
+        with freeloc.patch(model, make_profile(), method=policy):
+            expected.append(run(model, BATCHES["one"]))
+    found = {policy: [] for policy in policies}
+
+    def work(model, policy):
+        with freeloc.patch(model, make_profile(), method=policy):
+            found[policy].extend(run(model, BATCHES["one"]) for _ in range(8))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(models, policies, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(outs) for outs in found.values()] == [8, 8, 8]
+    assert all(error(out, own) == 0 for own, policy in zip(expected, policies, strict=True) for out in found[policy])
+    assert sys.modules["wan.modules.model"].flash_attention is kernel
+
+
+def test_a_short_sample_beside_a_long_one_counts_as_left_alone():
+    with freeloc.patch(model := make_model(), make_profile()) as patch:
+        run(model, BATCHES["one of them short"])
+    assert [dict(layer.calls) for layer in patch.report().layers] == [{16: 1}] * 3 + [{}]
+    assert patch.report().untouched_calls == 3 + 2
 
 
 @MODELS

@@ -44,6 +44,11 @@ def rope_apply(x, grid_sizes, freqs):
     return torch.stack(samples).float()
 
 
+def kernel_of(module):
+    """The kernel, looked up at each call as a name in the file's globals is."""
+    return sys.modules[type(module).__module__].flash_attention
+
+
 class WanSelfAttention(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -55,12 +60,17 @@ class WanSelfAttention(nn.Module):
 
     def forward(self, x, seq_lens, grid_sizes, freqs):
         q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
-        attention = sys.modules[type(self).__module__].flash_attention  # as a name in this file's globals is looked up
-        x = attention(
+        x = kernel_of(self)(
             q=rope_apply(q, grid_sizes, freqs), k=rope_apply(k, grid_sizes, freqs), v=v, k_lens=seq_lens,
             window_size=(-1, -1),
         )  # fmt: skip
         return self.o(x.flatten(2).to(v.dtype))
+
+
+class WanT2VCrossAttention(WanSelfAttention):
+    def forward(self, x, context, context_lens):
+        q, k, v = self.heads(self.q(x)), self.heads(self.k(context)), self.heads(self.v(context))
+        return self.o(kernel_of(self)(q, k, v, k_lens=context_lens).flatten(2))
 
 
 class WanAttentionBlock(nn.Module):
@@ -68,10 +78,13 @@ class WanAttentionBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.self_attn = WanSelfAttention(dim, num_heads)
+        self.cross_attn = WanT2VCrossAttention(dim, num_heads)
+        self.text = nn.Parameter(torch.randn(1, 5, dim))  # stands for the prompt
         self.ffn = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, x, seq_lens, grid_sizes, freqs):
         x = x + self.self_attn(self.norm(x), seq_lens, grid_sizes, freqs)
+        x = x + self.cross_attn(self.norm(x), self.text.expand(len(x), -1, -1), None)
         return x + self.ffn(self.norm(x))
 
 
@@ -133,7 +146,7 @@ def install() -> list[str]:
     places = {
         "wan": (),
         "wan.modules": (),
-        "wan.modules.model": (WanSelfAttention, WanAttentionBlock, WanModel),
+        "wan.modules.model": (WanSelfAttention, WanT2VCrossAttention, WanAttentionBlock, WanModel),
         "wan.modules.vace_model": (VaceWanModel,),
     }
     for name, classes in places.items():
