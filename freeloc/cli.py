@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="a tiny real model at 4x its trained length, with and without freeloc")
     command.add_argument("--output", type=Path, default=Path("freeloc-demo"), help="folder to write to")
     command.add_argument("--times", type=int, default=4, help="length, in trained lengths")
-    command.add_argument("--steps", type=int, default=16, help="denoising steps")
+    command.add_argument("--steps", type=int, default=12, help="denoising steps")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--profile", default="tiny-wan", help="name or path of a profile")
     command.set_defaults(run=demo)

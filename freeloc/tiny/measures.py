@@ -11,8 +11,8 @@ from torch import Tensor
 
 from freeloc.tiny.world import COLOURS, PANS
 
-LAND = 4
-"""Rows at the bottom of a frame that are land in every clip, as far as no shape is in front of them."""
+LAND = 12
+"""Rows at the bottom of a frame that hold all of the land: hills, valleys and poles."""
 
 
 def sharpness(videos: Tensor, prompts: list[str]) -> float:
