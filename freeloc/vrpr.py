@@ -89,7 +89,7 @@ def vrpr_positions(
     continued from the end of the mid tier; then the sign of i - j.
 
     >>> vrpr_positions(9, trained_frames=5)[-1]
-    tensor([3., 3., 3., 2., 1., 0.], dtype=torch.float64)
+    tensor([4., 3., 3., 3., 3., 2., 2., 1., 0.], dtype=torch.float64)
 
     Args:
         frames: latent frames of the video.
