@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
 from conftest import make_profile, make_wan, wan_inputs
+from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -168,6 +170,31 @@ def test_a_backend_that_is_set_for_everything_is_corrected_too(small_wan, run):
         expected = run(small_wan, 9)
         with attention_backend("flex"):
             assert (run(small_wan, 9) - expected).abs().max() <= 2e-5
+
+
+CPU = torch.device("cpu")
+OFFLOADS = {
+    "accelerate": lambda model: cpu_offload(model, execution_device=CPU),
+    "groups": lambda model: apply_group_offloading(
+        model, onload_device=CPU, offload_device=CPU, offload_type="leaf_level"
+    ),
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("first", ["offload", "patch"])
+def test_offloaded_models_in_either_order(small_wan, run, offload, first):
+    plain = run(small_wan, 9)
+    with freeloc.patch(small_wan, make_profile()):
+        expected = run(small_wan, 9)
+    if first == "offload":
+        OFFLOADS[offload](small_wan)
+    patch = freeloc.patch(small_wan, make_profile())
+    if first == "patch":
+        OFFLOADS[offload](small_wan)
+    assert torch.equal(run(small_wan, 9), expected)
+    patch.remove()
+    assert torch.equal(run(small_wan, 9), plain)
 
 
 def test_lora_is_active_under_a_patch(small_wan, run):
