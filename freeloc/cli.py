@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeloc.errors import FreelocError, ProfileError
-from freeloc.profile import load_profile
+from freeloc.profile import POLICIES, load_profile
 from freeloc.registry import registry
 
 
@@ -16,7 +16,7 @@ def demo(arguments: argparse.Namespace) -> None:
         from freeloc.tiny.demo import run
     except ImportError as error:
         raise FreelocError(f'the demo needs more packages ({error}): pip install "freeloc[demo]"') from error
-    run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.profile)
+    run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.method)
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -69,6 +69,13 @@ def _problems(problems: Sequence[str] = ()) -> int:
     return 1 if problems else 0
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="freeloc", description="Long videos from short-clip video models, untrained.")
@@ -76,10 +83,10 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="a tiny real model at 4x its trained length, with and without freeloc")
     command.add_argument("--output", type=Path, default=Path("freeloc-demo"), help="folder to write to")
-    command.add_argument("--times", type=int, default=4, help="length, in trained lengths")
-    command.add_argument("--steps", type=int, default=12, help="denoising steps")
+    command.add_argument("--times", type=_positive, default=4, help="length, in trained lengths")
+    command.add_argument("--steps", type=_positive, default=12, help="denoising steps")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--profile", default="tiny-wan", help="name or path of a profile")
+    command.add_argument("--method", choices=POLICIES, help="on every layer, instead of the profile's choice")
     command.set_defaults(run=demo)
 
     command = commands.add_parser("adapters", help="list the models that can be patched")

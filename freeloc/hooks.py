@@ -211,29 +211,9 @@ class LayerHook:
         return out.transpose(1, 2) if kernel.layout == "b l h d" else out
 
     def run(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        valid: Tensor | None,
-        scale: float | None,
-        grids: list[list[int]],
-    ) -> Tensor:
-        """The engine on (batch, heads, tokens, head_dim), all samples at once where they have the same grid."""
-        if all(grid == grids[0] for grid in grids) and valid is None:
-            return self._run(query, key, value, grids[0], mask, scale)
-        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        lengths = [query.shape[2]] * len(query) if valid is None else valid.tolist()
-        for sample, length in enumerate(lengths):
-            grid = grids[sample if len(grids) > 1 else 0]
-            q, k, v = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
-            out[sample : sample + 1, :, :length] = self._run(q, k, v, grid, mask, scale)
-        return out
-
-    def _run(
         self, query: Tensor, key: Tensor, value: Tensor, grid: list[int], mask: Tensor | None, scale: float | None
     ) -> Tensor:
+        """The engine on (batch, heads, tokens, head_dim) of samples that have the same grid."""
         frames, height, width = grid
         text = max(query.shape[2] - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
@@ -284,13 +264,22 @@ def _attention(
     ticket: Tensor,
     grids: Tensor,
 ) -> Tensor:
-    """The engine of the layer with this ticket."""
-    return _layers[int(ticket)].run(query, key, value, mask, valid, scale, grids.tolist())
+    """The layer with this ticket on (batch, heads, tokens, head_dim), all samples at once where they have one grid."""
+    layer, sizes = _layers[int(ticket)], grids.tolist()
+    if valid is None and all(grid == sizes[0] for grid in sizes):
+        return layer.run(query, key, value, sizes[0], mask, scale)
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    lengths = [query.shape[2]] * len(query) if valid is None else valid.tolist()
+    for sample, length in enumerate(lengths):
+        grid = sizes[sample if len(sizes) > 1 else 0]
+        q, k, v = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
+        out[sample : sample + 1, :, :length] = layer.run(q, k, v, grid, mask, scale)
+    return out
 
 
-# All that torch.compile sees of the engine is one opaque operator.
-_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=())
-_operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
+# All that torch.compile sees of the engine is one opaque call.
+_opaque = torch.library.custom_op("freeloc::attention", _attention, mutates_args=())
+_opaque.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 
 def model_hooks(model: nn.Module) -> Iterator[ModelHook]:

@@ -108,6 +108,12 @@ def test_the_demo_writes_its_pictures_and_proves_its_work(tmp_path, capsys):
 
 
 class TestCommandLine:
+    @pytest.mark.parametrize("option", ["--times", "--steps"])
+    def test_a_demo_of_nothing_is_refused(self, capsys, option):
+        with pytest.raises(SystemExit):
+            main(["demo", option, "0"])
+        assert f"argument {option}: expected at least 1, found 0" in capsys.readouterr().err
+
     def test_adapters(self, capsys):
         assert main(["adapters"]) == 0
         assert "wan-vace" in capsys.readouterr().out

@@ -82,7 +82,7 @@ def measures_table(videos: dict[str, Tensor], prompts: list[str]) -> str:
     return "\n".join(lines)
 
 
-def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, profile: str = "tiny-wan") -> None:
+def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, method: str | None = None) -> None:
     """Generate, write ``side-by-side.gif`` and ``contact-sheet.png`` to `folder`, and print what happened."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts, length = list(PROMPTS), times * (TRAINED_FRAMES - 1) + 1
@@ -94,7 +94,7 @@ def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, profile: s
     started = time.perf_counter()
     videos[f"{times}x direct"] = generate(pipeline, prompts, length, seed, steps, title=f"{times}x direct")
     switched = time.perf_counter()
-    with freeloc.patch(pipeline, profile=profile) as patch:
+    with freeloc.patch(pipeline, profile="tiny-wan", method=method) as patch:
         videos[f"{times}x freeloc"] = generate(pipeline, prompts, length, seed, steps, title=f"{times}x freeloc")
     finished = time.perf_counter()
     print(f"\n{patch.report()}\n")

@@ -79,6 +79,14 @@ def update_average(average: dict[str, Tensor], transformer: WanTransformer3DMode
         average[name].lerp_(tensor, 1 - keep)
 
 
+def save(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint, whole or not at all, and the averaged weights beside it."""
+    part = checkpoint.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(checkpoint)
+    save_weights(state["average"], checkpoint.with_name("weights.safetensors"))
+
+
 def train(stages: tuple[Stage, ...], folder: Path, decay: int, start: Path | None = None, seed: int = 0) -> None:
     """Train, writing checkpoint.pt, log.jsonl and weights.safetensors (the moving average) to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,10 +129,7 @@ def train(stages: tuple[Stage, ...], folder: Path, decay: int, start: Path | Non
                 log.write(json.dumps(line) + "\n")
             losses.clear()
             state = {"transformer": transformer.state_dict(), "average": average, "step": step + 1, "seconds": seconds}
-            part = checkpoint.with_suffix(".part")
-            torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, part)
-            part.replace(checkpoint)
-            save_weights(average, folder / "weights.safetensors")
+            save(checkpoint, state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
 
 
 def _stage(text: str) -> Stage:
