@@ -4,7 +4,7 @@ from freeloc.adapter import SDPA, Adapter, AttentionSite, Kernel, TemporalRope, 
 from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProfileError, RegistryError
 from freeloc.methods import frame_plan
 from freeloc.patching import Patch, patch, unpatch
-from freeloc.plan import FramePlan
+from freeloc.plan import FramePlan, Method
 from freeloc.profile import Profile, default_profile, load_profile
 from freeloc.registry import adapters, find_adapter, hookimpl
 
@@ -17,6 +17,7 @@ __all__ = [
     "FreelocError",
     "Kernel",
     "LayoutError",
+    "Method",
     "Patch",
     "PatchError",
     "Profile",

@@ -5,17 +5,17 @@ j by the angle of (i - j) - positions[i, j] gives each pair the position that th
 then one ordinary attention call over the keys that it may see. Every (query, key) pair counts exactly once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import einops
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from freeloc.adapter import TemporalRope
 from freeloc.errors import LayoutError
-from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
+from freeloc.plan import FramePlan, relative_positions
+from freeloc.rotation import PlanTables, rotate
 
 SMALLEST_CHUNK = 128
 """Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
@@ -51,46 +51,6 @@ class TokenLayout:
         return self.text_first + self.frames * self.tokens_per_frame + self.text_last
 
 
-class PlanTables:
-    """A plan made ready for one head size: which frames each frame sees, and by which angles their keys turn.
-
-    Few distinct turns occur, so cosine and sine are kept once per distinct turn, in float64.
-    """
-
-    def __init__(self, plan: FramePlan, rope: TemporalRope, head_dim: int) -> None:
-        self.plan = plan
-        self.rope = rope
-        self.span = rope.span(head_dim)
-        turns = relative_positions(plan.frames) - plan.positions
-        turns[plan.visibility == NONE] = 0
-        distinct, self._row = turns.unique(return_inverse=True)  # (turns,), (frames, frames)
-        angles = distinct[:, None] * rope.frequencies(head_dim)
-        self._cos, self._sin = angles.cos(), angles.sin()  # (turns, pairs)
-        self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
-        self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
-        self.turned = [bool((row != 0).any()) for row in turns]
-        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-
-    def angles(self, query_frame: int, key_frames: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for the keys of these frames, (frames, 1, pairs), in at least float32 on `like`'s device."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        on = self._on.get((like.device, dtype))
-        if on is None:
-            on = self._cos.to(like.device, dtype), self._sin.to(like.device, dtype)
-            self._on[like.device, dtype] = on
-        rows = self._row[query_frame, key_frames].to(like.device)
-        return on[0][rows][:, None], on[1][rows][:, None]
-
-
-def rotate(frames: Tensor, cos: Tensor, sin: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """Turn the temporal channels of (..., frames, tokens, head_dim) by the angles (frames, 1, pairs)."""
-    first, stop = span
-    temporal = frames[..., first:stop].to(cos.dtype)
-    x, y = einops.rearrange(temporal, f"... {pairing} -> two ... pair", two=2)
-    turned = einops.rearrange([x * cos - y * sin, x * sin + y * cos], f"two ... pair -> ... {pairing}")
-    return torch.cat([frames[..., :first], turned.to(frames.dtype), frames[..., stop:]], dim=-1)
-
-
 def attend(
     query: Tensor,
     key: Tensor,
@@ -101,6 +61,8 @@ def attend(
     scale: float | None = None,
 ) -> Tensor:
     """Attention under a plan: one `scaled_dot_product_attention` per query frame, over the keys that it sees.
+
+    Only a plan that decays logits computes them itself, 128 query tokens at a time.
 
     >>> from freeloc.vrpr import vrpr_plan
     >>> q, k, v = torch.randn(3, 1, 2, 8 * 6, 24)
@@ -122,6 +84,8 @@ def attend(
         LayoutError: if the tokens are not the layout's, or the plan is for another number of frames.
     """
     _check(query, key, tables.plan, layout)
+    if tables.plan.logit_scale != 1:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * tables.plan.logit_scale
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     text = torch.ones(layout.tokens, dtype=torch.bool)
     text[layout.video] = False
@@ -130,55 +94,91 @@ def attend(
         rows = None if mask is None else _rows(mask, text_at)
         text_query = query.index_select(2, text_at)
         out[:, :, text_at] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
+    call = _Call(query, key, value, tables, layout, text_at, mask, scale)
     for frame in range(layout.frames):
-        _attend_frame(frame, out, (query, key, value), tables, layout, text_at, mask, scale)
+        _attend_frame(call, frame, out)
     return out
 
 
-def _attend_frame(
-    frame: int,
-    out: Tensor,
-    tensors: Sequence[Tensor],
-    tables: PlanTables,
-    layout: TokenLayout,
-    text_at: Tensor,
-    mask: Tensor | None,
-    scale: float | None,
-) -> None:
-    """Write the output of one query frame. Where it sees striped frames, a chunk of its tokens at a time."""
-    query, key, value = tensors
-    n = layout.tokens_per_frame
+class _Call(NamedTuple):
+    """The arguments of `attend`, and where the text is."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    tables: PlanTables
+    layout: TokenLayout
+    text_at: Tensor
+    mask: Tensor | None
+    scale: float | None
+
+
+class _View(NamedTuple):
+    """What some query tokens of one frame see: the dense frames whole, of the others the tokens low..high; all text."""
+
+    dense: int
+    low: int
+    high: int
+
+    def of(self, frames: Tensor, text: Tensor) -> Tensor:
+        """From (..., frames, tokens_per_frame, channels), dense frames first, and (..., text tokens, channels)."""
+        whole = frames[..., : self.dense, :, :].flatten(-3, -2)
+        striped = frames[..., self.dense :, self.low : self.high, :].flatten(-3, -2)
+        parts = [part for part in (whole, striped, text) if part.shape[-2]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
+    """Write the output of one query frame, where need be a chunk of its tokens at a time."""
+    query, key, value, tables, layout, text_at, _, scale = call
+    plan, n = tables.plan, layout.tokens_per_frame
     dense, striped = tables.dense[frame], tables.striped[frame]
     seen = torch.cat([dense, striped])
-    key_frames, value_frames = (_frames(tensor, layout, seen) for tensor in (key, value))
+    keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
     if tables.turned[frame]:
-        key_frames = rotate(key_frames, *tables.angles(frame, seen, key), tables.span, tables.rope.pairing)
-    reach = tables.plan.stripe_tokens(n)
-    chunk = max(reach, SMALLEST_CHUNK) if len(striped) else n
+        keys = rotate(keys, *tables.angles(frame, seen, key), tables.span, tables.rope.pairing)
+    key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
+    reach = plan.stripe_tokens(n)
+    chunk = n if plan.decay is None and not len(striped) else max(reach, SMALLEST_CHUNK)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
-        # A striped frame is seen by these query tokens from `low` to `high` at most.
-        low, high = max(0, start - reach + 1), min(n, stop + reach - 1)
+        view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))
+        first = layout.video.start + frame * n
+        rows = slice(first + start, first + stop)
+        tensors = query[:, :, rows], view.of(keys, key_text), view.of(values, value_text)
+        allowed = _allowed(call, view, seen, (start, stop), rows)
+        if plan.decay is None:
+            out[:, :, rows] = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, scale=scale)
+        else:
+            factor = plan.decay[frame, seen].to(query.device)[:, None, None].expand(-1, n, 1)
+            factor = view.of(factor, torch.ones_like(text_at, dtype=factor.dtype)[:, None]).flatten()
+            out[:, :, rows] = _attend_decayed(*tensors, factor, allowed, scale)
 
-        def visible(frames: Tensor, whole: Tensor, low: int = low, high: int = high) -> Tensor:
-            video = (frames[:, :, : len(dense)].flatten(2, 3), frames[:, :, len(dense) :, low:high].flatten(2, 3))
-            parts = [part for part in (*video, whole.index_select(2, text_at)) if part.shape[2]]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
-        at = layout.video.start + frame * n
-        rows = slice(at + start, at + stop)
-        allowed = None
-        if len(striped):
-            band = _band(start, stop, low, high, reach, query.device).repeat(1, len(striped))
-            allowed = F.pad(band, (len(dense) * n, len(text_at)), value=True)
-        if mask is not None:
-            frame_starts = layout.video.start + n * seen[:, None]
-            tokens = (frame_starts + torch.arange(n)).to(query.device)
-            columns = torch.cat([tokens[: len(dense)].flatten(), tokens[len(dense) :, low:high].flatten(), text_at])
-            allowed = _compose(_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
-        out[:, :, rows] = F.scaled_dot_product_attention(
-            query[:, :, rows], visible(key_frames, key), visible(value_frames, value), attn_mask=allowed, scale=scale
-        )
+def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], rows: slice) -> Tensor | None:
+    """The mask of a view for the query tokens from, to of a frame: its stripes, and the model's own."""
+    n, text_at, mask = call.layout.tokens_per_frame, call.text_at, call.mask
+    allowed = None
+    if len(seen) > view.dense:
+        band = _band(*tokens, view.low, view.high, call.tables.plan.stripe_tokens(n), text_at.device)
+        allowed = F.pad(band.repeat(1, len(seen) - view.dense), (view.dense * n, len(text_at)), value=True)
+    if mask is not None:
+        video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n)).to(text_at.device)
+        columns = view.of(video_at[..., None], text_at[:, None]).flatten()
+        allowed = _compose(_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
+    return allowed
+
+
+def _attend_decayed(
+    query: Tensor, key: Tensor, value: Tensor, factor: Tensor, allowed: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention in which the positive logits of each key are multiplied by its factor (keys,)."""
+    logits = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32))
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = torch.where(logits > 0, logits * factor.to(logits.dtype), logits)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else logits + allowed
+    return logits.softmax(dim=-1).to(value.dtype) @ value
 
 
 def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
@@ -224,14 +224,20 @@ def attend_reference(
     logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
     span, frequencies = rope.span(query.shape[-1]), rope.frequencies(query.shape[-1])
+    wanted = plan.frequencies(frequencies) if plan.frequencies else frequencies
     true = relative_positions(plan.frames)
     for frame in range(layout.frames):
-        angles = (true[frame] - plan.positions[frame])[:, None, None] * frequencies
+        angles = true[frame, :, None, None] * frequencies - plan.positions[frame, :, None, None] * wanted
         turned = rotate(video, angles.cos(), angles.sin(), span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
         logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
+    if plan.decay is not None:
+        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64)
+        per_token = plan.decay.repeat_interleave(layout.tokens_per_frame, dim=0)
+        factor[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
+        logits = torch.where(logits > 0, logits * factor, logits)
     hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
     hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame)
     logits = logits.masked_fill(hidden, float("-inf"))

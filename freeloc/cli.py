@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freeloc.errors import FreelocError, ProfileError
-from freeloc.profile import POLICIES, load_profile
+from freeloc.profile import load_profile
 from freeloc.registry import registry
 
 
@@ -24,6 +24,13 @@ def adapters(arguments: argparse.Namespace) -> int:
     known = registry()
     for name, distribution, adapter in known.adapters.things():
         print(f"{name:20} {distribution:20} {', '.join(adapter.classes)}")
+    return _problems()
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    """List the methods."""
+    for name, distribution, method in registry().methods.things():
+        print(f"{name:20} {distribution:20} {method.source}")
     return _problems()
 
 
@@ -63,7 +70,13 @@ def _problems(problems: Sequence[str] = ()) -> int:
     """Tell what is wrong with plugins; 1 if anything is."""
     known = registry()
     failures = [str(failure) for failure in known.failures]
-    problems = [*failures, *known.adapters.conflicts(), *known.profiles.conflicts(), *problems]
+    problems = [
+        *failures,
+        *known.adapters.conflicts(),
+        *known.profiles.conflicts(),
+        *known.methods.conflicts(),
+        *problems,
+    ]
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
@@ -86,11 +99,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--times", type=_positive, default=4, help="length, in trained lengths")
     command.add_argument("--steps", type=_positive, default=12, help="denoising steps")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--method", choices=POLICIES, help="on every layer, instead of the profile's choice")
+    command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
     command.set_defaults(run=demo)
 
     command = commands.add_parser("adapters", help="list the models that can be patched")
     command.set_defaults(run=adapters)
+
+    command = commands.add_parser("methods", help="list what a model can be patched with")
+    command.set_defaults(run=methods)
 
     group = commands.add_parser("profiles", help="list, show or validate profiles")
     group.set_defaults(run=profiles)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from freeloc.adapter import SDPA, Adapter, AttentionSite
-from freeloc.attention import PlanTables, TokenLayout, attend
+from freeloc.attention import TokenLayout, attend
 from freeloc.errors import LayoutError
 from freeloc.interception import FunctionTakeover, NameTakeover, Takeover
 from freeloc.plan import FramePlan
 from freeloc.report import LayerReport
+from freeloc.rotation import PlanTables
 
 _layers: "weakref.WeakValueDictionary[int, LayerHook]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -118,8 +119,7 @@ class ModelHook:
             raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
         known = self._tables.setdefault(frames, [])
         for tables in known:
-            same = torch.equal(tables.plan.positions, plan.positions) and tables.plan.stripe == plan.stripe
-            if same and torch.equal(tables.plan.visibility, plan.visibility):
+            if tables.plan.same_as(plan):
                 return tables
         known.append(PlanTables(plan, self.adapter.rope, self.head_dim))
         return known[-1]

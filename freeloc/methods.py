@@ -1,14 +1,17 @@
-"""From a profile to the plan of one layer at one length. Pure: no model is needed."""
+"""The methods by name, and from a profile to the plan of one layer at one length. Pure: no model is needed."""
 
 from collections.abc import Callable
+from functools import partial
 
+from freeloc.baselines import BASELINES
 from freeloc.errors import FreelocError
-from freeloc.plan import FramePlan
+from freeloc.plan import FramePlan, Method
 from freeloc.profile import POLICIES, Policy, Profile
+from freeloc.registry import hookimpl, registry
 from freeloc.tsa import derive_settings, tsa_plan, tsa_visibility
 from freeloc.vrpr import vrpr_positions
 
-Method = Callable[[Profile, int, int], FramePlan]
+PlanFunction = Callable[[Profile, int, int], FramePlan]
 """(profile, layer, latent frames) -> plan."""
 
 
@@ -41,13 +44,30 @@ def policy_plan(profile: Profile, policy: Policy, frames: int) -> FramePlan:
     return FramePlan(positions, visibility, tsa.stripe)
 
 
-def resolve_method(method: str | Method | None) -> Method:
-    """What `patch` was told to do: the profile's own choice, one policy everywhere, or any function of this kind."""
+def _everywhere(policy: Policy, profile: Profile, layer: int, frames: int) -> FramePlan:
+    return policy_plan(profile, policy, frames)
+
+
+@hookimpl
+def freeloc_methods() -> list[Method]:
+    """Each policy on every layer, and the methods to compare with."""
+    source = "FreeLOC, arXiv 2603.25209, the same on every layer"
+    policies = [Method(policy, partial(_everywhere, policy), source) for policy in POLICIES if policy != "none"]
+    return [*policies, *BASELINES]
+
+
+def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | None, PlanFunction]:
+    """What `patch` was told to do, and its name: the profile's own choice (None), a method, or any such function.
+
+    Raises:
+        RegistryError: if no method has that name (near names are suggested).
+    """
     if method is None:
-        return frame_plan
+        return None, frame_plan
+    if isinstance(method, str):
+        method = registry().methods.get(method, way_out="; or give a function (profile, layer, frames) -> FramePlan")
+    if isinstance(method, Method):
+        return method.name, method.plan
     if callable(method):
-        return method
-    for policy in POLICIES:
-        if method == policy:
-            return lambda profile, layer, frames: policy_plan(profile, policy, frames)
-    raise FreelocError(f"expected method to be a function or one of {', '.join(POLICIES)}, found {method!r}")
+        return getattr(method, "__name__", type(method).__name__), method
+    raise FreelocError(f"expected method to be a name, a Method or a function, found {method!r}")

@@ -6,9 +6,9 @@ from types import TracebackType
 from freeloc.adapter import Adapter
 from freeloc.errors import PatchError
 from freeloc.hooks import ModelHook, model_hooks
-from freeloc.methods import Method, resolve_method
-from freeloc.plan import FramePlan
-from freeloc.profile import Profile, load_profile
+from freeloc.methods import PlanFunction, resolve_method
+from freeloc.plan import FramePlan, Method
+from freeloc.profile import Profile, fitting_profile, load_profile
 from freeloc.registry import components, transformers_of
 from freeloc.report import Report
 
@@ -41,10 +41,10 @@ class Patch:
 
 def patch(
     model_or_pipeline: object,
-    profile: str | Path | Profile,
+    profile: str | Path | Profile | None = None,
     *,
     adapter: Adapter | None = None,
-    method: str | Method | None = None,
+    method: str | Method | PlanFunction | None = None,
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -59,10 +59,12 @@ def patch(
     Args:
         model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is
             patched.
-        profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`.
+        profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`; by default the one
+            installed profile that fits the model.
         adapter: describes the model; by default found from its class.
-        method: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa`` on every layer instead of the profile's choice, or a
-            function (profile, layer, latent frames) -> `FramePlan`.
+        method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
+            ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
+            (profile, layer, latent frames) -> `FramePlan`.
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -70,11 +72,12 @@ def patch(
     Raises:
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model.
+        RegistryError: if no method has that name.
         PatchError: if the model is patched already.
     """
-    loaded = load_profile(profile)
-    function = resolve_method(method)
+    name, function = resolve_method(method)
     found = transformers_of(model_or_pipeline, adapter)
+    loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_choice=method is not None)
     for transformer, known in found:
         loaded.require_fit(known.shape(transformer), (known.name, known.family))
         for hook in model_hooks(transformer):
@@ -84,9 +87,7 @@ def patch(
             )
 
     def method_name(layer: int) -> str:
-        if method is None:
-            return loaded.policy(layer)
-        return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+        return name or loaded.policy(layer)
 
     def plan(layer: int, frames: int) -> FramePlan:
         return function(loaded, layer, frames)

@@ -1,12 +1,17 @@
-"""FramePlan: a correction of one layer's attention, as two small tables over pairs of latent frames."""
+"""FramePlan: a correction of one layer's attention, as small tables over pairs of latent frames."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from freeloc.errors import FreelocError
+
+if TYPE_CHECKING:
+    from freeloc.profile import Profile
 
 NONE, STRIPED, DENSE = 0, 1, 2
 """Values of `FramePlan.visibility`."""
@@ -41,6 +46,10 @@ class FramePlan:
             order), 2 dense.
         stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair see each other
             where ``|k - l| < stripe_tokens(tokens_per_frame)``.
+        frequencies: from the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
+            highest first, to those that it is to have; by default they stay.
+        logit_scale: factor of all logits.
+        decay: (frames, frames) float64; factor of the positive logits of each pair, 1 where it is None.
 
     Raises:
         FreelocError: if the tables do not fit each other, hold other values, or leave a frame nothing to attend to.
@@ -49,6 +58,9 @@ class FramePlan:
     positions: Tensor
     visibility: Tensor
     stripe: float = 0.125
+    frequencies: Callable[[Tensor], Tensor] | None = None
+    logit_scale: float = 1.0
+    decay: Tensor | None = None
     is_identity: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,16 +81,48 @@ class FramePlan:
             raise FreelocError(f"expected visibility 0, 1 or 2, found {visibility.max()}")
         if not 0 < self.stripe <= 1:
             raise FreelocError(f"expected a stripe in (0, 1], found {self.stripe}")
+        if not 0 < self.logit_scale < math.inf:
+            raise FreelocError(f"expected a finite logit_scale above 0, found {self.logit_scale}")
+        self._check_decay()
         blind = (visibility == NONE).all(dim=1)
         if blind.any():
             raise FreelocError(f"frame {int(blind.nonzero()[0])} attends to no frame: its attention is undefined")
+        plain = (
+            self.frequencies is None and self.logit_scale == 1 and (self.decay is None or bool((self.decay == 1).all()))
+        )
         untouched = (visibility == DENSE).all() and torch.equal(positions, relative_positions(frames))
-        object.__setattr__(self, "is_identity", bool(untouched))
+        object.__setattr__(self, "is_identity", plain and bool(untouched))
+
+    def _check_decay(self) -> None:
+        decay = self.decay
+        if decay is None:
+            return
+        if decay.shape != self.positions.shape or decay.dtype != torch.float64:
+            raise FreelocError(
+                f"expected decay as float64 of shape {tuple(self.positions.shape)}, found {decay.dtype} of shape "
+                f"{tuple(decay.shape)}"
+            )
+        if not (decay.isfinite() & (decay >= 0)).all():
+            raise FreelocError("expected finite decay of at least 0, found another value")
 
     @classmethod
     def identity(cls, frames: int) -> "FramePlan":
         """The plan that changes nothing."""
         return cls(relative_positions(frames), torch.full((frames, frames), DENSE, dtype=torch.uint8))
+
+    def same_as(self, other: "FramePlan") -> bool:
+        """Whether both plans ask for the same.
+
+        >>> FramePlan.identity(3).same_as(FramePlan.identity(3)), FramePlan.identity(3).same_as(FramePlan.identity(4))
+        (True, False)
+        """
+        numbers = (self.stripe, self.logit_scale, self.frequencies) == (
+            other.stripe,
+            other.logit_scale,
+            other.frequencies,
+        )
+        tables = ((self.positions, other.positions), (self.visibility, other.visibility), (self.decay, other.decay))
+        return numbers and all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in tables)
 
     @property
     def frames(self) -> int:
@@ -120,3 +164,23 @@ class FramePlan:
         in_stripe = tokens_per_frame + 2 * sum(tokens_per_frame - step for step in range(1, reach))
         dense, striped = int((self.visibility == DENSE).sum()), int((self.visibility == STRIPED).sum())
         return (dense * tokens_per_frame**2 + striped * in_stripe) / (self.frames * tokens_per_frame) ** 2
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named way to make plans. Plugins bring more of them.
+
+    >>> method = Method("direct", lambda profile, layer, frames: FramePlan.identity(frames))
+
+    Args:
+        name: for ``freeloc.patch(model, method=name)``.
+        plan: (profile, layer, latent frames) -> plan; what it needs to know of the model is in ``profile.model``.
+        source: publication, or what it does in a few words.
+        noise: what the method does to the initial noise, (noise of shape (batch, channels, frames, height, width),
+            trained latent frames, generator) -> noise. Sampling code applies it: a patch cannot.
+    """
+
+    name: str
+    plan: "Callable[[Profile, int, int], FramePlan]"
+    source: str = ""
+    noise: Callable[[Tensor, int, torch.Generator], Tensor] | None = None

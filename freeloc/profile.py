@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from torch import nn
 from typing_extensions import Self
 
 from freeloc.adapter import Adapter, ModelShape
@@ -221,6 +222,26 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
         if profile.adapter in adapter_names and same == (shape.layers, shape.heads, shape.head_dim):
             found.append((name, profile))
     return found
+
+
+def fitting_profile(transformer: nn.Module, adapter: Adapter, any_choice: bool = False) -> Profile:
+    """The one installed profile that fits a model; with `any_choice`, where there is not one, a default one.
+
+    Raises:
+        ProfileError: if none does, or several do.
+        AdapterError: with `any_choice`, if the model's trained length is not known.
+    """
+    fitting = fitting_profiles(adapter.shape(transformer), (adapter.name, adapter.family))
+    if len(fitting) == 1:
+        return fitting[0][1]
+    if any_choice:
+        return default_profile(transformer, adapter=adapter)
+    names = ", ".join(name for name, _ in fitting)
+    found = f"several installed ones fit: {names}" if names else "none installed fits"
+    raise ProfileError(
+        f"expected profile=... for this {type(transformer).__name__}: {found}. "
+        "freeloc.default_profile(model) makes one that is not measured."
+    )
 
 
 def default_profile(

@@ -1,6 +1,6 @@
-"""Plugins: adapters and profiles, ours and anybody's, through the entry-point group ``freeloc``.
+"""Plugins: adapters, profiles and methods, ours and anybody's, through the entry-point group ``freeloc``.
 
-A plugin is a module (or object) with one or both of the hooks below::
+A plugin is a module (or object) with one or more of the hooks below::
 
     # my_package/__init__.py                          # pyproject.toml
     import freeloc                                    [project.entry-points.freeloc]
@@ -23,6 +23,7 @@ from torch import nn
 
 from freeloc.adapter import Adapter
 from freeloc.errors import AdapterError, FreelocError, RegistryError
+from freeloc.plan import Method
 
 GROUP = "freeloc"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -41,6 +42,10 @@ class Hooks:
     @hookspec
     def freeloc_profiles(self) -> Iterable[Path]:  # type: ignore[empty-body]  # reason: a specification
         """Return paths of profile files; a profile's name is its file's name without ``.json``."""
+
+    @hookspec
+    def freeloc_methods(self) -> Iterable[Method]:  # type: ignore[empty-body]  # reason: a specification
+        """Return methods."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Registry:
     def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
         self.adapters: Shelf[Adapter] = Shelf("adapter")
         self.profiles: Shelf[Path] = Shelf("profile")
+        self.methods: Shelf[Method] = Shelf("method")
         self.failures: list[Failure] = []
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(Hooks)
@@ -122,15 +128,18 @@ class Registry:
         others = [other for other in manager.get_plugins() if other is not plugin]
         adapters = _checked("freeloc_adapters", Adapter, hooks("freeloc_adapters", others)())
         profiles = _checked("freeloc_profiles", Path, hooks("freeloc_profiles", others)())
-        if not adapters and not profiles:
+        methods = _checked("freeloc_methods", Method, hooks("freeloc_methods", others)())
+        if not adapters and not profiles and not methods:
             raise FreelocError(
-                "it brings no adapter and no profile: does a function freeloc_adapters or freeloc_profiles, marked "
-                "@freeloc.hookimpl, return a list of them?"
+                "it brings no adapter, profile or method: does a function freeloc_adapters, freeloc_profiles or "
+                "freeloc_methods, marked @freeloc.hookimpl, return a list of them?"
             )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
         for path in profiles:
             self.profiles.add(path.name.removesuffix(".json"), distribution, path)
+        for method in methods:
+            self.methods.add(method.name, distribution, method)
 
 
 def _checked(hook: str, kind: type[T], results: list[Any]) -> list[T]:

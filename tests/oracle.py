@@ -4,6 +4,7 @@ For every pair of frames it builds rotary tables at the positions that the plan 
 scratch.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +25,9 @@ def _angles(positions: Tensor, channels: int) -> Tensor:
     return positions[..., None] * frequencies
 
 
-def wan_logits(q: Tensor, k: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
+def wan_logits(q: Tensor, k: Tensor, plan: FramePlan, height: int, width: int) -> Tensor:
     """(batch, heads, tokens, tokens) logits of un-rotated (batch, tokens, heads, head_dim) q and k."""
+    positions = plan.positions
     frames, n, dim = len(positions), height * width, q.shape[-1]
     side = 2 * (dim // 6)
     row = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width).flatten()
@@ -36,12 +38,22 @@ def wan_logits(q: Tensor, k: Tensor, positions: Tensor, height: int, width: int)
     keys = _rotate(k.unflatten(1, (frames, n)).permute(0, 3, 1, 2, 4), still)  # (batch, heads, frames, n, dim)
     for i in range(frames):
         tokens = q[:, i * n : (i + 1) * n].transpose(1, 2)[:, :, None].expand(-1, -1, frames, -1, -1)
-        temporal = _angles(positions[i], dim - 2 * side)[:, None].expand(-1, n, -1)
+        temporal = _angles(positions[i], dim - 2 * side)
+        if plan.frequencies is not None:
+            ones = _angles(torch.ones(1, dtype=torch.float64), dim - 2 * side)[0]
+            temporal = positions[i][:, None] * plan.frequencies(ones)
+        temporal = temporal[:, None].expand(-1, n, -1)
         # The query stands at positions[i, j] for key frame j, which stands at 0.
         queries = _rotate(tokens, torch.cat([temporal, space.expand(frames, -1, -1)], dim=-1))
         block = queries @ keys.mT  # (batch, heads, frames, n, n)
         logits[:, :, i * n : (i + 1) * n] = block.transpose(2, 3).flatten(3)
-    return logits * dim**-0.5
+    logits = logits * dim**-0.5 * plan.logit_scale
+    if plan.decay is not None:
+        for i in range(frames):
+            for j in range(frames):
+                block = logits[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n]
+                block += block.clamp(min=0) * (plan.decay[i, j] - 1)
+    return logits
 
 
 class OracleProcessor:
@@ -57,7 +69,7 @@ class OracleProcessor:
         q, k, v = (tensor.unflatten(2, (attn.heads, -1)) for tensor in (q, k, v))
         n = self.height * self.width
         plan = self.plan(hidden_states.shape[1] // n)
-        logits = wan_logits(q, k, plan.positions, self.height, self.width)
+        logits = wan_logits(q, k, plan, self.height, self.width)
         logits = logits.masked_fill(~plan.token_mask(n), float("-inf"))
         out = logits.softmax(dim=-1) @ v.transpose(1, 2).double()
         return attn.to_out[0](out.transpose(1, 2).flatten(2).to(hidden_states.dtype))
@@ -67,3 +79,10 @@ def use_oracle(transformer: Any, plan: Callable[[int, int], FramePlan], height: 
     """Give every layer of a WanTransformer3DModel the oracle; `plan` takes (layer, frames)."""
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(OracleProcessor(lambda frames, layer=layer: plan(layer, frames), height, width))
+
+
+def use_oracle_of(model: Any, plan: Callable[[int, int], FramePlan], height: int, width: int) -> Any:
+    """A copy of a model that has the oracle."""
+    twin = copy.deepcopy(model)
+    use_oracle(twin, plan, height, width)
+    return twin

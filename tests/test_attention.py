@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from freeloc import AdapterError, FramePlan, LayoutError, TemporalRope
-from freeloc.attention import SMALLEST_CHUNK, PlanTables, TokenLayout, attend, attend_reference, rotate
+from freeloc.attention import SMALLEST_CHUNK, TokenLayout, attend, attend_reference
 from freeloc.plan import DENSE, NONE, STRIPED, relative_positions
+from freeloc.rotation import PlanTables, rotate
 from freeloc.tsa import TsaSettings, tsa_plan, tsa_visibility
 from freeloc.vrpr import vrpr_plan, vrpr_positions
 
@@ -25,7 +26,7 @@ ROPE = TemporalRope(channels=4, first=2)
 THIN = TsaSettings(dense_frames=1, striped_frames=3, stripe=0.3)
 
 
-def random_plan(generator, frames, stripe=0.3, own_frame=DENSE):
+def random_plan(generator, frames, stripe=0.3, own_frame=DENSE, changes=()):
     """Fractional positions far outside the trained range; `own_frame` None leaves the diagonal to chance."""
     positions = 80 * torch.rand(frames, frames, generator=generator, dtype=torch.float64) - 40
     rounded = torch.rand(frames, frames, generator=generator) < 0.3
@@ -35,7 +36,12 @@ def random_plan(generator, frames, stripe=0.3, own_frame=DENSE):
         visibility.fill_diagonal_(own_frame)
     blind = (visibility == NONE).all(dim=1)
     visibility[blind, 0] = STRIPED
-    return FramePlan(positions, visibility, stripe)
+    possible = {
+        "frequencies": lambda frequencies: frequencies.flip(0) * 1.7,
+        "logit_scale": 1.9,
+        "decay": 2 * torch.rand(frames, frames, generator=generator, dtype=torch.float64),
+    }
+    return FramePlan(positions, visibility, stripe, **{name: possible[name] for name in changes})
 
 
 def random_inputs(generator, layout, batch=1, heads=2, head_dim=12, dtype=torch.float32):
@@ -107,11 +113,14 @@ def ropes(draw):
     heads=st.integers(1, 3),
     stripe=st.floats(0.05, 1),
     scale=st.none() | st.floats(0.05, 1.5),
+    changes=st.sets(st.sampled_from(["frequencies", "logit_scale", "decay"])),
 )
-def test_any_plan_is_attended_as_the_reference_does(dtype, kind, seed, layout, rope, batch, heads, stripe, scale):
+def test_any_plan_is_attended_as_the_reference_does(
+    dtype, kind, seed, layout, rope, batch, heads, stripe, scale, changes
+):
     generator = torch.Generator().manual_seed(seed)
     head_dim, rope = rope
-    plan = random_plan(generator, layout.frames, stripe)
+    plan = random_plan(generator, layout.frames, stripe, changes=changes)
     tensors = random_inputs(generator, layout, batch, heads, head_dim, dtype)
     mask = random_mask(generator, kind, batch, heads, layout, dtype)
     assert_attends_as_the_reference(tensors, plan, rope, layout, mask, scale)
@@ -197,9 +206,11 @@ def test_stripes_in_frames_of_several_chunks_are_attended_as_the_reference_does(
     layout = TokenLayout(3, height, width, *texts)
     plan = random_plan(generator, 3, stripe)
     plan.visibility[0, 1:] = STRIPED
-    plan = FramePlan(plan.positions, plan.visibility, stripe)
+    decay = torch.rand(3, 3, generator=generator, dtype=torch.float64)
     mask = random_mask(generator, kind, 1, 1, layout)
-    assert_attends_as_the_reference(random_inputs(generator, layout, heads=1), plan, ROPE, layout, mask)
+    for each in (None, decay):
+        plan = FramePlan(plan.positions, plan.visibility, stripe, decay=each)
+        assert_attends_as_the_reference(random_inputs(generator, layout, heads=1), plan, ROPE, layout, mask)
 
 
 def turned(x, position, rope):

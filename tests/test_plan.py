@@ -159,3 +159,49 @@ def test_the_largest_position_is_that_of_attended_pairs_only(visibility, data):
     plan = FramePlan(torch.tensor(rows, dtype=torch.float64), torch.tensor(visibility, dtype=torch.uint8))
     attended = [abs(rows[i][j]) for i in range(frames) for j in range(frames) if visibility[i][j]]
     assert plan.largest_position == max(attended)
+
+
+ONES = torch.ones(3, 3, dtype=torch.float64)
+WHOLE = (relative_positions(3), dense(3))
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
+def test_a_logit_scale_that_is_no_positive_number_is_refused(scale):
+    with pytest.raises(FreelocError, match="expected a finite logit_scale above 0, found"):
+        FramePlan(*WHOLE, logit_scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("decay", "message"),
+    [
+        (ONES.float(), "expected decay as float64 of shape (3, 3), found torch.float32 of shape (3, 3)"),
+        (ONES[:2], "expected decay as float64 of shape (3, 3), found torch.float64 of shape (2, 3)"),
+        (-ONES, "expected finite decay of at least 0, found another value"),
+        (math.nan * ONES, "expected finite decay of at least 0, found another value"),
+    ],
+)
+def test_a_decay_that_does_not_fit_is_refused(decay, message):
+    with pytest.raises(FreelocError, match=re.escape(message)):
+        FramePlan(*WHOLE, decay=decay)
+
+
+CHANGES = [{"frequencies": torch.neg}, {"logit_scale": 1.1}, {"decay": 0.5 * ONES}, {"stripe": 0.5}]
+
+
+@pytest.mark.parametrize("change", CHANGES[:3])
+def test_a_plan_that_changes_logits_is_not_the_identity(change):
+    assert not FramePlan(*WHOLE, **change).is_identity
+
+
+def test_a_decay_of_ones_and_a_scale_of_one_change_nothing():
+    assert FramePlan(*WHOLE, decay=ONES, logit_scale=1.0).is_identity
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_plans_are_the_same_where_every_part_is(change):
+    plan = FramePlan(*WHOLE, **change)
+    copy = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in change.items()}
+    assert plan.same_as(FramePlan(*WHOLE, **copy))
+    for other in [{}, *(other for other in CHANGES if other is not change)]:
+        assert not plan.same_as(FramePlan(*WHOLE, **other))
+        assert not FramePlan(*WHOLE, **other).same_as(plan)

@@ -272,6 +272,39 @@ class TestRefusals:
             freeloc.patch(small_wan, make_profile(adapter="hunyuan"))
 
 
+def released_wan(layers, heads):
+    """A Wan of the true size of a released one, without its weights."""
+    with torch.device("meta"):
+        return WanTransformer3DModel(num_layers=layers, num_attention_heads=heads, attention_head_dim=128)
+
+
+class TestNoProfileGiven:
+    def test_the_one_that_fits_is_used(self):
+        with freeloc.patch(released_wan(30, 12)) as patch:
+            assert patch.profile == freeloc.load_profile("wan2.1")
+
+    def test_none_fits(self, small_wan):
+        wording = (
+            r"expected profile=\.\.\. for this WanTransformer3DModel: none installed fits\. freeloc\.default_profile\("
+        )
+        with pytest.raises(freeloc.ProfileError, match=wording):
+            freeloc.patch(small_wan)
+
+    def test_several_fit(self):
+        with pytest.raises(freeloc.ProfileError, match=r"several installed ones fit: wan2\.1-14b, wan2\.2-a14b\."):
+            freeloc.patch(released_wan(40, 40))
+
+    @pytest.mark.parametrize(("layers", "heads", "kind"), [(30, 12, "published"), (40, 40, "default")])
+    def test_a_method_needs_no_choice_among_them(self, layers, heads, kind):
+        with freeloc.patch(released_wan(layers, heads), method="riflex") as patch:
+            assert patch.profile.provenance.kind == kind
+            assert patch.profile.model.trained_latent_frames == 21
+
+    def test_a_method_for_a_model_of_unknown_trained_length(self, small_wan):
+        with pytest.raises(freeloc.AdapterError, match="pass trained_latent_frames="):
+            freeloc.patch(small_wan, method="riflex")
+
+
 class TestDefaultProfile:
     @pytest.mark.parametrize("policy", POLICIES)
     def test_one_policy_on_every_layer_and_says_that_it_is_not_measured(self, small_wan, policy):
@@ -287,9 +320,7 @@ class TestDefaultProfile:
 
     @pytest.mark.parametrize(("layers", "heads", "length"), [(30, 12, 21), (40, 40, 21), (30, 24, 31)])
     def test_the_trained_length_of_released_models(self, layers, heads, length):
-        with torch.device("meta"):  # their true sizes, without their weights
-            model = WanTransformer3DModel(num_layers=layers, num_attention_heads=heads, attention_head_dim=128)
-        assert freeloc.default_profile(model).model.trained_latent_frames == length
+        assert freeloc.default_profile(released_wan(layers, heads)).model.trained_latent_frames == length
 
     def test_a_given_trained_length_wins(self):
         model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)

@@ -37,6 +37,10 @@ def freeloc_adapters():
 @freeloc.hookimpl
 def freeloc_profiles():
     return PROFILES
+
+@freeloc.hookimpl
+def freeloc_methods():
+    return METHODS
 """
 
 MODELS = """
@@ -48,9 +52,9 @@ class Contested(WanTransformer3DModel): ...
 """
 
 
-def plugin(adapters="[]", profiles="[]"):
+def plugin(adapters="[]", profiles="[]", methods="[]"):
     """The code of a plugin."""
-    return HOOKS.replace("ADAPTERS", adapters).replace("PROFILES", profiles)
+    return HOOKS.replace("ADAPTERS", adapters).replace("PROFILES", profiles).replace("METHODS", methods)
 
 
 def profile_text(name):
@@ -72,6 +76,7 @@ FAILING = {
         "FreelocError: freeloc_adapters must return a list of Adapter objects, found Adapter",
     ),
     "gives_numbers": (plugin(profiles="[42]"), "FreelocError: freeloc_profiles must return Path objects, found int"),
+    "gives_functions": (plugin(methods="[len]"), "FreelocError: freeloc_methods must return Method objects, found "),
     "asks_for_more": (
         "import freeloc\n@freeloc.hookimpl\ndef freeloc_adapters(device):\n    return []",
         "PluginValidationError: Plugin 'clumsy:asks_for_more' for hook 'freeloc_adapters'",
@@ -83,10 +88,14 @@ SILENT = {
     "not_marked": plugin().replace("@freeloc.hookimpl\n", ""),
     "one_path_as_text": plugin(profiles="'lonely.json'"),
 }
+# A method in which every frame sees itself alone.
+BLINDFOLD = """[freeloc.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
+    freeloc.FramePlan.identity(frames).positions, 2 * __import__("torch").eye(frames, dtype=__import__("torch").uint8)
+))]"""
 # Distribution: {path: text}. Each package is an entry point of its own name.
 DISTRIBUTIONS = {
     "acme-video": {
-        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']"),
+        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']", BLINDFOLD),
         "acme/acme.json": profile_text("Acme"),
         "acme/models.py": MODELS,
     },
@@ -198,10 +207,11 @@ class TestLookUps:
 
     def test_our_own_come_in_through_the_entry_points(self):
         ours = [point for point in metadata.entry_points(group=GROUP) if point.dist.name == "freeloc"]
-        assert {point.value for point in ours} == {"freeloc_adapters", "freeloc_profiles"}
+        assert {point.value for point in ours} == {"freeloc_adapters", "freeloc_profiles", "freeloc.methods"}
         alone = Registry(ours)
         assert "wan" in alone.adapters.owners
         assert "wan2.1" in alone.profiles.owners
+        assert "vrpr" in alone.methods.owners
         assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
 
     def test_without_entry_points_there_is_nothing(self):
@@ -317,6 +327,11 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         with freeloc.patch(model, "acme") as patch:
             assert len(patch.report().layers) == SMALL["num_layers"]
 
+    def test_a_plugin_brings_a_method(self, plugged, run):
+        with freeloc.patch(model := acme_model("Acme"), "acme", method="acme-blindfold") as patch:
+            run(model, 8)
+        assert {(line.method, line.attended) for line in patch.report().layers} == {("acme-blindfold", 1 / 8)}
+
     def test_ours_go_on_beside_all_that_fail(self, plugged, small_wan):
         assert freeloc.find_adapter(small_wan).name == "wan"
         assert freeloc.load_profile("wan2.1").model.layers == 30
@@ -403,7 +418,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     @pytest.mark.parametrize("body", ["yield wan.ORIGINAL", "return iter([wan.ORIGINAL])"])
     def test_a_hook_may_return_an_iterator(self, tmp_path, monkeypatch, body):
-        code = HOOKS.replace("return ADAPTERS", body).replace("PROFILES", "[]")
+        code = plugin().replace("return []", body, 1)
         module = f"one_by_one_{body.split()[0]}"
         (tmp_path / f"{module}.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)

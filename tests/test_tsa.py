@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from freeloc import FramePlan, FreelocError, ProfileError, frame_plan, load_profile
+from freeloc import FramePlan, FreelocError, ProfileError, RegistryError, frame_plan, load_profile
 from freeloc.methods import policy_plan, resolve_method
-from freeloc.plan import relative_positions
+from freeloc.plan import Method, relative_positions
 from freeloc.tsa import TsaSettings, derive_settings, tsa_plan, tsa_visibility
 from freeloc.vrpr import vrpr_positions
 
@@ -199,28 +199,42 @@ def test_a_layer_that_the_model_lacks_is_refused():
 
 def test_no_method_is_the_profiles_own_choice():
     profile = make_profile()
-    method = resolve_method(None)
+    name, method = resolve_method(None)
+    assert name is None
     for layer, policy in POLICY_OF_LAYER.items():
         assert same(method(profile, layer, 9), policy_plan(profile, policy, 9))
 
 
-@pytest.mark.parametrize("policy", ["none", "vrpr", "tsa", "vrpr+tsa"])
+@pytest.mark.parametrize("policy", ["vrpr", "tsa", "vrpr+tsa"])
 def test_a_named_method_is_that_policy_on_every_layer(policy):
     profile = make_profile()
-    method = resolve_method(policy)
+    name, method = resolve_method(policy)
+    assert name == policy
     for layer in range(4):
         assert same(method(profile, layer, 9), policy_plan(profile, policy, 9))
 
 
-def test_a_function_is_used_as_it_is():
-    def method(profile, layer, frames):
+def test_a_function_or_a_method_is_used_as_it_is():
+    def my_plan(profile, layer, frames):
         return FramePlan.identity(frames)
 
-    assert resolve_method(method) is method
+    assert resolve_method(my_plan) == ("my_plan", my_plan)
+    assert resolve_method(Method("mine", my_plan)) == ("mine", my_plan)
 
 
-@pytest.mark.parametrize("method", ["vrpr + tsa", "VRPR", "", 3, ["vrpr"]])
+@pytest.mark.parametrize("method", ["vrpr + tsa", "VRPR", "", "none"])
 def test_an_unknown_method_is_refused_with_the_known_ones(method):
-    message = f"expected method to be a function or one of none, vrpr, tsa, vrpr+tsa, found {method!r}"
+    with pytest.raises(RegistryError, match=f"no method is named '{re.escape(method)}'.*known: clip, direct, .*vrpr"):
+        resolve_method(method)
+
+
+def test_a_near_name_is_suggested():
+    with pytest.raises(RegistryError, match="no method is named 'riflx'; did you mean riflex"):
+        resolve_method("riflx")
+
+
+@pytest.mark.parametrize("method", [3, ["vrpr"]])
+def test_what_is_no_method_is_refused(method):
+    message = f"expected method to be a name, a Method or a function, found {method!r}"
     with pytest.raises(FreelocError, match=f"^{re.escape(message)}$"):
         resolve_method(method)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_profile, make_wan, wan_inputs
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanVACETransformer3DModel
-from oracle import use_oracle
+from oracle import use_oracle_of
 
 import freeloc
 
@@ -14,10 +14,8 @@ POLICIES = ["vrpr", "tsa", "vrpr+tsa", "none"]
 
 
 def oracle_of(model, profile, height, width, method=None):
-    twin = copy.deepcopy(model)
     plan = method or (lambda layer, frames: freeloc.frame_plan(profile, layer, frames))
-    use_oracle(twin, plan, height, width)
-    return twin
+    return use_oracle_of(model, plan, height, width)
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "mixed"])

@@ -1,0 +1,69 @@
+"""Rotations of keys that put each pair of frames where a plan wants it, from cached float64 tables."""
+
+from collections.abc import Callable
+
+import einops
+import torch
+from torch import Tensor
+
+from freeloc.adapter import TemporalRope
+from freeloc.errors import LayoutError
+from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
+
+
+class PlanTables:
+    """A plan made ready for one head size: which frames each frame sees, and by which angles their keys turn.
+
+    Few distinct turns occur, so cosine and sine are kept once per distinct turn, in float64.
+    """
+
+    def __init__(self, plan: FramePlan, rope: TemporalRope, head_dim: int) -> None:
+        self.plan = plan
+        self.rope = rope
+        self.span = rope.span(head_dim)
+        angles, self._row = _turns(plan, rope.frequencies(head_dim))  # (turns, pairs), (frames, frames)
+        self._cos, self._sin = angles.cos(), angles.sin()
+        self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
+        self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
+        self.turned = [bool((angles[row] != 0).any()) for row in self._row]
+        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def angles(self, query_frame: int, key_frames: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for the keys of these frames, (frames, 1, pairs), in at least float32 on `like`'s device."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        on = self._on.get((like.device, dtype))
+        if on is None:
+            on = self._cos.to(like.device, dtype), self._sin.to(like.device, dtype)
+            self._on[like.device, dtype] = on
+        rows = self._row[query_frame, key_frames].to(like.device)
+        return on[0][rows][:, None], on[1][rows][:, None]
+
+
+def _turns(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct angles (turns, pairs) by which keys turn, and which one each pair of frames gets, (frames, frames)."""
+    true = relative_positions(plan.frames)
+    hidden = plan.visibility == NONE
+    if plan.frequencies is None:
+        distinct, row = (true - plan.positions).masked_fill(hidden, 0).unique(return_inverse=True)
+        return distinct[:, None] * frequencies, row
+    pairs = torch.stack([true, plan.positions], dim=-1).masked_fill(hidden[..., None], 0)
+    distinct, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
+    angles = distinct[:, :1] * frequencies - distinct[:, 1:] * _changed(plan.frequencies, frequencies)
+    return angles, row.view(plan.frames, plan.frames)
+
+
+def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
+    """The frequencies that a plan asks for."""
+    new = change(frequencies)
+    if new.shape != frequencies.shape or not new.isfinite().all():
+        raise LayoutError(f"expected a plan's frequencies to be {len(frequencies)} finite numbers, found {new}")
+    return new
+
+
+def rotate(frames: Tensor, cos: Tensor, sin: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """Turn the temporal channels of (..., frames, tokens, head_dim) by the angles (frames, 1, pairs)."""
+    first, stop = span
+    temporal = frames[..., first:stop].to(cos.dtype)
+    x, y = einops.rearrange(temporal, f"... {pairing} -> two ... pair", two=2)
+    turned = einops.rearrange([x * cos - y * sin, x * sin + y * cos], f"two ... pair -> ... {pairing}")
+    return torch.cat([frames[..., :first], turned.to(frames.dtype), frames[..., stop:]], dim=-1)
