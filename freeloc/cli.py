@@ -1,6 +1,7 @@
 """The command ``freeloc``."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,27 @@ def demo(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise FreelocError(f'the demo needs more packages ({error}): pip install "freeloc[demo]"') from error
     run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.method)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print every measure of video files: a line per measure, a column per file."""
+    from freeloc.metrics import MEASURES
+    from freeloc.video import read_video
+
+    videos = {path.name: read_video(path) for path in arguments.videos}
+    values = {name: [function(video) for video in videos.values()] for name, function in MEASURES.items()}
+    if arguments.json:
+        files = [str(path) for path in arguments.videos]
+        print(
+            json.dumps(
+                [{"file": file} | {name: row[i] for name, row in values.items()} for i, file in enumerate(files)]
+            )
+        )
+        return
+    width = max(12, *(len(name) + 2 for name in videos))
+    print(f"{'':20}" + "".join(f"{name:>{width}}" for name in videos))
+    for name, row in values.items():
+        print(f"{name:20}" + "".join(f"{value:{width}.4f}" for value in row))
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -101,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
     command.set_defaults(run=demo)
+
+    command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")
+    command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
+    command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
+    command.set_defaults(run=measure)
 
     command = commands.add_parser("adapters", help="list the models that can be patched")
     command.set_defaults(run=adapters)

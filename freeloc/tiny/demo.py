@@ -13,7 +13,7 @@ from freeloc.tiny.measures import MEASURES
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, pipeline_size
 from freeloc.tiny.world import clips, prompt_embeds, to_video
 
-PROMPTS = ("yellow disc far-east", "cyan ring east")
+PROMPTS = ("yellow disc fast", "cyan ring slow")
 ZOOM = 6
 """Screen pixels per pixel of the world."""
 

@@ -37,8 +37,8 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 """Shape colours, RGB in 0..1."""
 
-PANS: dict[str, float] = {"west": -1.0, "east": 1.0, "far-west": -2.0, "far-east": 2.0}
-"""Where the camera goes, and its speed in pixels per frame."""
+PANS: dict[str, float] = {"slow": 2.0, "fast": 4.0}
+"""How fast the camera goes east, in pixels per frame."""
 
 
 def _disc(x: Tensor, y: Tensor) -> Tensor:
@@ -72,13 +72,13 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Signed distance of each shape in units of its radius: negative inside."""
 
 PROMPTS = tuple(f"{colour} {shape} {pan}" for pan in PANS for shape in SHAPES for colour in COLOURS)
-"""Every prompt the model knows, such as ``"red ring east"``."""
+"""Every prompt the model knows, such as ``"red ring fast"``."""
 
 
 def clips(prompts: list[str], frames: int, generator: torch.Generator) -> Tensor:
     """True clips of the given prompts.
 
-    >>> clips(["red ring east", "blue cross far-west"], frames=5, generator=torch.Generator().manual_seed(0)).shape
+    >>> clips(["red ring fast", "blue cross slow"], frames=5, generator=torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 5, 20, 28])
 
     Args:
@@ -116,7 +116,7 @@ def _bounce(count: int, frames: int, generator: torch.Generator) -> Tensor:
 
 def _landscape(pan: Tensor, frames: int, generator: torch.Generator) -> Tensor:
     """Sky, hills and poles seen by a camera that moves by `pan` pixels per frame, (clips, 3, frames, height, width)."""
-    count, knots = len(pan), (2 * frames + WIDTH) // KNOT + 4
+    count, knots = len(pan), (int(max(PANS.values())) * frames + WIDTH) // KNOT + 4
     tops, shades, pole_tops = _uniform(generator, 3, count, knots)
     has_pole = _uniform(generator, count, knots) < 0.6
     hue, hue_step, lightness = _uniform(generator, 3, count)
@@ -124,9 +124,7 @@ def _landscape(pan: Tensor, frames: int, generator: torch.Generator) -> Tensor:
     horizon = _colour(hue + 0.08, 0.25, 0.55 + 0.4 * lightness)
     ground = _colour(hue + 0.3 + 0.4 * hue_step, 0.6, 0.30 + 0.3 * lightness)
 
-    # World coordinate of each pixel column, at least one knot from the first.
-    origin = torch.where(pan < 0, -pan * (frames - 1), torch.zeros(())) + KNOT
-    camera = origin[:, None] + pan[:, None] * torch.arange(frames)  # (clips, frames)
+    camera = KNOT + pan[:, None] * torch.arange(frames)  # (clips, frames): column of the world at its left border
     column = (camera[..., None] + _pixels(WIDTH)) / KNOT  # (clips, frames, width), in knots
     hill = 3.5 + 5 * _noise(tops, column)
     shade = 0.75 + 0.5 * _noise(shades, column)
@@ -189,7 +187,7 @@ def to_video(latents: Tensor) -> Tensor:
 def prompt_embeds(prompts: list[str]) -> Tensor:
     """Prompt tokens for the pipeline: colour, shape and pan; ``""`` gives the unconditional ones.
 
-    >>> prompt_embeds(["red ring east", ""]).shape
+    >>> prompt_embeds(["red ring fast", ""]).shape
     torch.Size([2, 3, 32])
     """
     words = ["", *COLOURS, *SHAPES, *PANS]
