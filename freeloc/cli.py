@@ -20,6 +20,17 @@ def demo(arguments: argparse.Namespace) -> None:
     run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.method)
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Compare all methods on the tiny model."""
+    try:
+        from freeloc.tiny.bench import full, quick
+        from freeloc.tiny.results import bench as run_bench
+    except ImportError as error:
+        raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
+    print(run_bench(arguments.output, full() if arguments.full else quick()))
+    print(f"\nwritten: {arguments.output}")
+
+
 def measure(arguments: argparse.Namespace) -> None:
     """Print every measure of video files: a line per measure, a column per file."""
     from freeloc.metrics import MEASURES
@@ -123,6 +134,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
     command.set_defaults(run=demo)
+
+    command = commands.add_parser(
+        "bench", help="every method on the tiny model, measured; goes on where it was stopped"
+    )
+    command.add_argument("--output", type=Path, default=Path("freeloc-bench"), help="folder to write to")
+    command.add_argument("--full", action="store_true", help="all settings up to 8x: hours instead of minutes")
+    command.set_defaults(run=bench)
 
     command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")
     command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")

@@ -1,12 +1,14 @@
 """The tiny model: diffusers' own WanTransformer3DModel and WanPipeline, so small that a CPU samples it in seconds."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from freeloc.tiny.world import EMBED_DIM, HEIGHT, WIDTH
+from freeloc.tiny.world import EMBED_DIM, HEIGHT, WIDTH, prompt_embeds, to_video
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
@@ -63,3 +65,39 @@ def pipeline_size(latent_frames: int) -> dict[str, int]:
     {'num_frames': 321, 'height': 160, 'width': 224}
     """
     return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * HEIGHT, "width": 8 * WIDTH}
+
+
+def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
+    """Initial noise of one clip per seed, (clips, 3, latent_frames, height, width).
+
+    >>> noise([3, 4], latent_frames=21).shape
+    torch.Size([2, 3, 21, 20, 28])
+    """
+    shape = (1, 3, latent_frames, HEIGHT, WIDTH)
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def sample(
+    pipeline: WanPipeline, prompts: list[str], noise: Tensor, steps: int = 12, guidance: float = 3.0, title: str = ""
+) -> Tensor:
+    """Videos (clips, 3, latent_frames, height, width) in 0..1 from their prompts and their noise.
+
+    Args:
+        pipeline: see `load_pipeline`; it may be patched.
+        prompts: one per clip.
+        noise: see `noise`.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance; 1 does without, in half the time.
+        title: of the progress bar; none is shown without.
+    """
+    pipeline.set_progress_bar_config(desc=f"{title:>14}", disable=not title)
+    latents = pipeline(
+        prompt_embeds=prompt_embeds(prompts),
+        negative_prompt_embeds=prompt_embeds([""] * len(prompts)),
+        latents=noise,
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        output_type="latent",
+        **pipeline_size(noise.shape[2]),
+    ).frames
+    return to_video(latents)

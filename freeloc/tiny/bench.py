@@ -1,0 +1,192 @@
+"""``freeloc bench``: every method on the tiny model, at 1 to 8 times the trained length, from the same noise.
+
+Each cell (length, setting, four clips) is a file on disk as soon as it is done: a bench that was stopped goes on where
+it was, and one with more clips adds to what is there.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import freeloc
+from freeloc.errors import FreelocError
+from freeloc.tiny import scores
+from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, noise, sample
+from freeloc.tiny.settings import Setting, all_settings
+from freeloc.tiny.world import PROMPTS, clips, to_latents
+
+CHUNK = 4
+"""Clips that are sampled together and share a file."""
+
+FIRST_SEED = 10_000
+"""Seed of the first clip's noise. Choices of layers are made on other seeds."""
+
+TRUE = "true clips"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to measure.
+
+    Attributes:
+        clips: number of clips at each multiple of the trained length.
+        names: settings; by default all.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance.
+    """
+
+    clips: dict[int, int]
+    names: tuple[str, ...] = field(default_factory=lambda: tuple(all_settings()))
+    steps: int = 12
+    guidance: float = 3.0
+
+
+def quick() -> Size:
+    """Minutes: a few clips of the settings that matter most, up to 4 times the trained length."""
+    names = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
+    return Size({1: 4, 2: 4, 4: 4}, names, steps=8)
+
+
+def full() -> Size:
+    """Hours: all settings up to 8 times the trained length."""
+    return Size({1: 48, 2: 48, 4: 48, 8: 12})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Some clips of one setting at one length, and where they are kept."""
+
+    folder: Path
+    times: int
+    setting: str
+    first: int
+
+    @property
+    def path(self) -> Path:
+        """The videos; the measures are in a .json file beside it."""
+        return self.folder / f"{self.times}x" / self.setting.replace(" ", "-") / f"{self.first:03}.safetensors"
+
+    @property
+    def latent_frames(self) -> int:
+        """Length of the videos."""
+        return self.times * (TRAINED_FRAMES - 1) + 1
+
+    @property
+    def indices(self) -> range:
+        """Numbers of the clips."""
+        return range(self.first, self.first + CHUNK)
+
+    @property
+    def prompts(self) -> list[str]:
+        """One per clip, all different in any sixty clips that follow each other."""
+        order = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(FIRST_SEED)).tolist()
+        return [PROMPTS[order[index % len(PROMPTS)]] for index in self.indices]
+
+    def true_clips(self, seed: int = FIRST_SEED) -> Tensor:
+        """True clips of these prompts, (clips, 3, latent_frames, height, width)."""
+        generator = torch.Generator().manual_seed(seed + self.first)
+        return clips(self.prompts, self.latent_frames, generator)
+
+    def video(self) -> Tensor:
+        """What was sampled, as `true_clips`."""
+        return load_file(self.path)["video"].float() / 255
+
+
+def cells(folder: Path, size: Size) -> list[Cell]:
+    """All cells, short videos first; at the trained length every setting is the model as it is."""
+    found = []
+    for times, count in size.clips.items():
+        names = (TRUE, "direct") if times == 1 else (TRUE, *size.names)
+        for first in range(0, count, CHUNK):
+            found += [Cell(folder, times, name, first) for name in names]
+    return found
+
+
+def run(folder: Path, size: Size) -> list[dict[str, Any]]:
+    """Sample and measure what is not on disk yet; return a row of measures per clip.
+
+    Raises:
+        FreelocError: if the folder holds a bench of other weights or settings.
+    """
+    settings = all_settings()
+    _require_same(folder, size, settings)
+    pipeline = load_pipeline()
+    every = cells(folder, size)
+    rows = []
+    with tqdm(every, unit="cell") as progress:
+        for cell in progress:
+            progress.set_description(f"{cell.times}x {cell.setting}"[:28].ljust(28))
+            if not cell.path.exists():
+                _save(cell, _make(cell, settings, pipeline, size))
+            rows += _scored(cell, settings, pipeline)
+    return rows
+
+
+def _make(cell: Cell, settings: dict[str, Setting], pipeline: WanPipeline, size: Size) -> Tensor:
+    """The videos of a cell, (clips, 3, latent_frames, height, width)."""
+    if cell.setting == TRUE:
+        return cell.true_clips()
+    setting = settings[cell.setting]
+    initial = noise((FIRST_SEED + index for index in cell.indices), cell.latent_frames)
+    if setting.method and setting.method.noise:
+        initial = setting.method.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
+    with freeloc.patch(pipeline, setting.profile, method=setting.method):
+        return sample(pipeline, cell.prompts, initial, size.steps, size.guidance)
+
+
+def _save(cell: Cell, video: Tensor) -> None:
+    """Write the videos of a cell, all or none."""
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
+    part = cell.path.with_suffix(".part")
+    save_file({"video": (video * 255).round().byte().contiguous()}, part)
+    part.replace(cell.path)
+
+
+def _scored(cell: Cell, settings: dict[str, Setting], pipeline: WanPipeline) -> list[dict[str, Any]]:
+    """Rows of measures of the clips of a cell, from disk where they are."""
+    path = cell.path.with_suffix(".json")
+    if not path.exists():
+        rows = [
+            {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt}
+            | scores.of_clip(video, prompt)
+            for index, prompt, video in zip(cell.indices, cell.prompts, cell.video(), strict=True)
+        ]
+        if cell.setting != TRUE:
+            setting = settings[cell.setting]
+            with freeloc.patch(pipeline, setting.profile, method=setting.method):
+                seed = torch.Generator().manual_seed(FIRST_SEED + cell.first)
+                losses = scores.denoising_loss(pipeline.transformer, to_latents(cell.true_clips(1)), cell.prompts, seed)
+            for row, loss in zip(rows, losses.tolist(), strict=True):
+                row["denoising loss"] = loss
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(rows))
+        part.replace(path)
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def _require_same(folder: Path, size: Size, settings: dict[str, Setting]) -> None:
+    """Refuse to mix the results of different weights, steps or settings in one folder."""
+    used = {name: settings[name].fingerprint for name in size.names}
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    wanted = {"weights": weights, "steps": size.steps, "guidance": size.guidance, "settings": used}
+    path = folder / "bench.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = [name for name in ("weights", "steps", "guidance") if found[name] != wanted[name]]
+        changed += [name for name in used if found["settings"].get(name, used[name]) != used[name]]
+        if changed:
+            raise FreelocError(
+                f"{folder} holds a bench of other {', '.join(changed)}: give another folder, or remove that one"
+            )
+        wanted["settings"] = found["settings"] | used
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=1))

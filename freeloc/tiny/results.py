@@ -1,0 +1,107 @@
+"""What the bench writes: a printed table, CSV, a figure per measure, contact sheets and a GIF."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from freeloc.tiny import scores
+from freeloc.tiny.bench import TRUE, Cell, Size, cells, run
+from freeloc.tiny.pictures import contact_sheet, side_by_side
+
+IN_TABLE = (
+    "identity",
+    "land as prompted",
+    "sharpness",
+    "contrast",
+    "dynamic degree",
+    "loop strength",
+    "drift",
+    "colour spread",
+    "frame distance",
+    "motion distance",
+    "denoising loss",
+)
+"""Measures in the printed table; all are in the CSV."""
+
+
+def bench(folder: Path, size: Size) -> str:
+    """Run what is missing, write everything to `folder`, and return the tables."""
+    rows = run(folder, size)
+    lines = scores.summary(rows) + _over_clips(folder, size)
+    scores.write_csv(folder / "clips.csv", rows)
+    scores.write_csv(folder / "summary.csv", lines)
+    figures(lines, folder)
+    pictures(folder, size)
+    return "\n\n".join(table(lines, times) for times in size.clips)
+
+
+def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
+    """Lines of the measures that compare sets of clips, against a second set of true clips."""
+    groups: dict[tuple[int, str], list[Cell]] = {}
+    for cell in cells(folder, size):
+        groups.setdefault((cell.times, cell.setting), []).append(cell)
+    lines, reference = [], {}
+    for (times, setting), several in groups.items():
+        if times not in reference:
+            reference[times] = torch.cat([cell.true_clips(seed=2) for cell in several])
+        videos = torch.cat([cell.video() for cell in several])
+        for name, (value, error) in scores.over_clips(list(videos), list(reference[times])).items():
+            line = {"times": times, "setting": setting, "measure": name, "clips": len(videos)}
+            lines.append(line | {"mean": value, "error": error})
+    return lines
+
+
+def table(lines: list[dict[str, Any]], times: int) -> str:
+    """Mean and standard error of each setting at one length, a Markdown table."""
+    here = [line for line in lines if line["times"] == times]
+    found = {(line["setting"], line["measure"]): f"{line['mean']:.3g} ± {line['error']:.1g}" for line in here}
+    settings = list(dict.fromkeys(line["setting"] for line in here))
+    counts = sorted({line["clips"] for line in here})
+    rows = [[f"{times}x, {counts[0]} clips", *IN_TABLE]]
+    rows += [[setting, *(found.get((setting, name), "") for name in IN_TABLE)] for setting in settings]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    )
+
+
+def figures(lines: list[dict[str, Any]], folder: Path) -> None:
+    """A PNG per measure: its mean over length, with standard errors, one line per setting."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    for measure in dict.fromkeys(line["measure"] for line in lines):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.add_subplot()
+        mine = [line for line in lines if line["measure"] == measure]
+        for index, setting in enumerate(dict.fromkeys(line["setting"] for line in mine)):
+            points = [line for line in mine if line["setting"] == setting]
+            if setting != TRUE and len(points) < 2 and points[0]["times"] == 1:
+                continue
+            lengths, means, errors = ([point[name] for point in points] for name in ("times", "mean", "error"))
+            style = {"color": "black", "linewidth": 2.5} if setting == TRUE else {"color": f"C{index % 10}"}
+            axes.errorbar(lengths, means, errors, label=setting, marker="os^Dv"[index // 10], capsize=2, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(
+            sorted({line["times"] for line in mine}),
+            [f"{times}x" for times in sorted({line["times"] for line in mine})],
+        )
+        axes.set(xlabel="length, in trained lengths", ylabel=measure, title=f"{measure}: mean and standard error")
+        figure.legend(loc="outside right center", fontsize=8)
+        FigureCanvasAgg(figure).print_png(folder / f"{measure.replace(' ', '-')}.png")
+
+
+def pictures(folder: Path, size: Size) -> None:
+    """Contact sheets of the first two clips at every length, and a GIF of the first at the middle one."""
+    lengths = list(size.clips)
+    for times in lengths:
+        first = [cell for cell in cells(folder, size) if cell.times == times and cell.first == 0]
+        videos = {cell.setting: cell.video() for cell in first}
+        for clip in range(2):
+            prompt = first[0].prompts[clip].replace(" ", "-")
+            rows = {setting: video[clip : clip + 1] for setting, video in videos.items()}
+            contact_sheet(rows, folder / f"{times}x-{clip}-{prompt}.png")
+        if times == lengths[len(lengths) // 2]:
+            side_by_side({name: video[:2] for name, video in videos.items()}, folder / f"{times}x.gif")

@@ -1,0 +1,115 @@
+"""The bench's numbers: per clip, and over all clips of a setting, with standard errors."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from freeloc import metrics
+from freeloc.tiny.measures import MEASURES
+from freeloc.tiny.world import prompt_embeds
+
+SIGMAS = (0.3, 0.5, 0.7, 0.85, 0.95)
+"""Noise levels of the denoising loss."""
+
+OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
+"""Measures that one clip alone does not have."""
+
+
+def of_clip(video: Tensor, prompt: str) -> dict[str, float]:
+    """All measures of one video (3, frames, height, width)."""
+    return {name: measure(video, prompt) for name, measure in MEASURES.items()}
+
+
+def denoising_loss(
+    transformer: WanTransformer3DModel, latents: Tensor, prompts: list[str], generator: torch.Generator
+) -> Tensor:
+    """Loss on true clips (clips, 3, frames, height, width), mean over noise levels, (clips,)."""
+    embeds = prompt_embeds(prompts)
+
+    @torch.no_grad()
+    def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
+        found: Tensor = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
+        return found
+
+    return metrics.denoising_loss(predict, latents, SIGMAS, generator).mean(dim=0)
+
+
+def over_clips(videos: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    """Measures of a set of videos (3, frames, height, width), each with its jackknife standard error."""
+    mine, others = ([video.movedim(0, -1) for video in videos] for videos in (videos, true))
+    found = {"colour spread": jackknife(metrics.colour_spread, mine)}
+    for name, features in (("frame distance", metrics.frame_features), ("motion distance", metrics.motion_features)):
+        reference = torch.cat([features(video) for video in others])
+
+        def distance(parts: Sequence[Tensor], reference: Tensor = reference) -> float:
+            return metrics.frechet_distance(torch.cat(list(parts)), reference)
+
+        found[name] = jackknife(distance, [features(video) for video in mine])
+    return found
+
+
+def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor]) -> tuple[float, float]:
+    """A statistic of several parts, and its standard error by leaving each part out once (Tukey 1958).
+
+    >>> jackknife(lambda parts: float(torch.stack(parts).mean()), [torch.tensor(1.0), torch.tensor(3.0)])
+    (2.0, 1.0)
+    """
+    without = torch.tensor([statistic(parts[:index] + parts[index + 1 :]) for index in range(len(parts))])
+    error = ((len(parts) - 1) / len(parts) * (without - without.mean()).square().sum()).sqrt()
+    return statistic(parts), float(error)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; not a number for fewer than two values.
+
+    >>> mean_and_error([1.0, 3.0])
+    (2.0, 1.0)
+    """
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return float(numbers.mean()), float(numbers.std() / len(values) ** 0.5)
+
+
+def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[str, Any]]:
+    """Per length, setting and measure: mean, standard error, number of clips, and the paired difference to `baseline`.
+
+    Clips of the same number have the same prompt and noise in every setting, so differences are taken clip by clip.
+    """
+    values: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("times", "setting", "clip", "prompt"):
+                values.setdefault((row["times"], row["setting"]), {}).setdefault(name, {})[row["clip"]] = value
+    lines = []
+    for (times, setting), measures in values.items():
+        for name, by_clip in measures.items():
+            mean, error = mean_and_error(list(by_clip.values()))
+            line = {
+                "times": times,
+                "setting": setting,
+                "measure": name,
+                "clips": len(by_clip),
+                "mean": mean,
+                "error": error,
+            }
+            base = values.get((times, baseline), {}).get(name, {})
+            paired = [value - base[clip] for clip, value in by_clip.items() if clip in base]
+            if paired and setting != baseline:
+                line["difference"], line["difference error"] = mean_and_error(paired)
+            lines.append(line)
+    return lines
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows, whole or not at all; columns in the order in which they first occur."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)

@@ -1,0 +1,88 @@
+"""The settings that the bench compares: every method by name, and choices of layers, good, random and bad."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from freeloc.baselines import BASELINES
+from freeloc.plan import Method
+from freeloc.profile import Policy, Profile, load_profile
+from freeloc.registry import registry
+
+LAYER_LOSSES = Path(__file__).parent / "layer_losses.json"
+"""Mean rise of the denoising loss by policy and layer, one layer changed at a time: written by freeloc.tiny.choose."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to make long videos: a profile, and a method in place of its own choice of layers."""
+
+    name: str
+    profile: Profile
+    method: Method | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the videos of this setting."""
+        return json.dumps(
+            [self.profile.model_dump(mode="json", exclude={"provenance"}), self.method and self.method.name]
+        )
+
+
+def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
+    """A profile that gives each layer the policy at its place.
+
+    >>> changed = with_layers(load_profile("tiny-wan"), ["vrpr", "tsa"] * 4)
+    >>> changed.layers
+    {'vrpr': [0, 2, 4, 6], 'tsa': [1, 3, 5, 7]}
+    """
+    layers: dict[Policy, list[int]] = {}
+    for layer, policy in enumerate(policies):
+        layers.setdefault(policy, []).append(layer)
+    return Profile.model_validate(profile.model_dump() | {"layers": layers})
+
+
+def policies_of(profile: Profile) -> list[Policy]:
+    """The policy of each layer."""
+    return [profile.policy(layer) for layer in range(profile.model.layers)]
+
+
+def shuffled(profile: Profile, seed: int) -> Profile:
+    """The same policies on as many layers, which ones drawn by lot."""
+    policies = policies_of(profile)
+    random.Random(seed).shuffle(policies)
+    return with_layers(profile, policies)
+
+
+def wrong(profile: Profile, losses: dict[str, list[float]]) -> Profile:
+    """The same policies on as many layers, each where it raised the loss most.
+
+    The policies take turns from the rarest to the commonest, each taking the layers where it is worst among those left.
+
+    >>> losses = {"vrpr": [0.0] * 8, "tsa": [3.0, 9, 1, 0, 0, 0, 0, 8]}
+    >>> wrong(with_layers(load_profile("tiny-wan"), ["vrpr"] * 6 + ["tsa"] * 2), losses).layers["tsa"]
+    [1, 7]
+    """
+    counts = {policy: len(layers) for policy, layers in profile.layers.items() if layers}
+    left = list(range(profile.model.layers))
+    chosen: dict[int, Policy] = {}
+    for policy in sorted(counts, key=lambda policy: counts[policy]):
+        worst = sorted(left, key=lambda layer: losses[policy][layer], reverse=True)[: counts[policy]]
+        chosen |= dict.fromkeys(worst, policy)
+        left = [layer for layer in left if layer not in chosen]
+    return with_layers(profile, [chosen[layer] for layer in range(profile.model.layers)])
+
+
+def all_settings() -> dict[str, Setting]:
+    """Every setting of the bench, by name."""
+    chosen = load_profile("tiny-wan")
+    settings = [Setting(method.name, chosen, method) for method in BASELINES]
+    settings += [
+        Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in ("tsa", "vrpr", "vrpr+tsa")
+    ]
+    settings.append(Setting("layer-wise", chosen))
+    settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
+    if LAYER_LOSSES.exists():
+        settings.append(Setting("wrong layers", wrong(chosen, json.loads(LAYER_LOSSES.read_text())["rise"])))
+    return {setting.name: setting for setting in settings}
