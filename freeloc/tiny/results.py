@@ -78,8 +78,6 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
         mine = [line for line in lines if line["measure"] == measure]
         for index, setting in enumerate(dict.fromkeys(line["setting"] for line in mine)):
             points = [line for line in mine if line["setting"] == setting]
-            if setting != TRUE and len(points) < 2 and points[0]["times"] == 1:
-                continue
             lengths, means, errors = ([point[name] for point in points] for name in ("times", "mean", "error"))
             style = {"color": "black", "linewidth": 2.5} if setting == TRUE else {"color": f"C{index % 10}"}
             axes.errorbar(lengths, means, errors, label=setting, marker="os^Dv"[index // 10], capsize=2, **style)

@@ -1,0 +1,192 @@
+"""The bench: what it samples, that it goes on where it was, and its arithmetic."""
+
+import csv
+import json
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+
+import freeloc
+from freeloc.baselines import reschedule_noise
+from freeloc.cli import main
+from freeloc.tiny import bench, choose, scores, settings
+from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
+from freeloc.tiny.results import bench as run_bench
+from freeloc.tiny.results import table
+
+NAMES = ("direct", "freenoise", "vrpr everywhere")
+SIZE = bench.Size({1: 4, 2: 4}, NAMES, steps=1, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder with a finished bench, and the tables that it printed."""
+    folder = tmp_path_factory.mktemp("bench")
+    return folder, run_bench(folder, SIZE)
+
+
+def cell_of(folder, setting, times=2):
+    return bench.Cell(folder, times, setting, 0)
+
+
+def test_everything_that_was_promised_is_there(done):
+    folder, tables = done
+    for name in ("identity", "land-as-prompted", "sharpness", "drift", "frame-distance", "denoising-loss"):
+        with Image.open(folder / f"{name}.png") as figure:
+            assert figure.width > 500
+    with Image.open(folder / "2x.gif") as gif:
+        assert gif.n_frames == 41
+    assert len(list(folder.glob("2x-[01]-*.png"))) == 2
+    for setting in (*NAMES, bench.TRUE):
+        assert f"| {setting} " in tables
+    with (folder / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * (2 + 4)  # at the trained length only true clips and the model as it is
+    with (folder / "summary.csv").open(newline="") as file:
+        lines = {(line["times"], line["setting"], line["measure"]): line for line in csv.DictReader(file)}
+    of_direct = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "direct")]
+    assert float(lines["2", "direct", "sharpness"]["mean"]) == pytest.approx(statistics.mean(of_direct))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_starts_from_the_same_noise(done, name):
+    cell = cell_of(done[0], name)
+    initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
+    if name == "freenoise":
+        initial = reschedule_noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(bench.FIRST_SEED))
+    method = {"direct": "direct", "freenoise": "sliding-window", "vrpr everywhere": "vrpr"}[name]
+    pipeline = load_pipeline()
+    with freeloc.patch(pipeline, "tiny-wan", method=method):
+        expected = sample(pipeline, cell.prompts, initial, steps=1, guidance=1.0)
+    assert (cell.video() - expected).abs().max() < 0.01  # kept as bytes
+
+
+def test_settings_differ(done):
+    videos = [cell_of(done[0], name).video() for name in NAMES]
+    assert all((videos[0] - other).abs().max() > 0.02 for other in videos[1:])
+
+
+def test_a_bench_goes_on_where_it_was(done):
+    folder, _ = done
+    rows = bench.run(folder, SIZE)
+    lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, "direct").path
+    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    lost.with_suffix(".json").unlink()
+    assert bench.run(folder, SIZE) == rows
+    assert lost.read_bytes() == before
+    assert kept.stat().st_mtime_ns == stamp
+    assert not list(folder.rglob("*.part"))
+
+
+def test_results_of_other_settings_are_not_mixed(done):
+    folder, _ = done
+    with pytest.raises(freeloc.FreelocError, match="holds a bench of other steps: give another folder, or remove"):
+        bench.run(folder, bench.Size({1: 4}, NAMES, steps=2, guidance=1.0))
+
+
+def test_a_changed_setting_is_noticed(done):
+    folder, _ = done
+    path = folder / "bench.json"
+    text = path.read_text()
+    content = json.loads(text)
+    content["settings"]["direct"] = "another"
+    path.write_text(json.dumps(content))
+    try:
+        with pytest.raises(freeloc.FreelocError, match="holds a bench of other direct: "):
+            bench.run(folder, SIZE)
+    finally:
+        path.write_text(text)
+
+
+def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choice(tmp_path):
+    prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
+    assert len(set(prompts)) == 60
+    most = max(bench.full().clips.values())
+    assert bench.FIRST_SEED + most < choose.SEED
+
+
+def test_the_full_bench_has_every_setting_at_enough_clips():
+    size = bench.full()
+    assert size.clips[4] >= 48
+    assert set(size.clips) == {1, 2, 4, 8}
+    names = {"direct", "sliding-window", "clip", "self-extend", "pi", "ntk", "yarn", "riflex", "ultravico", "freenoise"}
+    names |= {"tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise"}
+    names |= {f"random layers {seed}" for seed in (1, 2, 3)}
+    assert names <= set(size.names)
+    assert set(bench.quick().names) <= set(size.names)
+
+
+MIXED = settings.with_layers(freeloc.load_profile("tiny-wan"), ["vrpr"] * 4 + ["vrpr+tsa"] * 3 + ["none"])
+
+
+def counts(profile):
+    return {policy: len(layers) for policy, layers in profile.layers.items() if layers}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_choices_have_as_many_layers_of_each_kind(seed):
+    assert counts(settings.shuffled(MIXED, seed)) == counts(MIXED)
+    assert settings.shuffled(MIXED, seed) == settings.shuffled(MIXED, seed)
+
+
+def test_random_choices_differ():
+    assert len({json.dumps(settings.shuffled(MIXED, seed).layers) for seed in range(6)}) > 3
+
+
+def test_the_wrong_choice_has_as_many_layers_of_each_kind_where_they_hurt():
+    rise = {"none": [0, 9, 0, 0, 0, 0, 0, 0], "vrpr+tsa": [5, 9, 0, 7, 0, 0, 6, 0], "vrpr": [0.0] * 8}
+    bad = settings.wrong(MIXED, rise)
+    assert counts(bad) == counts(MIXED)
+    assert bad.layers["none"] == [1]
+    assert bad.layers["vrpr+tsa"] == [0, 3, 6]
+
+
+def rows_of(setting, values, times=4):
+    return [{"times": times, "setting": setting, "clip": i, "prompt": "", "m": value} for i, value in enumerate(values)]
+
+
+def test_the_summary_is_mean_standard_error_and_paired_difference():
+    lines = {line["setting"]: line for line in scores.summary(rows_of("direct", [1, 2, 6]) + rows_of("x", [2, 4, 6]))}
+    assert lines["direct"]["mean"] == 3
+    assert lines["direct"]["error"] == pytest.approx(statistics.stdev([1, 2, 6]) / 3**0.5)
+    assert lines["x"]["difference"] == 1
+    assert lines["x"]["difference error"] == pytest.approx(statistics.stdev([1, 2, 0]) / 3**0.5)
+    assert "difference" not in lines["direct"]
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    mean, error = scores.jackknife(
+        lambda parts: float(torch.stack(list(parts)).mean()), [torch.tensor(value) for value in values]
+    )
+    assert mean == pytest.approx(statistics.mean(values))
+    assert error == pytest.approx(statistics.stdev(values) / 5**0.5)
+
+
+def test_the_table_shows_the_length_that_was_asked_for():
+    lines = [
+        {"times": times, "setting": "direct", "measure": "identity", "clips": 4, "mean": times / 8, "error": 0.01}
+        for times in (2, 4)
+    ]
+    assert "0.5 ± 0.01" in table(lines, 4)
+    assert "0.25" not in table(lines, 4)
+
+
+@pytest.mark.slow
+def test_the_choice_of_layers_is_what_lowers_the_loss():
+    profile, rise, error = choose.choose(count=2, times=2)
+    assert profile.provenance.kind == "probed"
+    for policy, layers in profile.layers.items():
+        for layer in layers:
+            allowed = [other for other in rise if rise[other][layer] < -2 * error[other][layer]]
+            assert policy == min(allowed, key=lambda other: rise[other][layer], default="vrpr")
+
+
+def test_the_command_needs_no_more_than_a_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "quick", lambda: bench.Size({1: 4}, ("direct",), steps=1, guidance=1.0))
+    assert main(["bench", "--output", str(tmp_path / "out")]) == 0
+    assert "| direct " in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.csv").exists()
