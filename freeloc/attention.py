@@ -136,7 +136,7 @@ def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
     seen = torch.cat([dense, striped])
     keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
     if tables.turned[frame]:
-        keys = rotate(keys, *tables.angles(frame, seen, key), tables.span, tables.rope.pairing)
+        keys = rotate(keys, tables.turns(frame, seen, key), tables.span, tables.rope.pairing)
     key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
     reach = plan.stripe_tokens(n)
     chunk = n if plan.decay is None and not len(striped) else max(reach, SMALLEST_CHUNK)
@@ -228,7 +228,7 @@ def attend_reference(
     true = relative_positions(plan.frames)
     for frame in range(layout.frames):
         angles = true[frame, :, None, None] * frequencies - plan.positions[frame, :, None, None] * wanted
-        turned = rotate(video, angles.cos(), angles.sin(), span, rope.pairing).flatten(2, 3)
+        turned = rotate(video, torch.polar(torch.ones_like(angles), angles), span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
         logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT

@@ -12,9 +12,9 @@ from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
 
 
 class PlanTables:
-    """A plan made ready for one head size: which frames each frame sees, and by which angles their keys turn.
+    """A plan made ready for one head size: which frames each frame sees, and how their keys turn.
 
-    Few distinct turns occur, so cosine and sine are kept once per distinct turn, in float64.
+    Few distinct turns occur, so each is kept once, in complex128.
     """
 
     def __init__(self, plan: FramePlan, rope: TemporalRope, head_dim: int) -> None:
@@ -22,21 +22,19 @@ class PlanTables:
         self.rope = rope
         self.span = rope.span(head_dim)
         angles, self._row = _turns(plan, rope.frequencies(head_dim))  # (turns, pairs), (frames, frames)
-        self._cos, self._sin = angles.cos(), angles.sin()
+        self._turns = torch.polar(torch.ones_like(angles), angles)
         self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
         self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
         self.turned = [bool((angles[row] != 0).any()) for row in self._row]
-        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def angles(self, query_frame: int, key_frames: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for the keys of these frames, (frames, 1, pairs), in at least float32 on `like`'s device."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
+    def turns(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
+        """Unit complex numbers by which the keys of these frames turn, (frames, 1, pairs), on `like`'s device."""
+        dtype = torch.promote_types(like.dtype, torch.complex64)
         on = self._on.get((like.device, dtype))
         if on is None:
-            on = self._cos.to(like.device, dtype), self._sin.to(like.device, dtype)
-            self._on[like.device, dtype] = on
-        rows = self._row[query_frame, key_frames].to(like.device)
-        return on[0][rows][:, None], on[1][rows][:, None]
+            on = self._on[like.device, dtype] = self._turns.to(like.device, dtype)
+        return on[self._row[query_frame, key_frames].to(like.device)][:, None]
 
 
 def _turns(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,10 +58,11 @@ def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
     return new
 
 
-def rotate(frames: Tensor, cos: Tensor, sin: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """Turn the temporal channels of (..., frames, tokens, head_dim) by the angles (frames, 1, pairs)."""
-    first, stop = span
-    temporal = frames[..., first:stop].to(cos.dtype)
-    x, y = einops.rearrange(temporal, f"... {pairing} -> two ... pair", two=2)
-    turned = einops.rearrange([x * cos - y * sin, x * sin + y * cos], f"two ... pair -> ... {pairing}")
-    return torch.cat([frames[..., :first], turned.to(frames.dtype), frames[..., stop:]], dim=-1)
+def rotate(frames: Tensor, turns: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """Turn the temporal channels of (..., frames, tokens, head_dim) by unit complex numbers (frames, 1, pairs)."""
+    temporal = frames[..., slice(*span)].to(turns.real.dtype)
+    pairs = einops.rearrange(temporal, f"... {pairing} -> ... pair two", two=2).contiguous()
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
+    out = frames.clone()
+    out[..., slice(*span)] = einops.rearrange(turned, f"... pair two -> ... {pairing}")
+    return out

@@ -155,10 +155,10 @@ def test_turned_keys_of_half_precision_are_rounded_once(dtype, pairing):
     tables = PlanTables(random_plan(generator, 9), TemporalRope(12, pairing=pairing), 12)
     keys = torch.randn(1, 2, 9, 50, 12, generator=generator).to(dtype)
     frames = torch.arange(9)
-    cos, sin = tables.angles(4, frames, keys)
-    assert cos.dtype == sin.dtype == torch.float32
-    found = rotate(keys, cos, sin, tables.span, pairing)
-    exact = rotate(keys.double(), *tables.angles(4, frames, keys.double()), tables.span, pairing)
+    turns = tables.turns(4, frames, keys)
+    assert turns.dtype == torch.complex64
+    found = rotate(keys, turns, tables.span, pairing)
+    exact = rotate(keys.double(), tables.turns(4, frames, keys.double()), tables.span, pairing)
     # Where float32 and float64 fall on different sides of a tie, one rounding differs.
     assert (found != exact.to(dtype)).double().mean() < 0.01
 

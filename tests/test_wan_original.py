@@ -59,7 +59,7 @@ def oracle_of(model, profile):
         for sample, (frames, height, width) in enumerate(grid_sizes.tolist()):
             plan, length = freeloc.frame_plan(profile, layer, frames), frames * height * width
             at = (slice(sample, sample + 1), slice(0, length))
-            logits = wan_logits(q[at], k[at], plan.positions, height, width)
+            logits = wan_logits(q[at], k[at], plan, height, width)
             logits = logits.masked_fill(~plan.token_mask(height * width), float("-inf"))
             out[at] = (logits.softmax(dim=-1) @ v[at].transpose(1, 2).double()).transpose(1, 2).to(x.dtype)
         return self.o(out.flatten(2))
@@ -135,7 +135,7 @@ def test_cross_attention_keeps_the_kernel(monkeypatch):
 
 def test_threads_share_the_kernels_name_but_not_the_correction(kernel):
     models = [make_model() for _ in range(3)]
-    policies = ["vrpr", "tsa", "none"]
+    policies = ["vrpr", "tsa", "direct"]
     expected = []
     for model, policy in zip(models, policies, strict=True):
         with freeloc.patch(model, make_profile(), method=policy):
