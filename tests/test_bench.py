@@ -33,7 +33,15 @@ def cell_of(folder, setting, times=2):
 
 def test_everything_that_was_promised_is_there(done):
     folder, tables = done
-    for name in ("identity", "land-as-prompted", "sharpness", "drift", "frame-distance", "denoising-loss"):
+    for name in (
+        "identity",
+        "land-as-prompted",
+        "sharpness",
+        "drift",
+        "frame-distance",
+        "denoising-loss",
+        "2x-drift-curve",
+    ):
         with Image.open(folder / f"{name}.png") as figure:
             assert figure.width > 500
     with Image.open(folder / "2x.gif") as gif:
@@ -115,8 +123,10 @@ def test_the_full_bench_has_every_setting_at_enough_clips():
     names = {"direct", "sliding-window", "clip", "self-extend", "pi", "ntk", "yarn", "riflex", "ultravico", "freenoise"}
     names |= {"tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise"}
     names |= {f"random layers {seed}" for seed in (1, 2, 3)}
-    assert names <= set(size.names)
-    assert set(bench.quick().names) <= set(size.names)
+    assert names <= set(size.names_at(4))
+    assert size.names_at(2) == size.names_at(4)
+    assert size.names_at(1) == ("direct",)
+    assert set(bench.quick().names) <= set(size.names_at(8)) < set(size.names)
 
 
 MIXED = settings.with_layers(freeloc.load_profile("tiny-wan"), ["vrpr"] * 4 + ["vrpr+tsa"] * 3 + ["none"])

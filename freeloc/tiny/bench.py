@@ -6,7 +6,7 @@ it was, and one with more clips adds to what is there.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +38,36 @@ class Size:
 
     Attributes:
         clips: number of clips at each multiple of the trained length.
-        names: settings; by default all.
+        names: settings, beside the model as it is at its trained length.
+        longest: settings at more than 4 times the trained length; by default the same.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
     """
 
     clips: dict[int, int]
-    names: tuple[str, ...] = field(default_factory=lambda: tuple(all_settings()))
+    names: tuple[str, ...]
+    longest: tuple[str, ...] | None = None
     steps: int = 12
     guidance: float = 3.0
+
+    def names_at(self, times: int) -> tuple[str, ...]:
+        """Settings at this multiple of the trained length."""
+        if times == 1:
+            return ("direct",)
+        return self.names if times <= 4 or self.longest is None else self.longest
+
+
+SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
 
 
 def quick() -> Size:
     """Minutes: a few clips of the settings that matter most, up to 4 times the trained length."""
-    names = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
-    return Size({1: 4, 2: 4, 4: 4}, names, steps=8)
+    return Size({1: 4, 2: 4, 4: 4}, SOME, steps=8)
 
 
 def full() -> Size:
-    """Hours: all settings up to 8 times the trained length."""
-    return Size({1: 48, 2: 48, 4: 48, 8: 12})
+    """Hours: all settings up to 4 times the trained length, some at 8 times."""
+    return Size({1: 48, 2: 48, 4: 48, 8: 12}, tuple(all_settings()), longest=(*SOME, "riflex", "ultravico"))
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,13 @@ class Cell:
 
 
 def cells(folder: Path, size: Size) -> list[Cell]:
-    """All cells, short videos first; at the trained length every setting is the model as it is."""
-    found = []
-    for times, count in size.clips.items():
-        names = (TRUE, "direct") if times == 1 else (TRUE, *size.names)
-        for first in range(0, count, CHUNK):
-            found += [Cell(folder, times, name, first) for name in names]
-    return found
+    """All cells, short videos first, the first clips of every setting before more of any."""
+    return [
+        Cell(folder, times, name, first)
+        for times, count in size.clips.items()
+        for first in range(0, count, CHUNK)
+        for name in (TRUE, *size.names_at(times))
+    ]
 
 
 def run(folder: Path, size: Size) -> list[dict[str, Any]]:

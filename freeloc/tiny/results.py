@@ -1,10 +1,12 @@
 """What the bench writes: a printed table, CSV, a figure per measure, contact sheets and a GIF."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from freeloc import metrics
 from freeloc.tiny import scores
 from freeloc.tiny.bench import TRUE, Cell, Size, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side
@@ -32,6 +34,7 @@ def bench(folder: Path, size: Size) -> str:
     scores.write_csv(folder / "clips.csv", rows)
     scores.write_csv(folder / "summary.csv", lines)
     figures(lines, folder)
+    drift_curves(folder, size)
     pictures(folder, size)
     return "\n\n".join(table(lines, times) for times in size.clips)
 
@@ -69,26 +72,54 @@ def table(lines: list[dict[str, Any]], times: int) -> str:
 
 def figures(lines: list[dict[str, Any]], folder: Path) -> None:
     """A PNG per measure: its mean over length, with standard errors, one line per setting."""
+    for measure in dict.fromkeys(line["measure"] for line in lines):
+        curves: dict[str, Curve] = {}
+        for line in lines:
+            if line["measure"] == measure:
+                points = curves.setdefault(line["setting"], ([], [], []))
+                for values, name in zip(points, ("times", "mean", "error"), strict=True):
+                    values.append(line[name])
+        path = folder / f"{measure.replace(' ', '-')}.png"
+        _chart(curves, path, "length, in trained lengths", measure, lengths=sorted({line["times"] for line in lines}))
+
+
+def drift_curves(folder: Path, size: Size) -> None:
+    """A PNG per length: how much colours have changed after so many frames, mean over clips."""
+    for times in size.clips:
+        curves: dict[str, Curve] = {}
+        for setting in (TRUE, *size.names_at(times)):
+            mine = [cell for cell in cells(folder, size) if (cell.times, cell.setting) == (times, setting)]
+            videos = torch.cat([cell.video() for cell in mine]).movedim(1, -1)
+            by_clip = torch.stack([metrics.drift_curve(video) for video in videos])
+            error = by_clip.std(dim=0) / len(by_clip) ** 0.5
+            curves[setting] = (list(range(by_clip.shape[1])), by_clip.mean(dim=0).tolist(), error.tolist())
+        _chart(curves, folder / f"{times}x-drift-curve.png", "frames apart", "distance of colours")
+
+
+Curve = tuple[list[float], list[float], list[float]]
+"""Places, means and standard errors."""
+
+
+def _chart(curves: dict[str, Curve], path: Path, across: str, up: str, lengths: Sequence[int] | None = None) -> None:
+    """Write a line chart. True clips are black; with `lengths`, these are ticks of a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    for measure in dict.fromkeys(line["measure"] for line in lines):
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        axes = figure.add_subplot()
-        mine = [line for line in lines if line["measure"] == measure]
-        for index, setting in enumerate(dict.fromkeys(line["setting"] for line in mine)):
-            points = [line for line in mine if line["setting"] == setting]
-            lengths, means, errors = ([point[name] for point in points] for name in ("times", "mean", "error"))
-            style = {"color": "black", "linewidth": 2.5} if setting == TRUE else {"color": f"C{index % 10}"}
-            axes.errorbar(lengths, means, errors, label=setting, marker="os^Dv"[index // 10], capsize=2, **style)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, (places, means, errors)) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
+        if name == TRUE:
+            style = {"color": "black", "linewidth": 2.5}
+        axes.plot(places, means, label=name, marker="o" if lengths else None, markersize=4, **style)
+        low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(places, low, high, alpha=0.15, color=style["color"], linewidth=0)
+    if lengths:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(
-            sorted({line["times"] for line in mine}),
-            [f"{times}x" for times in sorted({line["times"] for line in mine})],
-        )
-        axes.set(xlabel="length, in trained lengths", ylabel=measure, title=f"{measure}: mean and standard error")
-        figure.legend(loc="outside right center", fontsize=8)
-        FigureCanvasAgg(figure).print_png(folder / f"{measure.replace(' ', '-')}.png")
+        axes.set_xticks(lengths, [f"{times}x" for times in lengths])
+    axes.set(xlabel=across, ylabel=up, title=f"{up}: mean and standard error")
+    figure.legend(loc="outside right center", fontsize=8)
+    FigureCanvasAgg(figure).print_png(path)
 
 
 def pictures(folder: Path, size: Size) -> None:
