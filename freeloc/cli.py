@@ -27,7 +27,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from freeloc.tiny.results import bench as run_bench
     except ImportError as error:
         raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
-    print(run_bench(arguments.output, full() if arguments.full else quick()))
+    print(run_bench(arguments.output, full() if arguments.full else quick(), arguments.workers))
     print(f"\nwritten: {arguments.output}")
 
 
@@ -140,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output", type=Path, default=Path("freeloc-bench"), help="folder to write to")
     command.add_argument("--full", action="store_true", help="all settings up to 8x: hours instead of minutes")
+    command.add_argument("--workers", type=_positive, default=1, help="processes; two or more have one thread each")
     command.set_defaults(run=bench)
 
     command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")

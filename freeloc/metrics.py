@@ -204,8 +204,8 @@ def frame_features(video: Tensor, cells: int = 4) -> Tensor:
     >>> frame_features(torch.rand(3, 16, 20, 3)).shape
     torch.Size([3, 80])
     """
-    frames = checked(video).movedim(-1, 1)
-    grey = _brightness(video)[:, None]
+    video = checked(video)
+    frames, grey = video.movedim(-1, 1), _brightness(video)[:, None]
     mean = F.adaptive_avg_pool2d(grey, cells)
     spread = (F.adaptive_avg_pool2d(grey.square(), cells) - mean.square()).clamp(min=0).sqrt()
     edges = F.adaptive_avg_pool2d(F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1)), cells)
@@ -242,7 +242,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 
 def checked(video: Tensor, frames: int = 1) -> Tensor:
-    """A video as float, if it is one of at least so many frames.
+    """A video as float32 on the CPU, if it is one of at least so many frames.
 
     Raises:
         FreelocError: if it is not (frames, height, width, 3) with values 0..1.
@@ -257,11 +257,11 @@ def checked(video: Tensor, frames: int = 1) -> Tensor:
         raise FreelocError(
             f"expected floats from 0 to 1, found {video.dtype} from {video.min()} to {video.max()}; divide bytes by 255"
         )
-    return video.float()
+    return video.detach().cpu().float()
 
 
 def _brightness(video: Tensor) -> Tensor:
-    return video.float() @ BRIGHTNESS.to(video.device)
+    return video @ BRIGHTNESS
 
 
 def _histograms(video: Tensor, bins: int) -> Tensor:

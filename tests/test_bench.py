@@ -76,14 +76,14 @@ def test_settings_differ(done):
     assert all((videos[0] - other).abs().max() > 0.02 for other in videos[1:])
 
 
-def test_a_bench_goes_on_where_it_was(done):
+def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
     folder, _ = done
     rows = bench.run(folder, SIZE)
     lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, "direct").path
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     lost.with_suffix(".json").unlink()
-    assert bench.run(folder, SIZE) == rows
+    assert bench.run(folder, SIZE, workers=2) == rows
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == stamp
     assert not list(folder.rglob("*.part"))

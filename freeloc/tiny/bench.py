@@ -4,14 +4,19 @@ Each cell (length, setting, four clips) is a file on disk as soon as it is done:
 it was, and one with more clips adds to what is there.
 """
 
+import functools
 import hashlib
 import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -120,36 +125,61 @@ def cells(folder: Path, size: Size) -> list[Cell]:
     ]
 
 
-def run(folder: Path, size: Size) -> list[dict[str, Any]]:
+def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
     """Sample and measure what is not on disk yet; return a row of measures per clip.
+
+    Args:
+        folder: where the results are kept.
+        size: how much to do.
+        workers: processes; two or more have one thread each.
 
     Raises:
         FreelocError: if the folder holds a bench of other weights or settings.
     """
-    settings = all_settings()
-    _require_same(folder, size, settings)
-    pipeline = load_pipeline()
+    _require_same(folder, size, all_settings())
     every = cells(folder, size)
     rows = []
-    with tqdm(every, unit="cell") as progress:
-        for cell in progress:
+    with ExitStack() as stack, tqdm(total=len(every), unit="cell") as progress:
+        results: Iterator[list[dict[str, Any]]] = map(finish, every, repeat(size))
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(finish, every, repeat(size))
+        for cell, found in zip(every, results, strict=True):
+            rows += found
             progress.set_description(f"{cell.times}x {cell.setting}"[:28].ljust(28))
-            if not cell.path.exists():
-                _save(cell, _make(cell, settings, pipeline, size))
-            rows += _scored(cell, settings, pipeline)
+            progress.update()
     return rows
 
 
-def _make(cell: Cell, settings: dict[str, Setting], pipeline: WanPipeline, size: Size) -> Tensor:
+def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
+    """Rows of a cell, from disk where they are."""
+    if not cell.path.exists():
+        _save(cell, _make(cell, size))
+    path = cell.path.with_suffix(".json")
+    if not path.exists():
+        part = path.with_suffix(".json.part")
+        part.write_text(json.dumps(_scored(cell)))
+        part.replace(path)
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+_settings = functools.cache(all_settings)
+_pipeline = functools.cache(load_pipeline)
+
+
+def _make(cell: Cell, size: Size) -> Tensor:
     """The videos of a cell, (clips, 3, latent_frames, height, width)."""
     if cell.setting == TRUE:
         return cell.true_clips()
-    setting = settings[cell.setting]
+    setting = _settings()[cell.setting]
     initial = noise((FIRST_SEED + index for index in cell.indices), cell.latent_frames)
     if setting.method and setting.method.noise:
         initial = setting.method.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
-    with freeloc.patch(pipeline, setting.profile, method=setting.method):
-        return sample(pipeline, cell.prompts, initial, size.steps, size.guidance)
+    with freeloc.patch(_pipeline(), setting.profile, method=setting.method):
+        return sample(_pipeline(), cell.prompts, initial, size.steps, size.guidance)
 
 
 def _save(cell: Cell, video: Tensor) -> None:
@@ -160,27 +190,19 @@ def _save(cell: Cell, video: Tensor) -> None:
     part.replace(cell.path)
 
 
-def _scored(cell: Cell, settings: dict[str, Setting], pipeline: WanPipeline) -> list[dict[str, Any]]:
-    """Rows of measures of the clips of a cell, from disk where they are."""
-    path = cell.path.with_suffix(".json")
-    if not path.exists():
-        rows = [
-            {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt}
-            | scores.of_clip(video, prompt)
-            for index, prompt, video in zip(cell.indices, cell.prompts, cell.video(), strict=True)
-        ]
-        if cell.setting != TRUE:
-            setting = settings[cell.setting]
-            with freeloc.patch(pipeline, setting.profile, method=setting.method):
-                seed = torch.Generator().manual_seed(FIRST_SEED + cell.first)
-                losses = scores.denoising_loss(pipeline.transformer, to_latents(cell.true_clips(1)), cell.prompts, seed)
-            for row, loss in zip(rows, losses.tolist(), strict=True):
-                row["denoising loss"] = loss
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(rows))
-        part.replace(path)
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return found
+def _scored(cell: Cell) -> list[dict[str, Any]]:
+    """Rows of measures of the clips of a cell."""
+    rows: list[dict[str, Any]] = [
+        {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt} | scores.of_clip(video, prompt)
+        for index, prompt, video in zip(cell.indices, cell.prompts, cell.video(), strict=True)
+    ]
+    if cell.setting == TRUE:
+        return rows
+    setting, generator = _settings()[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
+    transformer, clean = _pipeline().transformer, to_latents(cell.true_clips(seed=1))
+    with freeloc.patch(transformer, setting.profile, method=setting.method):
+        losses = scores.denoising_loss(transformer, clean, cell.prompts, generator)
+    return [row | {"denoising loss": loss} for row, loss in zip(rows, losses.tolist(), strict=True)]
 
 
 def _require_same(folder: Path, size: Size, settings: dict[str, Setting]) -> None:

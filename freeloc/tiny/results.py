@@ -27,9 +27,9 @@ IN_TABLE = (
 """Measures in the printed table; all are in the CSV."""
 
 
-def bench(folder: Path, size: Size) -> str:
+def bench(folder: Path, size: Size, workers: int = 1) -> str:
     """Run what is missing, write everything to `folder`, and return the tables."""
-    rows = run(folder, size)
+    rows = run(folder, size, workers)
     lines = scores.summary(rows) + _over_clips(folder, size)
     scores.write_csv(folder / "clips.csv", rows)
     scores.write_csv(folder / "summary.csv", lines)
