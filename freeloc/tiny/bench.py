@@ -7,10 +7,6 @@ it was, and one with more clips adds to what is there.
 import functools
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -25,6 +21,7 @@ import freeloc
 from freeloc.errors import FreelocError
 from freeloc.tiny import scores
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, noise, sample
+from freeloc.tiny.parallel import parallel
 from freeloc.tiny.settings import Setting, all_settings
 from freeloc.tiny.world import PROMPTS, clips, to_latents
 
@@ -139,14 +136,8 @@ def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
     _require_same(folder, size, all_settings())
     every = cells(folder, size)
     rows = []
-    with ExitStack() as stack, tqdm(total=len(every), unit="cell") as progress:
-        results: Iterator[list[dict[str, Any]]] = map(finish, every, repeat(size))
-        if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(finish, every, repeat(size))
-        for cell, found in zip(every, results, strict=True):
+    with parallel(workers) as run_all, tqdm(total=len(every), unit="cell") as progress:
+        for cell, found in zip(every, run_all(finish, every, repeat(size)), strict=True):
             rows += found
             progress.set_description(f"{cell.times}x {cell.setting}"[:28].ljust(28))
             progress.update()

@@ -6,8 +6,9 @@ VRPR's by more than two standard errors of the paired difference; else it keeps 
 """
 
 import argparse
+import functools
 import json
-import math
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -15,53 +16,65 @@ from torch import Tensor
 from tqdm import tqdm
 
 import freeloc
-from freeloc.profile import POLICIES, Policy, Profile, Provenance, load_profile
+from freeloc.profile import POLICIES, Policy, Provenance, load_profile
 from freeloc.tiny.model import TRAINED_FRAMES, load_transformer
-from freeloc.tiny.scores import SIGMAS, denoising_loss
+from freeloc.tiny.parallel import parallel
+from freeloc.tiny.scores import denoising_loss, mean_and_error
 from freeloc.tiny.settings import LAYER_LOSSES, with_layers
 from freeloc.tiny.world import PROMPTS, clips, to_latents
 
 SEED = 500_000
 """Of the clips and the noise: the bench uses others."""
 
+Table = dict[Policy, list[float]]
+"""A number per policy and layer."""
 
-def losses(profile: Profile, transformer: torch.nn.Module, count: int, times: int) -> Tensor:
-    """Denoising loss of a profile on true clips of `times` trained lengths, (clips,)."""
+
+def losses(policies: list[Policy], count: int, times: int) -> Tensor:
+    """Denoising loss with these policies on true clips of `times` trained lengths, (clips,)."""
+    transformer, profile = _transformer(), with_layers(load_profile("tiny-wan"), policies)
     found = []
-    for index in range(count):
-        generator = torch.Generator().manual_seed(SEED + index)
-        prompt = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=generator))]
-        latents = to_latents(clips([prompt], times * (TRAINED_FRAMES - 1) + 1, generator))
+    for first in range(0, count, 4):
+        generator = torch.Generator().manual_seed(SEED + first)
+        picks = torch.randint(len(PROMPTS), (min(4, count - first),), generator=generator)
+        prompts = [PROMPTS[index] for index in picks]
+        latents = to_latents(clips(prompts, times * (TRAINED_FRAMES - 1) + 1, generator))
         with freeloc.patch(transformer, profile):
-            found.append(denoising_loss(transformer, latents, [prompt], generator))
+            found.append(denoising_loss(transformer, latents, prompts, generator))
     return torch.cat(found)
 
 
-def choose(count: int, times: int) -> tuple[Profile, dict[str, list[float]], dict[str, list[float]]]:
-    """The profile, and by policy the rise of the loss per layer and its standard error."""
-    transformer, shipped = load_transformer(), load_profile("tiny-wan")
-    layers = shipped.model.layers
+_transformer = functools.cache(load_transformer)
+
+
+def measure(count: int, times: int, workers: int = 1) -> tuple[Table, Table]:
+    """By policy, per layer: how much the loss rises when that layer alone gets it, and the standard error of that."""
+    layers = load_profile("tiny-wan").model.layers
     base: list[Policy] = ["vrpr"] * layers
-    reference = losses(with_layers(shipped, base), transformer, count, times)
-    rise: dict[str, list[float]] = {"vrpr": [0.0] * layers}
-    error: dict[str, list[float]] = {"vrpr": [0.0] * layers}
-    others = [policy for policy in POLICIES if policy != "vrpr"]
-    chosen = list(base)
-    for policy, layer in tqdm([(policy, layer) for policy in others for layer in range(layers)], unit="run"):
-        changed = losses(with_layers(shipped, [*base[:layer], policy, *base[layer + 1 :]]), transformer, count, times)
-        difference = changed - reference
-        rise.setdefault(policy, []).append(float(difference.mean()))
-        error.setdefault(policy, []).append(float(difference.std() / math.sqrt(count)))
-    for layer in range(layers):
-        sure = [policy for policy in others if rise[policy][layer] < -2 * error[policy][layer]]
-        chosen[layer] = min(sure, key=lambda policy: rise[policy][layer], default="vrpr")
-    source = (
-        f"python -m freeloc.tiny.choose --clips {count} --times {times}: denoising loss on true clips, one layer "
-        f"changed at a time, noise levels {', '.join(map(str, SIGMAS))}"
-    )
-    notes = "Settings as published for Wan2.1, which was trained on as many latent frames."
-    provenance = Provenance(kind="probed", source=source, notes=notes)
-    return with_layers(shipped, chosen).model_copy(update={"provenance": provenance}), rise, error
+    tried = [(policy, layer) for policy in POLICIES if policy != "vrpr" for layer in range(layers)]
+    runs = [base, *([*base[:layer], policy, *base[layer + 1 :]] for policy, layer in tried)]
+    with parallel(workers) as run_all:
+        found = list(tqdm(run_all(losses, runs, repeat(count), repeat(times)), total=len(runs), unit="run"))
+    rise: Table = {"vrpr": [0.0] * layers}
+    error: Table = {"vrpr": [0.0] * layers}
+    for (policy, _), changed in zip(tried, found[1:], strict=True):
+        mean, standard_error = mean_and_error((changed - found[0]).tolist())
+        rise.setdefault(policy, []).append(mean)
+        error.setdefault(policy, []).append(standard_error)
+    return rise, error
+
+
+def choose(rise: Table, error: Table) -> list[Policy]:
+    """The policy of each layer.
+
+    >>> choose({"vrpr": [0.0, 0.0], "tsa": [-0.3, -0.3]}, {"vrpr": [0.0, 0.0], "tsa": [0.1, 0.2]})
+    ['tsa', 'vrpr']
+    """
+    chosen: list[Policy] = []
+    for layer in range(len(rise["vrpr"])):
+        sure: list[Policy] = [policy for policy in rise if rise[policy][layer] < -2 * error[policy][layer]]
+        chosen.append(min(sure, key=lambda policy: rise[policy][layer], default="vrpr"))
+    return chosen
 
 
 def main() -> None:
@@ -70,9 +83,17 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--times", type=int, default=4, help="length of the clips, in trained lengths")
     parser.add_argument("--profile", type=Path, default=Path("profiles/tiny-wan.json"), help="file to write")
+    parser.add_argument("--workers", type=int, default=1, help="processes; two or more have one thread each")
     arguments = parser.parse_args()
-    profile, rise, error = choose(arguments.clips, arguments.times)
-    profile.save(arguments.profile)
+    rise, error = measure(arguments.clips, arguments.times, arguments.workers)
+    provenance = Provenance(
+        kind="probed",
+        source=f"python -m freeloc.tiny.choose --clips {arguments.clips} --times {arguments.times}",
+        notes="Settings as published for Wan2.1, which was trained on as many latent frames. Layers by the denoising "
+        "loss on true clips, one layer changed at a time: see docs/long-video-bench.md.",
+    )
+    profile = with_layers(load_profile("tiny-wan"), choose(rise, error))
+    profile.model_copy(update={"provenance": provenance}).save(arguments.profile)
     LAYER_LOSSES.write_text(json.dumps({"rise": rise, "error": error}, indent=1) + "\n")
 
 
