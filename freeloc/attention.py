@@ -60,9 +60,10 @@ def attend(
     mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention under a plan: one `scaled_dot_product_attention` per query frame, over the keys that it sees.
+    """Attention under a plan: each query frame calls `scaled_dot_product_attention` over the keys that it sees.
 
-    Only a plan that decays logits computes them itself, 128 query tokens at a time.
+    Where it sees striped frames, it does so for a chunk of its tokens at a time. Only a plan that decays logits
+    computes them itself.
 
     >>> from freeloc.vrpr import vrpr_plan
     >>> q, k, v = torch.randn(3, 1, 2, 8 * 6, 24)
@@ -139,7 +140,8 @@ def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
         keys = rotate(keys, tables.turns(frame, seen, key), tables.span, tables.rope.pairing)
     key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
     reach = plan.stripe_tokens(n)
-    chunk = n if plan.decay is None and not len(striped) else max(reach, SMALLEST_CHUNK)
+    chunk = max(reach, SMALLEST_CHUNK) if len(striped) else n if plan.decay is None else SMALLEST_CHUNK
+    factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))
@@ -147,12 +149,11 @@ def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
         rows = slice(first + start, first + stop)
         tensors = query[:, :, rows], view.of(keys, key_text), view.of(values, value_text)
         allowed = _allowed(call, view, seen, (start, stop), rows)
-        if plan.decay is None:
+        if factor is None:
             out[:, :, rows] = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, scale=scale)
         else:
-            factor = plan.decay[frame, seen].to(query.device)[:, None, None].expand(-1, n, 1)
-            factor = view.of(factor, torch.ones_like(text_at, dtype=factor.dtype)[:, None]).flatten()
-            out[:, :, rows] = _attend_decayed(*tensors, factor, allowed, scale)
+            per_key = view.of(factor, torch.ones_like(text_at, dtype=factor.dtype)[:, None]).flatten()
+            out[:, :, rows] = _attend_decayed(*tensors, per_key, allowed, scale)
 
 
 def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], rows: slice) -> Tensor | None:
@@ -173,12 +174,16 @@ def _attend_decayed(
     query: Tensor, key: Tensor, value: Tensor, factor: Tensor, allowed: Tensor | None, scale: float | None
 ) -> Tensor:
     """Attention in which the positive logits of each key are multiplied by its factor (keys,)."""
-    logits = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32))
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
-    logits = torch.where(logits > 0, logits * factor.to(logits.dtype), logits)
+    logits = query.to(factor.dtype) @ key.to(factor.dtype).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = torch.where(logits > 0, logits * factor, logits)
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else logits + allowed
     return logits.softmax(dim=-1).to(value.dtype) @ value
+
+
+def _factor(decay: Tensor, like: Tensor) -> Tensor:
+    """Factors on the device of `like`, in at least float32."""
+    return decay.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
 
 
 def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:

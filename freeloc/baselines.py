@@ -1,6 +1,7 @@
 """Methods to compare with, as plans: what others do about positions and windows beyond the trained length.
 
-All of them are pure, the same for every layer, and change nothing at or below the trained length.
+All of them are pure and the same for every layer. The methods in `BASELINES` change nothing at or below the trained
+length.
 """
 
 import math
@@ -42,7 +43,7 @@ def clip(frames: int, trained_frames: int) -> FramePlan:
 
 
 def self_extend(frames: int, trained_frames: int) -> FramePlan:
-    """Exact positions in a window of half the trained range, beyond it floored to groups (arXiv 2401.01325, section 3).
+    """Exact positions within a window of half the trained range, beyond it floored to groups (arXiv 2401.01325).
 
     The group is the smallest with which the farthest pair stays inside the trained range.
 
@@ -56,11 +57,11 @@ def self_extend(frames: int, trained_frames: int) -> FramePlan:
     true, index = relative_positions(frames), torch.arange(frames)
     steps = (index[:, None] // group - index[None, :] // group).double()
     grouped = steps + true.sign() * (window - window // group)
-    return _all_visible(torch.where(true.abs() <= window, true, grouped).clamp(-limit, limit))
+    return _all_visible(torch.where(true.abs() < window, true, grouped))
 
 
 def position_interpolation(frames: int, trained_frames: int) -> FramePlan:
-    """All positions squeezed into the trained length: p -> p T / F (arXiv 2306.15595, equation 4).
+    """All positions squeezed into the trained length: p -> p T / F (arXiv 2306.15595).
 
     >>> position_interpolation(8, trained_frames=4).positions[-1, 0].item()
     3.5
@@ -73,7 +74,7 @@ class NtkFrequencies:
     """A larger base: frequency f_c -> f_c s ** (-2c / (d - 2)) for channel pair c of d channels.
 
     The highest frequency stays, the lowest is interpolated (by s). Source: NTK-aware scaled RoPE, described in arXiv
-    2309.00071, section 3.1.
+    2309.00071.
     """
 
     factor: float
@@ -88,7 +89,8 @@ class NtkFrequencies:
 class YarnFrequencies:
     """NTK by parts: frequencies that turn less than `slow` times in training are interpolated, more than `fast` kept.
 
-    Source: arXiv 2309.00071, section 3.2; `slow` and `fast` are its alpha and beta for LLaMA.
+    Source: arXiv 2309.00071; `slow` and `fast` are its alpha and beta for LLaMA. The clips of video models are so short
+    (21 frames turn the fastest frequency 3.3 times) that nearly all of it is interpolation.
     """
 
     factor: float
@@ -107,8 +109,8 @@ class YarnFrequencies:
 class RiflexFrequencies:
     """The intrinsic frequency, whose period makes videos repeat, slowed to 0.9 turns in the whole video.
 
-    It is the one whose period is closest to `repeats_at` latent frames. Source: RIFLEx, arXiv 2502.15894, equations 7
-    and 8; the 0.9 is its code's.
+    It is the one whose period is closest to `repeats_at` latent frames. A video within that period changes nothing.
+    Source: RIFLEx, arXiv 2502.15894; the 0.9 is its code's.
     """
 
     frames: int
@@ -116,9 +118,11 @@ class RiflexFrequencies:
 
     def __call__(self, frequencies: Tensor) -> Tensor:
         """(pairs,) to (pairs,)."""
-        intrinsic = (2 * math.pi / frequencies - self.repeats_at).abs().argmin()
+        periods = 2 * math.pi / frequencies
+        intrinsic = (periods - self.repeats_at).abs().argmin()
         slowed = frequencies.clone()
-        slowed[intrinsic] = min(0.9 * 2 * math.pi / self.frames, float(frequencies[intrinsic]))
+        if self.frames > periods[intrinsic]:
+            slowed[intrinsic] = 0.9 * 2 * math.pi / self.frames
         return slowed
 
 
@@ -128,7 +132,7 @@ def ntk(frames: int, trained_frames: int) -> FramePlan:
 
 
 def yarn(frames: int, trained_frames: int) -> FramePlan:
-    """`YarnFrequencies` and a lower temperature: logits times (0.1 ln s + 1) ** 2 (arXiv 2309.00071, section 3.4)."""
+    """`YarnFrequencies` and a lower temperature: logits times (0.1 ln s + 1) ** 2 (arXiv 2309.00071)."""
     factor = frames / trained_frames
     return _with_frequencies(frames, YarnFrequencies(factor, trained_frames), (0.1 * math.log(factor) + 1) ** 2)
 
@@ -139,31 +143,35 @@ def riflex(frames: int, trained_frames: int, repeats_at: float | None = None) ->
     Args:
         frames: latent frames of the video.
         trained_frames: latent frames of the clips that the model was trained on.
-        repeats_at: the latent frame at which long videos were first seen to repeat. By default 1.5 trained lengths, as
-            in both models of the paper (CogVideoX 20 of 13, HunyuanVideo 48 of 33).
+        repeats_at: the latent frame at which long videos were first seen to repeat. The default, 1.5 trained lengths,
+            finds the published frequencies of CogVideoX (period 20, trained on 13) and HunyuanVideo (50 of 33); for
+            other models it is a guess.
     """
-    return _with_frequencies(frames, RiflexFrequencies(frames, repeats_at or 1.5 * trained_frames))
+    return _with_frequencies(
+        frames, RiflexFrequencies(frames, 1.5 * trained_frames if repeats_at is None else repeats_at)
+    )
 
 
-def ultravico(frames: int, trained_frames: int, decay: float = 0.9) -> FramePlan:
-    """Positive logits of pairs more than half a trained length apart decay (UltraViCo, arXiv 2511.20123, section 3.3).
+def ultravico(frames: int, trained_frames: int, factor: float = 0.9) -> FramePlan:
+    """Positive logits of pairs more than half a trained length apart are multiplied by `factor` (arXiv 2511.20123).
 
-    0.9 as published for Wan. Its second factor, for models whose videos repeat at one period, is not included.
+    0.9 as published for Wan, and as in its code the first frame sees one trained length only. Distances count in
+    frames; the published code counts tokens. Its second factor, for models whose videos repeat, is not included.
 
     >>> ultravico(9, trained_frames=5).decay[0].tolist()
     [1.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
     """
     true = relative_positions(frames)
     beyond = true.abs() > trained_frames / 2
-    return FramePlan(
-        true, FramePlan.identity(frames).visibility, decay=torch.ones_like(true).masked_fill(beyond, decay)
-    )
+    visibility = FramePlan.identity(frames).visibility
+    visibility[0, trained_frames:] = NONE
+    return FramePlan(true, visibility, decay=torch.ones_like(true).masked_fill(beyond, factor))
 
 
 def reschedule_noise(noise: Tensor, trained_frames: int, generator: torch.Generator | None = None) -> Tensor:
     """FreeNoise's initial noise: beyond the trained length, shuffled repeats of its own first frames.
 
-    Source: arXiv 2310.15169, section 3.2. Of every quarter of a trained length, the frames one trained length earlier
+    Source: arXiv 2310.15169. Of every quarter of a trained length, the frames one trained length earlier
     come again in another order, so that distant windows share their noise.
 
     >>> noise = torch.randn(1, 4, 12, 2, 2)
@@ -204,6 +212,8 @@ class _BeyondTraining:
         return FramePlan.identity(frames) if frames <= trained else self.make(frames, trained)
 
 
+FREENOISE = "arXiv 2310.15169, one window per frame; wants its own noise: freeloc.baselines.reschedule_noise"
+
 BASELINES = [
     Method("direct", _BeyondTraining(lambda frames, trained: FramePlan.identity(frames)), "the model as it is"),
     Method("sliding-window", _BeyondTraining(sliding_window), "local attention, arXiv 2004.05150"),
@@ -214,6 +224,6 @@ BASELINES = [
     Method("yarn", _BeyondTraining(yarn), "arXiv 2309.00071"),
     Method("riflex", _BeyondTraining(riflex), "RIFLEx, arXiv 2502.15894"),
     Method("ultravico", _BeyondTraining(ultravico), "UltraViCo, arXiv 2511.20123"),
-    Method("freenoise", _BeyondTraining(sliding_window), "FreeNoise, arXiv 2310.15169, one window", reschedule_noise),
+    Method("freenoise", _BeyondTraining(sliding_window), FREENOISE, reschedule_noise),
 ]
 """All of them. FreeNoise fuses overlapping windows; here each frame has one, and its noise is `reschedule_noise`."""

@@ -27,8 +27,9 @@ def bench(arguments: argparse.Namespace) -> None:
         from freeloc.tiny.results import bench as run_bench
     except ImportError as error:
         raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
-    print(run_bench(arguments.output, full() if arguments.full else quick(), arguments.workers))
-    print(f"\nwritten: {arguments.output}")
+    folder = arguments.output or Path("freeloc-bench-full" if arguments.full else "freeloc-bench")
+    print(run_bench(folder, full() if arguments.full else quick(), arguments.workers))
+    print(f"\nwritten: {folder}")
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -36,20 +37,21 @@ def measure(arguments: argparse.Namespace) -> None:
     from freeloc.metrics import MEASURES
     from freeloc.video import read_video
 
-    videos = {path.name: read_video(path) for path in arguments.videos}
-    values = {name: [function(video) for video in videos.values()] for name, function in MEASURES.items()}
+    found: list[dict[str, float]] = []
+    for path in arguments.videos:
+        video = read_video(path)
+        try:
+            found.append({name: function(video) for name, function in MEASURES.items()})
+        except FreelocError as error:
+            raise FreelocError(f"{path}: {error}") from error
+    names = [str(path) for path in arguments.videos]
     if arguments.json:
-        files = [str(path) for path in arguments.videos]
-        print(
-            json.dumps(
-                [{"file": file} | {name: row[i] for name, row in values.items()} for i, file in enumerate(files)]
-            )
-        )
+        print(json.dumps([{"file": name, **row} for name, row in zip(names, found, strict=True)]))
         return
-    width = max(12, *(len(name) + 2 for name in videos))
-    print(f"{'':20}" + "".join(f"{name:>{width}}" for name in videos))
-    for name, row in values.items():
-        print(f"{name:20}" + "".join(f"{value:{width}.4f}" for value in row))
+    width = max(12, *(len(name) + 2 for name in names))
+    print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
+    for name in MEASURES:
+        print(f"{name:20}" + "".join(f"{row[name]:{width}.4f}" for row in found))
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -135,11 +137,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
     command.set_defaults(run=demo)
 
-    command = commands.add_parser(
-        "bench", help="every method on the tiny model, measured; goes on where it was stopped"
-    )
-    command.add_argument("--output", type=Path, default=Path("freeloc-bench"), help="folder to write to")
-    command.add_argument("--full", action="store_true", help="all settings up to 8x: hours instead of minutes")
+    command = commands.add_parser("bench", help="methods on the tiny model, measured; goes on where it was stopped")
+    command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
+    command.add_argument("--full", action="store_true", help="all settings up to 4x, some at 8x: hours, not minutes")
     command.add_argument("--workers", type=_positive, default=1, help="processes; two or more have one thread each")
     command.set_defaults(run=bench)
 

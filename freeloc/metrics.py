@@ -44,8 +44,8 @@ def contrast(video: Tensor) -> float:
 def dynamic_degree(video: Tensor) -> float:
     """Mean length of the largest 5 % of motions between neighbouring frames, in percent of the frame's shorter side.
 
-    Source: VBench's dynamic degree (arXiv 2311.17982, section 4.1) before its threshold, with `motion_field` in place
-    of RAFT. Motion faster than 6 pixels per frame, of at most 64 along the shorter side, counts as 6.
+    Source: VBench's dynamic degree (arXiv 2311.17982) before its threshold, with `motion_field` in place of RAFT.
+    Motion of more than 6 pixels per frame along an axis, of at most 64 along the shorter side, is not found.
 
     >>> dynamic_degree(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     0.0
@@ -59,7 +59,7 @@ def dynamic_degree(video: Tensor) -> float:
 def motion_smoothness(video: Tensor) -> float:
     """1 - mean absolute difference of each inner frame from what its neighbours predict (`between`): falls with jerks.
 
-    Source: VBench's motion smoothness (arXiv 2311.17982, section 4.1), with block matching in place of AMT.
+    Source: VBench's motion smoothness (arXiv 2311.17982), with block matching in place of AMT.
 
     >>> motion_smoothness(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     1.0
@@ -72,7 +72,7 @@ def flicker(video: Tensor) -> float:
     """Mean absolute second difference in time of the mean colour of a frame: rises when light or colour flickers.
 
     Steady change and motion inside the frame leave it near 0. After the temporal flickering of VBench (arXiv
-    2311.17982, section 4.1), which takes first differences of pixels and so counts motion too.
+    2311.17982), which takes first differences of pixels and so counts motion too.
 
     >>> round(flicker(torch.tensor([0.0, 1, 0, 1]).view(4, 1, 1, 1).expand(4, 8, 8, 3)), 3)
     2.0
@@ -82,7 +82,9 @@ def flicker(video: Tensor) -> float:
 
 
 def frozen_share(video: Tensor, threshold: float = 0.002) -> float:
-    """Share of neighbouring frames whose mean absolute difference is below `threshold` (as ffmpeg's freezedetect).
+    """Share of neighbouring frames whose mean absolute difference, of values 0..1, is below `threshold`.
+
+    As ffmpeg's freezedetect.
 
     >>> frozen_share(torch.rand(1, 8, 8, 3).expand(4, -1, -1, -1))
     1.0
@@ -176,7 +178,7 @@ def denoising_loss(
     """Rectified-flow loss on real clips, (sigmas, clips): low where a model understands clips of this length.
 
     Mean over all values of (prediction - (noise - latents)) ** 2 at (1 - sigma) latents + sigma noise (arXiv
-    2403.03206, equation 13 without its weight). No sampling is needed, so this is the cheapest measure of all. With the
+    2403.03206). No sampling is needed, so this is the cheapest measure of all. With the
     same generator seed, two models or patches see the same noise: compare them clip by clip.
 
     >>> clean = torch.zeros(2, 4, 3, 8, 8)
@@ -199,7 +201,7 @@ def denoising_loss(
 
 
 def frame_features(video: Tensor, cells: int = 4) -> Tensor:
-    """What a frame looks like, (frames, 5 cells ** 2): per cell of a grid mean colour, contrast and sharpness.
+    """What a frame looks like, (frames, 5 cells ** 2): per cell of a grid mean colour, contrast and edges.
 
     >>> frame_features(torch.rand(3, 16, 20, 3)).shape
     torch.Size([3, 80])
@@ -208,8 +210,9 @@ def frame_features(video: Tensor, cells: int = 4) -> Tensor:
     frames, grey = video.movedim(-1, 1), _brightness(video)[:, None]
     mean = F.adaptive_avg_pool2d(grey, cells)
     spread = (F.adaptive_avg_pool2d(grey.square(), cells) - mean.square()).clamp(min=0).sqrt()
-    edges = F.adaptive_avg_pool2d(F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1)), cells)
-    parts = [F.adaptive_avg_pool2d(frames, cells), spread, edges]
+    across = F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1))
+    down = F.pad((grey[..., 1:, :] - grey[..., :-1, :]).abs(), (0, 0, 0, 1))
+    parts = [F.adaptive_avg_pool2d(frames, cells), spread, F.adaptive_avg_pool2d(across + down, cells)]
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
@@ -267,8 +270,8 @@ def _brightness(video: Tensor) -> Tensor:
 def _histograms(video: Tensor, bins: int) -> Tensor:
     """Share of pixels in each bin, (frames, channels, bins)."""
     video, _ = working_size(video)
-    index = (video * bins).long().clamp(max=bins - 1).flatten(1, 2).movedim(-1, 1)  # (frames, channels, pixels)
-    return F.one_hot(index, bins).float().mean(dim=2)
+    index = (video * bins).long().clamp(max=bins - 1)  # (frames, height, width, channels)
+    return torch.stack([(index == number).float().mean(dim=(1, 2)) for number in range(bins)], dim=-1)
 
 
 def _root(covariance: Tensor) -> Tensor:

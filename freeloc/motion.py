@@ -11,7 +11,7 @@ WORKING_HEIGHT = 64
 """Frames are reduced to at most so many pixels along their shorter side before motion is looked for."""
 
 NOISE = 0.5 / 255
-"""Differences of blocks that count as equal."""
+"""Half a step of 8 bits: a longer displacement must match better by more than that."""
 
 
 def displacements(radius: int = RADIUS) -> Tensor:
@@ -28,8 +28,9 @@ def displacements(radius: int = RADIUS) -> Tensor:
 def motion_field(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
     """Where each pixel of a frame went in the next one, (frames - 1, height, width, 2): x and y in pixels.
 
-    The displacement whose block of neighbours differs least in mean absolute colour. A longer one must be better than
-    all shorter ones by half a step of 8 bits, so that noise on plain areas is no motion. Changes of light may be.
+    The displacement whose block of neighbours differs least in mean absolute colour. From short to long, one replaces
+    the best so far only where it is better by more than `NOISE`, so that noise on plain areas is no motion. A change of
+    light can be taken for one.
 
     >>> frame = torch.rand(1, 16, 20, 3)
     >>> video = torch.cat([frame, frame.roll(2, dims=2)])  # the whole picture goes right by 2 pixels
@@ -55,7 +56,7 @@ def inner(field: Tensor, margin: int = RADIUS) -> Tensor:
     return field[:, top : field.shape[1] - top, left : field.shape[2] - left]
 
 
-def between(video: Tensor, radius: int = RADIUS // 2, block: int = 7) -> Tensor:
+def between(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
     """Each inner frame as its two neighbours predict it, (frames - 2, height, width, channels).
 
     A pixel is taken to have come from -d and to go on to +d, with the d for which both neighbours agree best; what it

@@ -60,24 +60,25 @@ def patch(
         model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is
             patched.
         profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`; by default the one
-            installed profile that fits the model.
+            installed profile that fits the model, or, with a method, a default one.
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
-            (profile, layer, latent frames) -> `FramePlan`.
+            (profile, layer, latent frames) -> `FramePlan`. What a method does to the initial noise
+            (`Method.noise`: FreeNoise) is for the caller to do.
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
 
     Raises:
         ProfileError: if the profile is missing, malformed, or for another model.
-        AdapterError: if no adapter describes the model.
+        AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
         RegistryError: if no method has that name.
         PatchError: if the model is patched already.
     """
     name, function = resolve_method(method)
     found = transformers_of(model_or_pipeline, adapter)
-    loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_choice=method is not None)
+    loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
         loaded.require_fit(known.shape(transformer), (known.name, known.family))
         for hook in model_hooks(transformer):

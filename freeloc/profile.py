@@ -224,17 +224,19 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
     return found
 
 
-def fitting_profile(transformer: nn.Module, adapter: Adapter, any_choice: bool = False) -> Profile:
-    """The one installed profile that fits a model; with `any_choice`, where there is not one, a default one.
+def fitting_profile(transformer: nn.Module, adapter: Adapter, any_layers: bool = False) -> Profile:
+    """The one installed profile that fits a model.
+
+    With `any_layers`, for when a method replaces the choice of layers: where none or several fit, a default one.
 
     Raises:
         ProfileError: if none does, or several do.
-        AdapterError: with `any_choice`, if the model's trained length is not known.
+        AdapterError: with `any_layers`, if the model's trained length is not known.
     """
     fitting = fitting_profiles(adapter.shape(transformer), (adapter.name, adapter.family))
     if len(fitting) == 1:
         return fitting[0][1]
-    if any_choice:
+    if any_layers:
         return default_profile(transformer, adapter=adapter)
     names = ", ".join(name for name, _ in fitting)
     found = f"several installed ones fit: {names}" if names else "none installed fits"
@@ -276,8 +278,8 @@ def default_profile(
         if len(lengths) != 1:
             raise AdapterError(
                 f"the trained length of this {type(transformer).__name__} ({shape.layers} layers, {shape.heads} heads) "
-                "is not known: pass trained_latent_frames=..., the latent frames of its training clips (21 for 81 "
-                "video frames at 4 per latent frame)"
+                "is not known: make a profile with freeloc.default_profile(model, trained_latent_frames=...), the "
+                "latent frames of its training clips (21 for 81 video frames at 4 per latent frame)"
             )
         trained_latent_frames = lengths.pop()
     facts = {

@@ -65,11 +65,12 @@ class Report:
         ]
         done = [layer for layer in self.layers if layer.calls]
         if done:
-            lines.append("layer  method    calls  latent frames  largest position     attended  module")
+            width = max(8, *(len(layer.method) for layer in done))
+            lines.append(f"layer  {'method':{width}}  calls  latent frames  largest position     attended  module")
         for layer in done:
             frames = ", ".join(str(count) for count in sorted(layer.calls))
             lines.append(
-                f"{layer.layer:5}  {layer.method:8}  {sum(layer.calls.values()):5}  {frames:>13}  "
+                f"{layer.layer:5}  {layer.method:{width}}  {sum(layer.calls.values()):5}  {frames:>13}  "
                 f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  {layer.path}"
             )
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from freeloc.adapter import TemporalRope
-from freeloc.errors import LayoutError
+from freeloc.errors import FreelocError
 from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
 
 
@@ -53,15 +53,20 @@ def _turns(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
     """The frequencies that a plan asks for."""
     new = change(frequencies)
-    if new.shape != frequencies.shape or not new.isfinite().all():
-        raise LayoutError(f"expected a plan's frequencies to be {len(frequencies)} finite numbers, found {new}")
+    if not isinstance(new, Tensor) or new.shape != frequencies.shape or not new.isfinite().all():
+        raise FreelocError(
+            f"expected the frequencies of the method's plan to be {len(frequencies)} finite numbers, found {new}"
+        )
     return new
 
 
 def rotate(frames: Tensor, turns: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
     """Turn the temporal channels of (..., frames, tokens, head_dim) by unit complex numbers (frames, 1, pairs)."""
     temporal = frames[..., slice(*span)].to(turns.real.dtype)
-    pairs = einops.rearrange(temporal, f"... {pairing} -> ... pair two", two=2).contiguous()
+    # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
+    pairs = einops.rearrange(temporal, f"... {pairing} -> ... pair two", two=2).clone(
+        memory_format=torch.contiguous_format
+    )
     turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
     out = frames.clone()
     out[..., slice(*span)] = einops.rearrange(turned, f"... pair two -> ... {pairing}")

@@ -21,7 +21,7 @@ def read_video(path: str | Path) -> Tensor:
         frames = _read_gif(path) if path.suffix.lower() == ".gif" else _read_av(path)
     except ImportError as error:
         raise FreelocError(f'reading videos needs more packages ({error}): pip install "freeloc[video]"') from error
-    except (OSError, ValueError) as error:  # both libraries raise one of these for files that they cannot read
+    except (OSError, ValueError) as error:
         raise FreelocError(f"cannot read {path} as a video: {error}") from error
     if not frames:
         raise FreelocError(f"expected a video, found no frame in {path}")
@@ -42,7 +42,13 @@ def _read_gif(path: Path) -> list[Tensor]:
 def _read_av(path: Path) -> list[Tensor]:
     import av
 
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            return []
-        return [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return []
+            frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    except av.FFmpegError as error:  # its kinds share no other base
+        raise ValueError(error) from error
+    if len({frame.shape for frame in frames}) > 1:
+        raise ValueError("its frames change their size")
+    return frames

@@ -148,6 +148,19 @@ def test_half_precision_keeps_its_accuracy_at_long_distances(dtype, kind, pairin
     assert_attends_as_the_reference(tensors, plan, rope, layout, mask)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decayed_logits_of_half_precision_are_computed_in_float32(dtype):
+    generator = torch.Generator().manual_seed(21)
+    layout = TokenLayout(frames=5, height=3, width=5, text_last=2)
+    plan = random_plan(generator, 5, changes=["decay"])
+    query, key, value = random_inputs(generator, layout, head_dim=64, dtype=dtype)
+    large = (400 * query, 20 * key, value)  # products beyond float16, logits of reasonable size
+    tables = PlanTables(plan, ROPE, 64)
+    found = attend(*large, tables, layout, scale=1 / 8000)
+    expected = attend_reference(*large, plan, ROPE, layout, scale=1 / 8000)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_turned_keys_of_half_precision_are_rounded_once(dtype, pairing):

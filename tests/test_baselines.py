@@ -50,9 +50,9 @@ def test_clipped_positions(frames, trained):
 
 
 def self_extended(i, j, window, group):
-    if abs(i - j) <= window:
+    if abs(i - j) < window:
         return i - j
-    return i // group - j // group + math.copysign(window - window // group, i - j)
+    return i // group - j // group + math.copysign(window - window // group, i - j) * (i != j)
 
 
 @pytest.mark.parametrize(("frames", "trained"), LENGTHS)
@@ -61,10 +61,10 @@ def test_self_extend_floors_each_position_and_shifts_by_the_window(frames, train
     window = limit // 2
     group = next(g for g in range(1, frames + 1) if (frames - 1) // g + window - window // g <= limit)
     assert plain(plan)
+    assert plan.largest_position <= limit
     for i in range(frames):
         for j in range(frames):
-            expected = max(-limit, min(limit, self_extended(i, j, window, group)))
-            assert plan.positions[i, j] == expected
+            assert plan.positions[i, j] == self_extended(i, j, window, group)
 
 
 @pytest.mark.parametrize(("frames", "trained"), LENGTHS)
@@ -112,9 +112,14 @@ def test_riflex_finds_the_published_intrinsic_frequencies(name, frequencies, tra
     assert float(found[component - 1]) == pytest.approx(0.9 * 2 * math.pi / frames)
 
 
-def test_riflex_takes_the_repetition_that_was_seen_and_never_speeds_up():
+def test_riflex_takes_the_repetition_that_was_seen():
     assert (baselines.riflex(81, 21, repeats_at=60).frequencies(TINY) != TINY).nonzero().flatten().tolist() == [2]
-    assert torch.equal(baselines.riflex(22, 21, repeats_at=60).frequencies(TINY), TINY)  # 62.8 frames are slow enough
+
+
+@pytest.mark.parametrize(("frames", "changes"), [(62, False), (63, True)])
+def test_riflex_leaves_videos_within_the_period_alone(frames, changes):
+    found = baselines.riflex(frames, 21, repeats_at=60).frequencies(TINY)  # a period of 62.8 frames
+    assert (found != TINY).any() == changes
 
 
 @pytest.mark.parametrize(("frames", "trained"), LENGTHS)
@@ -124,6 +129,13 @@ def test_ultravico_decays_beyond_half_a_trained_length(frames, trained):
     for i in range(frames):
         for j in range(frames):
             assert plan.decay[i, j] == (1 if abs(i - j) <= trained / 2 else 0.9)
+            assert plan.visibility[i, j] == (NONE if i == 0 and j >= trained else DENSE)
+
+
+def test_ultravico_of_wan_at_four_times_its_length():
+    plan = baselines.ultravico(81, 21)
+    assert plan.decay[40, [40, 30, 29, 50, 51]].tolist() == [1, 1, 0.9, 1, 0.9]
+    assert plan.visibility[0, [0, 20, 21, 80]].tolist() == [DENSE, DENSE, NONE, NONE]
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 
 import pytest
@@ -12,6 +13,7 @@ import freeloc
 from freeloc.baselines import reschedule_noise
 from freeloc.cli import main
 from freeloc.profile import POLICIES
+from freeloc.registry import registry
 from freeloc.tiny import bench, choose, scores, settings
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
@@ -84,6 +86,8 @@ def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     lost.with_suffix(".json").unlink()
+    kept.with_suffix(".json").unlink()  # measured again, not sampled
+    cell_of(folder, "freenoise").path.with_suffix(".json").write_text('{"measured by": "an older freeloc", "rows": []}')
     assert bench.run(folder, SIZE, workers=2) == rows
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == stamp
@@ -101,10 +105,10 @@ def test_a_changed_setting_is_noticed(done):
     path = folder / "bench.json"
     text = path.read_text()
     content = json.loads(text)
-    content["settings"]["direct"] = "another"
+    content["plans"]["direct"] = "another"
     path.write_text(json.dumps(content))
     try:
-        with pytest.raises(freeloc.FreelocError, match="holds a bench of other direct: "):
+        with pytest.raises(freeloc.FreelocError, match="holds a bench of other plans of 'direct': "):
             bench.run(folder, SIZE)
     finally:
         path.write_text(text)
@@ -122,15 +126,36 @@ def test_the_full_bench_has_every_setting_at_enough_clips():
     assert size.clips[4] >= 48
     assert set(size.clips) == {1, 2, 4, 8}
     names = {"direct", "sliding-window", "clip", "self-extend", "pi", "ntk", "yarn", "riflex", "ultravico", "freenoise"}
-    names |= {"tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise"}
-    names |= {f"random layers {seed}" for seed in (1, 2, 3)}
+    names |= {"tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere"}
     assert names <= set(size.names_at(4))
     assert size.names_at(2) == size.names_at(4)
     assert size.names_at(1) == ("direct",)
     assert set(bench.quick().names) <= set(size.names_at(8)) < set(size.names)
 
 
+def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
+    every = settings.all_settings().values()
+    assert len({setting.fingerprint for setting in every}) == len(every)
+    monkeypatch.setattr(settings, "load_profile", lambda name: MIXED)
+    names = set(settings.all_settings())
+    assert {"layer-wise", "random layers 1", "random layers 2", "random layers 3"} <= names
+    monkeypatch.setattr(settings, "load_profile", lambda name: settings.with_layers(MIXED, ["vrpr"] * 8))
+    assert "vrpr everywhere" in settings.all_settings()
+    assert not {"layer-wise", "random layers 1"} & set(settings.all_settings())
+
+
+def test_a_fingerprint_is_of_the_plans_not_of_the_name():
+    one = settings.Setting("a", MIXED)
+    assert one.fingerprint == settings.Setting("b", MIXED).fingerprint
+    assert one.fingerprint != settings.Setting("a", settings.shuffled(MIXED, 1)).fingerprint
+    direct = registry().methods.get("direct")
+    assert settings.Setting("a", MIXED, direct).fingerprint == settings.Setting("a", FIRST, direct).fingerprint
+
+
 MIXED = settings.with_layers(freeloc.load_profile("tiny-wan"), ["vrpr"] * 4 + ["vrpr+tsa"] * 3 + ["none"])
+
+
+FIRST = settings.with_layers(MIXED, ["vrpr"] * 8)
 
 
 def counts(profile):
@@ -189,7 +214,12 @@ def test_the_table_shows_the_length_that_was_asked_for():
 def test_each_layer_gets_what_surely_lowers_the_loss_most():
     rise = {"vrpr": [0.0] * 4, "none": [-1.0, -1.0, 5.0, -3.0], "tsa": [-2.0, -2.0, -1.0, -2.0]}
     error = {"vrpr": [0.0] * 4, "none": [0.1, 0.1, 0.1, 2.0], "tsa": [0.1, 1.5, 0.6, 0.1]}
-    assert choose.choose(rise, error) == ["tsa", "none", "vrpr", "tsa"]
+    assert choose.choose(rise, error) == ["tsa", "none", "vrpr", "tsa"]  # below zero by three standard errors
+
+
+def test_one_value_has_no_standard_error():
+    mean, error = scores.mean_and_error([2.0])
+    assert (mean, math.isnan(error)) == (2, True)
 
 
 @pytest.mark.slow

@@ -113,6 +113,12 @@ def test_the_dynamic_degree_is_the_motion_in_percent_of_the_shorter_side(step):
     assert metrics.dynamic_degree(photo_pan(6, step)) == pytest.approx(100 * step / 48, abs=0.6)
 
 
+def test_the_tiny_worlds_fastest_motion_is_smooth_and_its_jerks_are_seen():
+    for video in (true_clip("blue disc fast"), photo_pan(12, step=5)):
+        assert metrics.motion_smoothness(video) > 0.97
+        assert metrics.motion_smoothness(jerky(video)) < metrics.motion_smoothness(video) - 0.01
+
+
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (3, 0), (-2, 5), (6, -6)])
 def test_whole_pixel_motion_is_found_exactly(x, y):
     frame = torch.rand(1, 40, 48, 3, generator=torch.Generator().manual_seed(0))
@@ -270,8 +276,22 @@ def test_the_command_measures_files(files, capsys):
         name: pytest.approx(measure(read_video(files / "pan.mkv"))) for name, measure in MEASURES.items()
     }
     assert (still["frozen share"], still["dynamic degree"]) == (1, 0)
-    assert main(["measure", str(files / "pan.mkv")]) == 0
-    assert f"sharpness{pan['sharpness']:23.4f}" in capsys.readouterr().out
+
+
+def test_files_of_the_same_name_have_a_column_each(files, capsys):
+    (files / "other").mkdir()
+    (files / "frozen.mkv").rename(files / "other" / "pan.mkv")
+    assert main(["measure", str(files / "pan.mkv"), str(files / "other" / "pan.mkv")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == [str(files / "pan.mkv"), str(files / "other" / "pan.mkv")]
+    pan, still = next(line.split()[-2:] for line in printed if line.startswith("dynamic degree"))
+    assert (float(pan) > 3, float(still)) == (True, 0)
+
+
+def test_a_file_that_cannot_be_measured_is_named(tmp_path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "one-frame.gif")
+    assert main(["measure", str(tmp_path / "one-frame.gif")]) == 2
+    assert "one-frame.gif: expected a video of at least 2 frames" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ class TestNoProfileGiven:
             assert patch.profile.model.trained_latent_frames == 21
 
     def test_a_method_for_a_model_of_unknown_trained_length(self, small_wan):
-        with pytest.raises(freeloc.AdapterError, match="pass trained_latent_frames="):
+        with pytest.raises(freeloc.AdapterError, match="is not known: make a profile with "):
             freeloc.patch(small_wan, method="riflex")
 
 
@@ -327,7 +327,7 @@ class TestDefaultProfile:
         assert freeloc.default_profile(model, trained_latent_frames=9).model.trained_latent_frames == 9
 
     def test_an_unknown_trained_length(self, small_wan):
-        message = "the trained length of this WanTransformer3DModel (4 layers, 2 heads) is not known: pass"
+        message = "the trained length of this WanTransformer3DModel (4 layers, 2 heads) is not known: make"
         with pytest.raises(freeloc.AdapterError, match=re.escape(message)):
             freeloc.default_profile(small_wan)
 

@@ -1,4 +1,4 @@
-"""``freeloc bench``: every method on the tiny model, at 1 to 8 times the trained length, from the same noise.
+"""``freeloc bench``: methods compared on the tiny model, at 1 to 8 times the trained length, from the same noise.
 
 Each cell (length, setting, four clips) is a file on disk as soon as it is done: a bench that was stopped goes on where
 it was, and one with more clips adds to what is there.
@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import freeloc
+from freeloc import metrics, motion
 from freeloc.errors import FreelocError
-from freeloc.tiny import scores
-from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, noise, sample
+from freeloc.tiny import judge, measures, scores, world
+from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel
-from freeloc.tiny.settings import Setting, all_settings
+from freeloc.tiny.settings import all_settings
 from freeloc.tiny.world import PROMPTS, clips, to_latents
 
 CHUNK = 4
@@ -33,14 +35,17 @@ FIRST_SEED = 10_000
 
 TRUE = "true clips"
 
+MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, world)
+"""What decides the measures of a video: where it changed, videos are measured again."""
+
 
 @dataclass(frozen=True)
 class Size:
     """How much to measure.
 
     Attributes:
-        clips: number of clips at each multiple of the trained length.
-        names: settings, beside the model as it is at its trained length.
+        clips: number of clips at each multiple of the trained length, rounded up to fours.
+        names: settings beyond the trained length, where the model as it is stands alone. Unknown ones are left out.
         longest: settings at more than 4 times the trained length; by default the same.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
@@ -56,7 +61,8 @@ class Size:
         """Settings at this multiple of the trained length."""
         if times == 1:
             return ("direct",)
-        return self.names if times <= 4 or self.longest is None else self.longest
+        names = self.names if times <= 4 or self.longest is None else self.longest
+        return tuple(name for name in names if name in _settings())
 
 
 SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
@@ -89,7 +95,7 @@ class Cell:
     @property
     def latent_frames(self) -> int:
         """Length of the videos."""
-        return self.times * (TRAINED_FRAMES - 1) + 1
+        return long_frames(self.times)
 
     @property
     def indices(self) -> range:
@@ -98,7 +104,7 @@ class Cell:
 
     @property
     def prompts(self) -> list[str]:
-        """One per clip, all different in any sixty clips that follow each other."""
+        """One per clip; the sixty prompts take turns."""
         order = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(FIRST_SEED)).tolist()
         return [PROMPTS[order[index % len(PROMPTS)]] for index in self.indices]
 
@@ -133,7 +139,7 @@ def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
     Raises:
         FreelocError: if the folder holds a bench of other weights or settings.
     """
-    _require_same(folder, size, all_settings())
+    _require_same(folder, size)
     every = cells(folder, size)
     rows = []
     with parallel(workers) as run_all, tqdm(total=len(every), unit="cell") as progress:
@@ -148,17 +154,31 @@ def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
     """Rows of a cell, from disk where they are."""
     if not cell.path.exists():
         _save(cell, _make(cell, size))
-    path = cell.path.with_suffix(".json")
-    if not path.exists():
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(_scored(cell)))
-        part.replace(path)
-    found: list[dict[str, Any]] = json.loads(path.read_text())
-    return found
+    path, measured_by = cell.path.with_suffix(".json"), _digest(*MEASURED_BY)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("measured by") != measured_by:
+        found = {"measured by": measured_by, "rows": _scored(cell)}
+        _write(path, json.dumps(found))
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
 
 
 _settings = functools.cache(all_settings)
 _pipeline = functools.cache(load_pipeline)
+
+
+@functools.cache
+def _digest(*modules: ModuleType | Path) -> str:
+    """Of the sources of modules, and of files."""
+    paths = [module if isinstance(module, Path) else Path(str(module.__file__)) for module in modules]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _make(cell: Cell, size: Size) -> Tensor:
@@ -196,20 +216,20 @@ def _scored(cell: Cell) -> list[dict[str, Any]]:
     return [row | {"denoising loss": loss} for row, loss in zip(rows, losses.tolist(), strict=True)]
 
 
-def _require_same(folder: Path, size: Size, settings: dict[str, Setting]) -> None:
-    """Refuse to mix the results of different weights, steps or settings in one folder."""
-    used = {name: settings[name].fingerprint for name in size.names}
-    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-    wanted = {"weights": weights, "steps": size.steps, "guidance": size.guidance, "settings": used}
-    path = folder / "bench.json"
+def _require_same(folder: Path, size: Size) -> None:
+    """Refuse to mix videos of different weights, worlds, steps or plans in one folder."""
+    used = {name: _settings()[name].fingerprint for times in size.clips for name in size.names_at(times)}
+    wanted: dict[str, Any] = {"weights": _digest(WEIGHTS), "world": _digest(world), "steps": size.steps}
+    wanted |= {"guidance": size.guidance}
+    path, known = folder / "bench.json", {}
     if path.exists():
         found = json.loads(path.read_text())
-        changed = [name for name in ("weights", "steps", "guidance") if found[name] != wanted[name]]
-        changed += [name for name in used if found["settings"].get(name, used[name]) != used[name]]
+        known = found.pop("plans")
+        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        changed += [f"plans of '{name}'" for name in used if known.get(name, used[name]) != used[name]]
         if changed:
             raise FreelocError(
                 f"{folder} holds a bench of other {', '.join(changed)}: give another folder, or remove that one"
             )
-        wanted["settings"] = found["settings"] | used
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1))
+    _write(path, json.dumps(wanted | {"plans": known | used}, indent=1))

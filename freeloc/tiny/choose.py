@@ -2,7 +2,7 @@
 
 On true long clips that the bench does not use, the denoising loss with VRPR on every layer is compared with the loss
 after one layer gets another policy instead. Each layer takes the policy with the lowest loss, if it is lower than
-VRPR's by more than two standard errors of the paired difference; else it keeps VRPR.
+VRPR's by more than three standard errors of the paired difference (there are 24 such comparisons); else it keeps VRPR.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import freeloc
 from freeloc.profile import POLICIES, Policy, Provenance, load_profile
-from freeloc.tiny.model import TRAINED_FRAMES, load_transformer
+from freeloc.tiny.model import load_transformer, long_frames
 from freeloc.tiny.parallel import parallel
 from freeloc.tiny.scores import denoising_loss, mean_and_error
 from freeloc.tiny.settings import LAYER_LOSSES, with_layers
@@ -38,7 +38,7 @@ def losses(policies: list[Policy], count: int, times: int) -> Tensor:
         generator = torch.Generator().manual_seed(SEED + first)
         picks = torch.randint(len(PROMPTS), (min(4, count - first),), generator=generator)
         prompts = [PROMPTS[index] for index in picks]
-        latents = to_latents(clips(prompts, times * (TRAINED_FRAMES - 1) + 1, generator))
+        latents = to_latents(clips(prompts, long_frames(times), generator))
         with freeloc.patch(transformer, profile):
             found.append(denoising_loss(transformer, latents, prompts, generator))
     return torch.cat(found)
@@ -67,13 +67,13 @@ def measure(count: int, times: int, workers: int = 1) -> tuple[Table, Table]:
 def choose(rise: Table, error: Table) -> list[Policy]:
     """The policy of each layer.
 
-    >>> choose({"vrpr": [0.0, 0.0], "tsa": [-0.3, -0.3]}, {"vrpr": [0.0, 0.0], "tsa": [0.1, 0.2]})
+    >>> choose({"vrpr": [0.0, 0.0], "tsa": [-0.3, -0.3]}, {"vrpr": [0.0, 0.0], "tsa": [0.05, 0.2]})
     ['tsa', 'vrpr']
     """
     chosen: list[Policy] = []
     for layer in range(len(rise["vrpr"])):
-        sure: list[Policy] = [policy for policy in rise if rise[policy][layer] < -2 * error[policy][layer]]
-        chosen.append(min(sure, key=lambda policy: rise[policy][layer], default="vrpr"))
+        lower: list[Policy] = [policy for policy in rise if rise[policy][layer] < -3 * error[policy][layer]]
+        chosen.append(min(lower, key=lambda policy: rise[policy][layer], default="vrpr"))
     return chosen
 
 
@@ -85,7 +85,10 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=Path("profiles/tiny-wan.json"), help="file to write")
     parser.add_argument("--workers", type=int, default=1, help="processes; two or more have one thread each")
     arguments = parser.parse_args()
+    if arguments.clips < 2:
+        parser.error("expected at least 2 clips, for a standard error")
     rise, error = measure(arguments.clips, arguments.times, arguments.workers)
+    LAYER_LOSSES.write_text(json.dumps({"rise": rise, "error": error}, indent=1) + "\n")
     provenance = Provenance(
         kind="probed",
         source=f"python -m freeloc.tiny.choose --clips {arguments.clips} --times {arguments.times}",
@@ -94,7 +97,6 @@ def main() -> None:
     )
     profile = with_layers(load_profile("tiny-wan"), choose(rise, error))
     profile.model_copy(update={"provenance": provenance}).save(arguments.profile)
-    LAYER_LOSSES.write_text(json.dumps({"rise": rise, "error": error}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import freeloc
+from freeloc.registry import registry
 from freeloc.tiny.measures import MEASURES
-from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
+from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.pictures import contact_sheet, side_by_side
 from freeloc.tiny.world import clips
 
@@ -31,8 +32,9 @@ def measures_table(videos: dict[str, Tensor], prompts: list[str]) -> str:
 
 def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, method: str | None = None) -> None:
     """Generate, write ``side-by-side.gif`` and ``contact-sheet.png`` to `folder`, and print what happened."""
+    chosen = registry().methods.get(method) if method else None
     folder.mkdir(parents=True, exist_ok=True)
-    prompts, length = list(PROMPTS), times * (TRAINED_FRAMES - 1) + 1
+    prompts, length = list(PROMPTS), long_frames(times)
     pipeline = load_pipeline()
     print(f"A tiny Wan, trained on clips of {TRAINED_FRAMES} latent frames, makes videos of {length}:")
     print(", ".join(prompts))
@@ -42,8 +44,12 @@ def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, method: st
     started = time.perf_counter()
     videos[f"{times}x direct"] = sample(pipeline, prompts, noise(seeds, length), steps, title=f"{times}x direct")
     switched = time.perf_counter()
-    with freeloc.patch(pipeline, profile="tiny-wan", method=method) as patch:
-        videos[f"{times}x freeloc"] = sample(pipeline, prompts, noise(seeds, length), steps, title=f"{times}x freeloc")
+    corrected = f"{times}x {method or 'freeloc'}"
+    initial = noise(seeds, length)
+    if chosen and chosen.noise:
+        initial = chosen.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(seed))
+    with freeloc.patch(pipeline, profile="tiny-wan", method=chosen) as patch:
+        videos[corrected] = sample(pipeline, prompts, initial, steps, title=corrected)
     finished = time.perf_counter()
     print(f"\n{patch.report()}\n")
     print(measures_table(videos, prompts))

@@ -14,7 +14,7 @@ from freeloc.tiny.judge import labels, load_judge
 from freeloc.tiny.world import PANS
 
 LAND = 12
-"""Rows at the bottom of a frame that hold all of the land: hills, valleys and poles."""
+"""Rows at the bottom of a frame that hold the land: hills, valleys and nearly all of the poles."""
 
 REACH = 6
 """Largest motion of the land that is looked for, in pixels per frame."""

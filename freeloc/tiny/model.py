@@ -67,6 +67,15 @@ def pipeline_size(latent_frames: int) -> dict[str, int]:
     return {"num_frames": 4 * (latent_frames - 1) + 1, "height": 8 * HEIGHT, "width": 8 * WIDTH}
 
 
+def long_frames(times: int) -> int:
+    """Latent frames of a video of so many trained lengths: each one after the first continues from the last frame.
+
+    >>> [long_frames(times) for times in (1, 2, 4)]
+    [21, 41, 81]
+    """
+    return times * (TRAINED_FRAMES - 1) + 1
+
+
 def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
     """Initial noise of one clip per seed, (clips, 3, latent_frames, height, width).
 
@@ -78,14 +87,14 @@ def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
 
 
 def sample(
-    pipeline: WanPipeline, prompts: list[str], noise: Tensor, steps: int = 12, guidance: float = 3.0, title: str = ""
+    pipeline: WanPipeline, prompts: list[str], initial: Tensor, steps: int = 12, guidance: float = 3.0, title: str = ""
 ) -> Tensor:
     """Videos (clips, 3, latent_frames, height, width) in 0..1 from their prompts and their noise.
 
     Args:
         pipeline: see `load_pipeline`; it may be patched.
         prompts: one per clip.
-        noise: see `noise`.
+        initial: the noise to start from: see `noise`.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 does without, in half the time.
         title: of the progress bar; none is shown without.
@@ -94,10 +103,10 @@ def sample(
     latents = pipeline(
         prompt_embeds=prompt_embeds(prompts),
         negative_prompt_embeds=prompt_embeds([""] * len(prompts)),
-        latents=noise,
+        latents=initial,
         guidance_scale=guidance,
         num_inference_steps=steps,
         output_type="latent",
-        **pipeline_size(noise.shape[2]),
+        **pipeline_size(initial.shape[2]),
     ).frames
     return to_video(latents)

@@ -20,7 +20,7 @@ def side_by_side(videos: dict[str, Tensor], path: Path) -> None:
 
 
 def contact_sheet(videos: dict[str, Tensor], path: Path, columns: int = 12) -> None:
-    """Write a PNG: a row per video, one frame in so many from left to right."""
+    """Write a PNG: a row per way of making the videos, so many frames of each from left to right."""
     strips = []
     for video in videos.values():
         chosen = torch.linspace(0, video.shape[2] - 1, columns).round().long().tolist()

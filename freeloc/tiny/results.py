@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from freeloc import metrics
 from freeloc.tiny import scores
@@ -47,9 +49,9 @@ def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
     lines, reference = [], {}
     for (times, setting), several in groups.items():
         if times not in reference:
-            reference[times] = torch.cat([cell.true_clips(seed=2) for cell in several])
+            reference[times] = scores.Features.of(torch.cat([cell.true_clips(seed=2) for cell in several]))
         videos = torch.cat([cell.video() for cell in several])
-        for name, (value, error) in scores.over_clips(list(videos), list(reference[times])).items():
+        for name, (value, error) in scores.over_clips(videos, reference[times]).items():
             line = {"times": times, "setting": setting, "measure": name, "clips": len(videos)}
             lines.append(line | {"mean": value, "error": error})
     return lines
@@ -71,11 +73,15 @@ def table(lines: list[dict[str, Any]], times: int) -> str:
 
 
 def figures(lines: list[dict[str, Any]], folder: Path) -> None:
-    """A PNG per measure: its mean over length, with standard errors, one line per setting."""
+    """A PNG per measure: its mean over length, with standard errors, one line per setting.
+
+    Distances of sets depend on how many clips there are, so they are drawn for lengths with the largest number only.
+    """
+    most = max(line["clips"] for line in lines)
     for measure in dict.fromkeys(line["measure"] for line in lines):
         curves: dict[str, Curve] = {}
         for line in lines:
-            if line["measure"] == measure:
+            if line["measure"] == measure and (line["clips"] == most or measure not in scores.OVER_CLIPS):
                 points = curves.setdefault(line["setting"], ([], [], []))
                 for values, name in zip(points, ("times", "mean", "error"), strict=True):
                     values.append(line[name])
@@ -91,8 +97,8 @@ def drift_curves(folder: Path, size: Size) -> None:
             mine = [cell for cell in cells(folder, size) if (cell.times, cell.setting) == (times, setting)]
             videos = torch.cat([cell.video() for cell in mine]).movedim(1, -1)
             by_clip = torch.stack([metrics.drift_curve(video) for video in videos])
-            error = by_clip.std(dim=0) / len(by_clip) ** 0.5
-            curves[setting] = (list(range(by_clip.shape[1])), by_clip.mean(dim=0).tolist(), error.tolist())
+            means, errors = zip(*(scores.mean_and_error(values) for values in by_clip.T.tolist()), strict=True)
+            curves[setting] = (list(range(by_clip.shape[1])), list(means), list(errors))
         _chart(curves, folder / f"{times}x-drift-curve.png", "frames apart", "distance of colours")
 
 
@@ -102,9 +108,6 @@ Curve = tuple[list[float], list[float], list[float]]
 
 def _chart(curves: dict[str, Curve], path: Path, across: str, up: str, lengths: Sequence[int] | None = None) -> None:
     """Write a line chart. True clips are black; with `lengths`, these are ticks of a logarithmic axis."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, (places, means, errors)) in enumerate(curves.items()):
@@ -123,7 +126,7 @@ def _chart(curves: dict[str, Curve], path: Path, across: str, up: str, lengths: 
 
 
 def pictures(folder: Path, size: Size) -> None:
-    """Contact sheets of the first two clips at every length, and a GIF of the first at the middle one."""
+    """Contact sheets of the first two clips at every length, and a GIF of them at the middle one."""
     lengths = list(size.clips)
     for times in lengths:
         first = [cell for cell in cells(folder, size) if cell.times == times and cell.first == 0]

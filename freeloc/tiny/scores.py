@@ -1,9 +1,10 @@
 """The bench's numbers: per clip, and over all clips of a setting, with standard errors."""
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -39,18 +40,37 @@ def denoising_loss(
     return metrics.denoising_loss(predict, latents, SIGMAS, generator).mean(dim=0)
 
 
-def over_clips(videos: Sequence[Tensor], true: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
-    """Measures of a set of videos (3, frames, height, width), each with its jackknife standard error."""
-    mine, others = ([video.movedim(0, -1) for video in videos] for videos in (videos, true))
-    found = {"colour spread": jackknife(metrics.colour_spread, mine)}
-    for name, features in (("frame distance", metrics.frame_features), ("motion distance", metrics.motion_features)):
-        reference = torch.cat([features(video) for video in others])
+class Features(NamedTuple):
+    """What Frechet distances compare, one tensor (frames, features) per clip."""
 
-        def distance(parts: Sequence[Tensor], reference: Tensor = reference) -> float:
-            return metrics.frechet_distance(torch.cat(list(parts)), reference)
+    frame: list[Tensor]
+    motion: list[Tensor]
 
-        found[name] = jackknife(distance, [features(video) for video in mine])
-    return found
+    @classmethod
+    def of(cls, videos: Tensor) -> "Features":
+        """Of videos (clips, 3, frames, height, width)."""
+        shown = videos.movedim(1, -1)
+        return cls(
+            [metrics.frame_features(video) for video in shown], [metrics.motion_features(video) for video in shown]
+        )
+
+
+def over_clips(videos: Tensor, true: Features) -> dict[str, tuple[float, float]]:
+    """Measures of a set of videos (clips, 3, frames, height, width), each with its jackknife standard error.
+
+    The error is that of these videos alone: the true ones that they are compared with count as given.
+    """
+    mine = Features.of(videos)
+
+    def distance(reference: list[Tensor]) -> Callable[[Sequence[Tensor]], float]:
+        whole = torch.cat(reference)
+        return lambda parts: metrics.frechet_distance(torch.cat(list(parts)), whole)
+
+    return {
+        "colour spread": jackknife(metrics.colour_spread, list(videos.movedim(1, -1))),
+        "frame distance": jackknife(distance(true.frame), mine.frame),
+        "motion distance": jackknife(distance(true.motion), mine.motion),
+    }
 
 
 def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor]) -> tuple[float, float]:
@@ -59,7 +79,8 @@ def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor
     >>> jackknife(lambda parts: float(torch.stack(parts).mean()), [torch.tensor(1.0), torch.tensor(3.0)])
     (2.0, 1.0)
     """
-    without = torch.tensor([statistic(parts[:index] + parts[index + 1 :]) for index in range(len(parts))])
+    left_out = [statistic(parts[:index] + parts[index + 1 :]) for index in range(len(parts))]
+    without = torch.tensor(left_out, dtype=torch.float64)
     error = ((len(parts) - 1) / len(parts) * (without - without.mean()).square().sum()).sqrt()
     return statistic(parts), float(error)
 
@@ -71,13 +92,14 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     (2.0, 1.0)
     """
     numbers = torch.tensor(values, dtype=torch.float64)
-    return float(numbers.mean()), float(numbers.std() / len(values) ** 0.5)
+    return float(numbers.mean()), float(numbers.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
 def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[str, Any]]:
     """Per length, setting and measure: mean, standard error, number of clips, and the paired difference to `baseline`.
 
-    Clips of the same number have the same prompt and noise in every setting, so differences are taken clip by clip.
+    Clips of the same number have the same prompt, and in all settings but the true clips the same noise, so differences
+    are taken clip by clip.
     """
     values: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
     for row in rows:

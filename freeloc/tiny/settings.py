@@ -1,14 +1,17 @@
 """The settings that the bench compares: every method by name, and choices of layers, good, random and bad."""
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from freeloc.baselines import BASELINES
+from freeloc.methods import frame_plan
 from freeloc.plan import Method
 from freeloc.profile import Policy, Profile, load_profile
 from freeloc.registry import registry
+from freeloc.tiny.model import long_frames
 
 LAYER_LOSSES = Path(__file__).parent / "layer_losses.json"
 """Mean rise of the denoising loss by policy and layer, one layer changed at a time: written by freeloc.tiny.choose."""
@@ -24,10 +27,17 @@ class Setting:
 
     @property
     def fingerprint(self) -> str:
-        """What decides the videos of this setting."""
-        return json.dumps(
-            [self.profile.model_dump(mode="json", exclude={"provenance"}), self.method and self.method.name]
-        )
+        """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and what becomes of the noise."""
+        digest = hashlib.sha256()
+        plan_of = self.method.plan if self.method else frame_plan
+        for times in (2, 4, 8):
+            for layer in range(self.profile.model.layers):
+                plan = plan_of(self.profile, layer, long_frames(times))
+                for table in (plan.positions, plan.visibility, *([] if plan.decay is None else [plan.decay])):
+                    digest.update(table.numpy().tobytes())
+                digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
+        noise = self.method.noise if self.method else None
+        return f"{digest.hexdigest()[:16]} {noise.__name__ if noise else ''}".strip()
 
 
 def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
@@ -75,7 +85,7 @@ def wrong(profile: Profile, losses: dict[str, list[float]]) -> Profile:
 
 
 def all_settings() -> dict[str, Setting]:
-    """Every setting of the bench, by name."""
+    """Every setting of the bench, by name; of those with the same plans and noise only the first."""
     chosen = load_profile("tiny-wan")
     settings = [Setting(method.name, chosen, method) for method in BASELINES]
     settings += [
@@ -85,4 +95,7 @@ def all_settings() -> dict[str, Setting]:
     settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
     if LAYER_LOSSES.exists():
         settings.append(Setting("wrong layers", wrong(chosen, json.loads(LAYER_LOSSES.read_text())["rise"])))
-    return {setting.name: setting for setting in settings}
+    different: dict[str, Setting] = {}
+    for setting in settings:
+        different.setdefault(setting.fingerprint, setting)
+    return {setting.name: setting for setting in different.values()}

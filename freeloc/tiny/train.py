@@ -1,6 +1,7 @@
 """Trains the tiny model: ``python -m freeloc.tiny.train``. Resumes from its checkpoint when there is one.
 
-Short clips first, where a batch holds many different landscapes, then clips of the trained length.
+Short clips first, where a batch holds many different landscapes, then clips of the trained length. Needs a PyTorch with
+``torch.optim.Muon``.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from freeloc.errors import FreelocError
 from freeloc.tiny.model import TRAINED_FRAMES, load_transformer, new_transformer, save_weights
 from freeloc.tiny.world import PROMPTS, clips, prompt_embeds, to_latents
 
@@ -97,6 +99,8 @@ def train(stages: tuple[Stage, ...], folder: Path, decay: int, start: Path | Non
     average = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     first, seconds = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists() and start:
+        raise FreelocError(f"{checkpoint} is there: leave out --start to go on with it, or give another --folder")
     if checkpoint.exists():
         saved: dict[str, Any] = torch.load(checkpoint)
         transformer.load_state_dict(saved["transformer"])
