@@ -212,7 +212,7 @@ class _BeyondTraining:
         return FramePlan.identity(frames) if frames <= trained else self.make(frames, trained)
 
 
-FREENOISE = "arXiv 2310.15169, one window per frame; wants its own noise: freeloc.baselines.reschedule_noise"
+_FREENOISE = "arXiv 2310.15169, one window per frame; wants its own noise: freeloc.baselines.reschedule_noise"
 
 BASELINES = [
     Method("direct", _BeyondTraining(lambda frames, trained: FramePlan.identity(frames)), "the model as it is"),
@@ -224,6 +224,6 @@ BASELINES = [
     Method("yarn", _BeyondTraining(yarn), "arXiv 2309.00071"),
     Method("riflex", _BeyondTraining(riflex), "RIFLEx, arXiv 2502.15894"),
     Method("ultravico", _BeyondTraining(ultravico), "UltraViCo, arXiv 2511.20123"),
-    Method("freenoise", _BeyondTraining(sliding_window), FREENOISE, reschedule_noise),
+    Method("freenoise", _BeyondTraining(sliding_window), _FREENOISE, reschedule_noise),
 ]
 """All of them. FreeNoise fuses overlapping windows; here each frame has one, and its noise is `reschedule_noise`."""

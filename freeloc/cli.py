@@ -21,7 +21,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Compare all methods on the tiny model."""
+    """Compare methods on the tiny model."""
     try:
         from freeloc.tiny.bench import full, quick
         from freeloc.tiny.results import bench as run_bench

@@ -50,7 +50,7 @@ def dynamic_degree(video: Tensor) -> float:
     >>> dynamic_degree(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     0.0
     """
-    small, _ = working_size(checked(video, frames=2))
+    small = working_size(checked(video, frames=2))
     length = inner(motion_field(small)).square().sum(dim=-1).sqrt().flatten(1)  # (frames - 1, pixels)
     largest = length.topk(max(1, round(0.05 * length.shape[1])), dim=1).values
     return 100 * float(largest.mean()) / min(small.shape[1:3])
@@ -64,7 +64,7 @@ def motion_smoothness(video: Tensor) -> float:
     >>> motion_smoothness(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     1.0
     """
-    small, _ = working_size(checked(video, frames=3))
+    small = working_size(checked(video, frames=3))
     return 1 - float((between(small) - small[1:-1]).abs().mean())
 
 
@@ -100,7 +100,7 @@ def distance_by_lag(video: Tensor) -> Tensor:
     >>> distance_by_lag(torch.cat([frame, frame + 1, frame, frame + 1])).tolist()
     [0.0, 1.0, 0.0, 1.0]
     """
-    small, _ = working_size(checked(video))
+    small = working_size(checked(video))
     return torch.stack([(small[lag:] - small[: len(small) - lag]).abs().mean() for lag in range(len(small))])
 
 
@@ -222,7 +222,7 @@ def motion_features(video: Tensor, cells: int = 4) -> Tensor:
     >>> motion_features(torch.rand(3, 16, 20, 3)).shape
     torch.Size([2, 32])
     """
-    field = motion_field(working_size(checked(video, frames=2))[0]).movedim(-1, 1)
+    field = motion_field(working_size(checked(video, frames=2))).movedim(-1, 1)
     return F.adaptive_avg_pool2d(field, cells).flatten(1)
 
 
@@ -269,7 +269,7 @@ def _brightness(video: Tensor) -> Tensor:
 
 def _histograms(video: Tensor, bins: int) -> Tensor:
     """Share of pixels in each bin, (frames, channels, bins)."""
-    video, _ = working_size(video)
+    video = working_size(video)
     index = (video * bins).long().clamp(max=bins - 1)  # (frames, height, width, channels)
     return torch.stack([(index == number).float().mean(dim=(1, 2)) for number in range(bins)], dim=-1)
 

@@ -43,7 +43,7 @@ def motion_field(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
         block: side of a block, in pixels, odd.
     """
     before, after = video[:-1].movedim(-1, 1), video[1:].movedim(-1, 1)
-    return _best(before, after, displacements(radius), block, still=0)
+    return _best(before, after, displacements(radius), block)
 
 
 def inner(field: Tensor, margin: int = RADIUS) -> Tensor:
@@ -68,37 +68,36 @@ def between(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
     True
     """
     before, after = video[:-2].movedim(-1, 1), video[2:].movedim(-1, 1)
-    field = _best(before, after, displacements(radius), block, still=1)
+    field = _best(before, after, displacements(radius), block, both_sides=True)
     mean = (_look_up(before, -field) + _look_up(after, field)) / 2
     return mean.movedim(1, -1)
 
 
-def working_size(video: Tensor) -> tuple[Tensor, float]:
-    """A video at the working size, and by how much it was reduced.
+def working_size(video: Tensor) -> Tensor:
+    """A video (frames, height, width, channels) reduced to the working size, if it is larger.
 
-    >>> small, factor = working_size(torch.rand(2, 480, 832, 3))
-    >>> tuple(small.shape), factor
-    ((2, 64, 111, 3), 7.5)
+    >>> working_size(torch.rand(2, 480, 832, 3)).shape
+    torch.Size([2, 64, 111, 3])
     """
     shorter = min(video.shape[1:3])
     if shorter <= WORKING_HEIGHT:
-        return video, 1.0
+        return video
     factor = shorter / WORKING_HEIGHT
     size = [round(side / factor) for side in video.shape[1:3]]
-    return F.interpolate(video.movedim(-1, 1), size=size, mode="area").movedim(1, -1), factor
+    return F.interpolate(video.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
-def _best(before: Tensor, after: Tensor, tried: Tensor, block: int, still: int) -> Tensor:
+def _best(before: Tensor, after: Tensor, tried: Tensor, block: int, both_sides: bool = False) -> Tensor:
     """The displacement of least block difference, (frames, height, width, 2), for frames (frames, channels, ...).
 
-    With `still` 1, the displacement is applied to both sides, away from a frame in between.
+    With `both_sides`, seen from a frame in between: there from -d, and on to +d.
     """
     count, _, height, width = before.shape
     least = torch.full((count, height, width), torch.inf)
     best = torch.zeros(count, height, width, dtype=torch.long)
     for index, (x, y) in enumerate(tried.tolist()):
-        came_from = _shifted(before, -x * still, -y * still)
-        difference = (came_from - _shifted(after, x, y)).abs().mean(dim=1, keepdim=True)
+        start = _shifted(before, -x, -y) if both_sides else before
+        difference = (start - _shifted(after, x, y)).abs().mean(dim=1, keepdim=True)
         cost = F.avg_pool2d(difference, block, stride=1, padding=block // 2, count_include_pad=False)[:, 0]
         better = cost < least - NOISE
         least, best = torch.where(better, cost, least), torch.where(better, index, best)
