@@ -49,7 +49,7 @@ ORIGINAL = Adapter(
     family="wan",
     classes=("wan.modules.model.WanModel",),
     sites=(AttentionSite("blocks.*.self_attn", kernel=FLASH_ATTENTION),),
-    grid=TokenGrid("grid_sizes", position=2, axes="sample (f h w)", of="attention"),
+    grid=TokenGrid("grid_sizes", axes="sample (f h w)", of="attention"),
     rope=ROPE,
     heads="num_heads",
     head_dim="blocks.0.self_attn.head_dim",

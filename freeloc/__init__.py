@@ -1,6 +1,6 @@
 """freeloc: long videos from video diffusion transformers trained on short clips, without training."""
 
-from freeloc.adapter import SDPA, Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, Refusal, TemporalRope, TokenGrid
 from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProfileError, RegistryError
 from freeloc.methods import frame_plan
 from freeloc.patching import Patch, patch, unpatch
@@ -9,6 +9,7 @@ from freeloc.profile import Profile, default_profile, load_profile
 from freeloc.registry import adapters, find_adapter, hookimpl
 
 __all__ = [
+    "MATMUL",
     "SDPA",
     "Adapter",
     "AdapterError",
@@ -22,6 +23,7 @@ __all__ = [
     "PatchError",
     "Profile",
     "ProfileError",
+    "Refusal",
     "RegistryError",
     "TemporalRope",
     "TokenGrid",

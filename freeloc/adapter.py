@@ -16,7 +16,7 @@ from freeloc.errors import AdapterError
 
 @dataclass(frozen=True)
 class TemporalRope:
-    """The part of each head that the temporal axis of a 3-D RoPE rotates.
+    """The pairs of channels of each head that the temporal axis of a 3-D RoPE rotates.
 
     >>> rope = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
     >>> rope.span(128), rope.frequencies(128).shape
@@ -24,29 +24,61 @@ class TemporalRope:
 
     Args:
         channels: number of temporal channels, or a function from head_dim to it.
-        first: first temporal channel of a head.
+        first: the first channel of the block that they are paired in.
         pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
-            1), ``"(two pair)"`` for half-split ones (i, i + pairs).
-        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per latent frame.
+            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block).
+        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position.
+        within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
+            ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
+        frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
+            (pairs,), or (heads, pairs) where each head has its own, 0 for pairs that are not temporal.
+        step: from the model and the arguments of its forward, by name, to the positions per latent frame; 1 by default.
+        present: attribute path that is false on a model of the class which has no RoPE.
     """
 
     channels: int | Callable[[int], int]
     first: int = 0
     pairing: Literal["(pair two)", "(two pair)"] = "(pair two)"
     theta: float = 10_000.0
+    within: int | Callable[[int], int] | None = None
+    frequencies_from: Callable[[Any], Tensor] | None = None
+    step: Callable[[Any, Mapping[str, Any]], float] | None = None
+    present: str | None = None
 
-    def span(self, head_dim: int) -> tuple[int, int]:
-        """First temporal channel and the one after the last."""
+    def pairs(self, head_dim: int) -> int:
+        """Number of temporal pairs of a head."""
         count = self.channels if isinstance(self.channels, int) else self.channels(head_dim)
         if count < 2 or count % 2 or self.first + count > head_dim:
             raise AdapterError(f"expected an even number of temporal channels within {head_dim}, found {count}")
-        return self.first, self.first + count
+        return count // 2
+
+    def span(self, head_dim: int) -> tuple[int, int]:
+        """First channel of the block over which the pairing goes, and the one after its last."""
+        own = 2 * self.pairs(head_dim)
+        block = self.within if isinstance(self.within, int | None) else self.within(head_dim)
+        block = own if block is None else block
+        if block < own or block % 2 or self.first + block > head_dim:
+            raise AdapterError(
+                f"expected {own} to {head_dim - self.first} paired channels, an even number, found {block}"
+            )
+        return self.first, self.first + block
 
     def frequencies(self, head_dim: int) -> Tensor:
-        """Radians per latent frame of each pair of channels, (pairs,) float64."""
-        first, stop = self.span(head_dim)
-        pairs = (stop - first) // 2
+        """Radians per position of each temporal pair, (pairs,) float64."""
+        pairs = self.pairs(head_dim)
         return self.theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+
+    def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
+        """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
+        if self.frequencies_from is None:
+            return self.frequencies(head_dim)
+        found = self.frequencies_from(model).detach().to("cpu", torch.float64)
+        if found.ndim not in (1, 2) or found.shape[-1] != self.pairs(head_dim) or not found.isfinite().all():
+            raise AdapterError(
+                f"expected finite frequencies for {self.pairs(head_dim)} pairs, or (heads, {self.pairs(head_dim)}), "
+                f"found shape {tuple(found.shape)}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,18 +86,24 @@ class TokenGrid:
     """Where the number of latent frames and the height and width in tokens are read from.
 
     Args:
-        argument: name of a forward argument of the transformer (or of the attention module, see `of`).
-        position: its place when it is passed by position.
-        axes: einops names of its axes, ``f h w`` among them; or ``"sample (f h w)"`` for a table of sizes per sample.
-        patch: attribute path of the patch size (frames, height, width) that divides those axes.
+        argument: name of a forward argument of the transformer (or of the attention module, see `of`); or three names
+            of arguments that are the numbers of latent frames, rows and columns.
+        axes: einops names of its axes, ``f h w`` among them; ``"sample (f h w)"`` for a table of sizes per sample;
+            ``"sample token (f h w)"`` for a table of every token's coordinates.
+        patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for
+            each a number or a path. Frames that do not fill the last patch make one more; None counts as 1.
         of: whose forward has the argument.
     """
 
-    argument: str = "hidden_states"
-    position: int = 0
+    argument: str | tuple[str, str, str] = "hidden_states"
     axes: str = "b c f h w"
-    patch: str = "config.patch_size"
+    patch: str | tuple[int | str, int | str, int | str] = "config.patch_size"
     of: Literal["transformer", "attention"] = "transformer"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments."""
+        return (self.argument,) if isinstance(self.argument, str) else self.argument
 
 
 @dataclass(frozen=True)
@@ -73,24 +111,30 @@ class Kernel:
     """The function that computes softmax(q k^T) v: its name, the layout of its tensors, the names of its arguments.
 
     Args:
-        function: ``"torch.nn.functional.scaled_dot_product_attention"``, or the name under which the file that
-            defines the attention module imported another function.
+        function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
+            multiplies q k^T and the product with v itself; or the name under which the file that defines the module
+            at the site imported another function; or that of another file, ``"package.module:name"``.
         layout: einops order of the axes of query, key and value.
+        output: that of the output, if it is another.
         arguments: all arguments in order.
         query, key, value, mask, scale: which arguments these are.
         valid_keys: which argument holds the number of valid leading keys of each sample.
+        segments: which argument holds the cumulative lengths [0, valid, all, all + valid, ...] of the valid tokens and
+            the padding of each sample, one after the other.
         neutral: arguments that must have this value (or be left out): what the engine does not do.
     """
 
     function: str
     layout: Literal["b h l d", "b l h d"]
     arguments: tuple[str, ...]
+    output: Literal["", "b l (h d)"] = ""
     query: str = "query"
     key: str = "key"
     value: str = "value"
     mask: str | None = None
     scale: str | None = None
     valid_keys: str | None = None
+    segments: str | None = None
     neutral: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -104,6 +148,9 @@ SDPA = Kernel(
 )
 """PyTorch's own attention function."""
 
+MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
+"""A module's own products: ``softmax(q @ k.mT) @ v``, scaled before or between."""
+
 
 @dataclass(frozen=True)
 class AttentionSite:
@@ -112,9 +159,10 @@ class AttentionSite:
     Args:
         path: module path with one ``*`` for the index, such as ``"blocks.*.attn1"``.
         layers: attribute path of a sequence that gives the layer number of each index, for blocks that run beside
-            others; by default the index itself.
+            others; by default the layers follow those of the sites before.
         kernel: what the module calls.
         text: where text tokens stand in the sequence, if there are any.
+        tokens: ``"f h w"``; or ``"f"`` where each place of the frame is a sequence of its own (temporal attention).
         while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the
             module runs: for libraries that would otherwise choose a kernel that cannot be seen.
     """
@@ -123,10 +171,11 @@ class AttentionSite:
     layers: str | None = None
     kernel: Kernel = SDPA
     text: Literal["none", "first", "last"] = "none"
+    tokens: Literal["f h w", "f"] = "f h w"
     while_running: Mapping[str, str] = field(default_factory=dict)
 
-    def modules(self, model: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
-        """(layer, path, module) of every place in the model that the path names."""
+    def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
+        """(layer beside which it runs or None, path, module) of every place in the model that the path names."""
         before, after = self.path.split("*")
         try:
             blocks = model.get_submodule(before.rstrip("."))
@@ -141,7 +190,7 @@ class AttentionSite:
                 module = model.get_submodule(path)
             except AttributeError as error:
                 raise AdapterError(f"{type(model).__name__} has no '{path}', which its adapter expects") from error
-            yield (int(numbers[index]) if numbers is not None else index), path, module
+            yield (int(numbers[index]) if numbers is not None else None), path, module
 
 
 @dataclass(frozen=True)
@@ -153,17 +202,46 @@ class ModelShape:
     head_dim: int
 
 
+class _Described:
+    """What says of some model classes how to treat them."""
+
+    name: str
+    classes: tuple[str, ...]
+
+    def claims(self, model: object) -> int | None:
+        """How far up the model's bases the class that this names stands (0: it is its own), or None."""
+        for distance, base in enumerate(type(model).__mro__):
+            if f"{base.__module__}.{base.__qualname__}" in self.classes:
+                return distance
+        return None
+
+
 @dataclass(frozen=True)
-class Adapter:
+class Refusal(_Described):
+    """Models that cannot be corrected, and why: the message that whoever patches one gets.
+
+    Args:
+        name: its own.
+        classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
+        reason: what is in the way, and what to do instead.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adapter(_Described):
     """One family of models.
 
     Args:
         name: its own.
         family: by which profiles refer to it: adapters of one family share profiles.
         classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
-        sites: the attention over video tokens. The first one counts the layers.
+        sites: the attention over video tokens. Those without `AttentionSite.layers` count the layers.
         grid: where the token grid is read from.
-        rope: the temporal part of the rotary embedding.
+        rope: the temporal part of the rotary embedding; None if the model has none.
         heads: attribute path of the number of heads.
         head_dim: attribute path of the channels per head.
     """
@@ -173,26 +251,34 @@ class Adapter:
     classes: tuple[str, ...]
     sites: tuple[AttentionSite, ...]
     grid: TokenGrid
-    rope: TemporalRope
+    rope: TemporalRope | None
     heads: str = "config.num_attention_heads"
     head_dim: str = "config.attention_head_dim"
 
-    def claims(self, model: object) -> int | None:
-        """How far up the model's bases the class that this adapter names stands (0: it is its own), or None."""
-        for distance, base in enumerate(type(model).__mro__):
-            if f"{base.__module__}.{base.__qualname__}" in self.classes:
-                return distance
-        return None
+    def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
+        """(site, layer, path, module) of every attention module over video tokens."""
+        count = 0
+        for site in self.sites:
+            for beside, path, module in site.modules(model):
+                yield site, count if beside is None else beside, path, module
+                count += beside is None
 
     def shape(self, model: nn.Module) -> ModelShape:
         """Count the model's layers and read its sizes."""
-        layers = sum(1 for _ in self.sites[0].modules(model))
+        layers = len({layer for _, layer, _, _ in self.places(model)})
         return ModelShape(layers, int(self._read(model, self.heads)), int(self._read(model, self.head_dim)))
 
     def patch_size(self, model: nn.Module) -> tuple[int, int, int]:
         """Latent frames, rows and columns that make one token."""
-        frames, height, width = self._read(model, self.grid.patch)
-        return int(frames), int(height), int(width)
+        patch = self.grid.patch
+        found = self._read(model, patch) if isinstance(patch, str) else patch
+        sizes = [self._read(model, size) if isinstance(size, str) else size for size in found]
+        frames, height, width = (1 if size is None else int(size) for size in sizes)
+        return frames, height, width
+
+    def has_rope(self, model: nn.Module) -> bool:
+        """Whether this very model rotates queries and keys by their time."""
+        return self.rope is not None and (self.rope.present is None or bool(self._read(model, self.rope.present)))
 
     def _read(self, model: nn.Module, path: str) -> Any:
         try:

@@ -222,17 +222,22 @@ def attend_reference(
     layout: TokenLayout,
     mask: Tensor | None = None,
     scale: float | None = None,
+    frequencies: Tensor | None = None,
 ) -> Tensor:
-    """What `attend` computes, from dense logits in float64: slow, obvious, for tests. Arguments as there."""
+    """What `attend` computes, from dense logits in float64: slow, obvious, for tests. Arguments as there and in
+    `PlanTables`.
+    """
     _check(query, key, plan, layout)
     q, k, v = (tensor.double() for tensor in (query, key, value))
     logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    span, frequencies = rope.span(query.shape[-1]), rope.frequencies(query.shape[-1])
+    span = rope.span(query.shape[-1])
+    frequencies = rope.frequencies(query.shape[-1]) if frequencies is None else frequencies
     wanted = plan.frequencies(frequencies) if plan.frequencies else frequencies
     true = relative_positions(plan.frames)
     for frame in range(layout.frames):
-        angles = true[frame, :, None, None] * frequencies - plan.positions[frame, :, None, None] * wanted
+        per_frame = true[frame, :, None, None], plan.positions[frame, :, None, None]  # (frames, 1, 1)
+        angles = per_frame[0] * frequencies[..., None, None, :] - per_frame[1] * wanted[..., None, None, :]
         turned = rotate(video, torch.polar(torch.ones_like(angles), angles), span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import FreelocError, ProfileError
 from freeloc.profile import load_profile
 from freeloc.registry import registry
@@ -57,8 +58,14 @@ def measure(arguments: argparse.Namespace) -> None:
 def adapters(arguments: argparse.Namespace) -> int:
     """List the adapters, and what went wrong with plugins."""
     known = registry()
-    for name, distribution, adapter in known.adapters.things():
-        print(f"{name:20} {distribution:20} {', '.join(adapter.classes)}")
+    things = known.adapters.things()
+    for name, distribution, adapter in things:
+        if isinstance(adapter, Adapter):
+            print(f"{name:20} {distribution:20} {', '.join(adapter.classes)}")
+    for name, distribution, refusal in things:
+        if isinstance(refusal, Refusal):
+            print(f"{name:20} {distribution:20} {', '.join(refusal.classes)}")
+            print(f"{'':20} cannot be corrected: {refusal.reason}")
     return _problems()
 
 

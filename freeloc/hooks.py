@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freeloc.adapter import SDPA, Adapter, AttentionSite
+from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel
 from freeloc.attention import TokenLayout, attend
 from freeloc.errors import LayoutError
-from freeloc.interception import FunctionTakeover, NameTakeover, Takeover
+from freeloc.grid import GridReader
+from freeloc.interception import Attention, FunctionTakeover, NameTakeover, ProductTakeover, Takeover
 from freeloc.plan import FramePlan
 from freeloc.report import LayerReport
 from freeloc.rotation import PlanTables
@@ -43,22 +44,26 @@ class ModelHook:
         self.adapter = adapter
         self.label = label
         self.method_name = method_name
-        # A tensor, (1 or samples, 3): latent frames, rows, columns. torch.compile guards numbers, which would make it
-        # compile every layer and every length anew, but not what is in a tensor.
+        # Tensors: torch.compile guards numbers, which would make it compile every layer and every length anew, but not
+        # what is in a tensor.
         self.grids: Tensor | None = None
+        """(1 or samples, 3): latent frames, rows, columns."""
+        self.step = torch.ones((), dtype=torch.float64)
+        """Positions per latent frame."""
         self.head_dim = adapter.shape(model).head_dim
+        self.rope = adapter.rope if adapter.has_rope(model) else None
+        self._frequencies = self.rope.frequencies_of(model, self.head_dim) if self.rope else None
         self._plan = plan
-        self._tables: dict[int, list[PlanTables]] = {}
-        patch_size = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
-        names = adapter.grid.axes.split()
-        self._axes = [(names.index(name), size) for name, size in zip("fhw", patch_size, strict=True) if name in names]
-        sites = [(site, *place) for site in adapter.sites for place in site.modules(model)]
-        self.layers = [LayerHook(self, site, layer, path) for site, layer, path, _ in sites]
+        self._tables: dict[tuple[int, float], list[PlanTables]] = {}
+        places = list(adapter.places(model))
+        reads = adapter.grid.of == "transformer"
+        self.reader = GridReader(adapter, model, model if reads else places[0][3])
+        self.layers = [LayerHook(self, site, layer, path) for site, layer, path, _ in places]
         self._removers: list[RemovableHandle] = []
-        note = self.note_grid if adapter.grid.of == "transformer" else self.forget_grid
+        note = self.note_grid if reads else self.forget_grid
         self._removers.append(model.register_forward_pre_hook(note, with_kwargs=True))
         first_id = RemovableHandle.next_id
-        for hook, (_, _, _, module) in zip(self.layers, sites, strict=True):
+        for hook, (_, _, _, module) in zip(self.layers, places, strict=True):
             RemovableHandle.next_id = first_id  # torch.compile guards ids: with equal ones, equal layers share a graph
             self._removers.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
             self._removers.append(module.register_forward_hook(hook.after, with_kwargs=True, always_call=True))
@@ -74,17 +79,11 @@ class ModelHook:
 
     def note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a transformer whose input shows the grid."""
-        name, axes = self.adapter.grid.argument, self.adapter.grid.axes
-        shape = self._argument(module, args, kwargs).shape
-        if len(shape) != len(axes.split()):
-            raise LayoutError(f"expected {name} with axes ({axes}), found shape {tuple(shape)}")
-        frames, height, width = (shape[axis] // size for axis, size in self._axes)
-        if frames < 1 or height < 1 or width < 1:
-            raise LayoutError(
-                f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width}: "
-                f"{name} has shape {tuple(shape)}"
-            )
+        given = self.reader.given(args, kwargs)
+        frames, height, width = self.reader.of_model(module, given)
         self.grids = torch.tensor([[frames, height, width]])
+        if self.rope is not None and self.rope.step is not None:
+            self.step = torch.tensor(self.rope.step(module, given), dtype=torch.float64)
         length = len(range(frames))  # torch.compile may have made `frames` a symbol; a length is a number
         corrected = _corrected_layers(self.layers[0].handle, length)
         for layer, corrects in zip(self.layers, corrected, strict=True):
@@ -94,34 +93,23 @@ class ModelHook:
         """Forward pre-hook of a transformer that passes a table of sizes per sample to its attention modules."""
         self.grids = None
 
-    def read_sizes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-        """Note the grids of such a call of an attention module, and return the numbers of latent frames."""
-        table = self._argument(module, args, kwargs)
-        sizes = table.tolist()
-        if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
-            name = self.adapter.grid.argument
-            raise LayoutError(f"expected {name} (latent frames, height, width) >= 1, found {sizes}")
-        self.grids = table
-        return [int(frames) for frames, _, _ in sizes]
+    def require_executable(self, frames: int) -> None:
+        """Refuse, before anything runs, plans for so many latent frames that a model without RoPE cannot execute."""
+        if self.rope is None:
+            for layer in self.layers:
+                self.tables(layer.report.layer, frames, 1.0)
 
-    def _argument(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        grid = self.adapter.grid
-        if grid.argument in kwargs:
-            return kwargs[grid.argument]
-        if len(args) > grid.position:
-            return args[grid.position]
-        raise LayoutError(f"{type(module).__name__} was called without {grid.argument}, from which its grid is read")
-
-    def tables(self, layer: int, frames: int) -> PlanTables:
+    def tables(self, layer: int, frames: int, step: float) -> PlanTables:
         """The plan of a layer at a length. Layers with the same plan share its tables."""
         plan = self._plan(layer, frames)
         if plan.frames != frames:
             raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
-        known = self._tables.setdefault(frames, [])
+        known = self._tables.setdefault((frames, step), [])
         for tables in known:
             if tables.plan.same_as(plan):
                 return tables
-        known.append(PlanTables(plan, self.adapter.rope, self.head_dim))
+        frequencies = None if self._frequencies is None else self._frequencies * step
+        known.append(PlanTables(plan, self.rope, self.head_dim, frequencies))
         return known[-1]
 
 
@@ -134,7 +122,7 @@ class LayerHook:
         self.report = LayerReport(layer, path, model.method_name(layer))
         self.corrects: bool | None = None
         """Whether the call that is running is to be corrected; None until the model has run."""
-        self._by_frames: dict[int, PlanTables] = {}
+        self._by_frames: dict[tuple[int, float], PlanTables] = {}
         self._takeover: Takeover | None = None
         self._held: list[tuple[Any, str, bool, Any]] = []
         self._values = {attribute: _import(value) for attribute, value in site.while_running.items()}
@@ -152,7 +140,9 @@ class LayerHook:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: take the attention call over, if the plan says so."""
         if self.model.adapter.grid.of == "attention":
-            lengths = self.model.read_sizes(module, args, kwargs)
+            reader = self.model.reader
+            self.model.grids = reader.of_samples(module, reader.given(args, kwargs))
+            lengths = [int(frames) for frames, _, _ in self.model.grids.tolist()]
             self.corrects = True in [self.needs_correction(frames) for frames in lengths]
         if self.corrects is None:
             raise LayoutError(f"{self.report.path} ran, but not through its transformer's forward: the grid is unknown")
@@ -164,12 +154,7 @@ class LayerHook:
             own = name in owner.__dict__
             self._held.append((owner, name, own, getattr(owner, name, None)))
             setattr(owner, name, value)
-        function = self.site.kernel.function
-        takeover: Takeover
-        if function == SDPA.function:
-            takeover = FunctionTakeover(self.attention)
-        else:
-            takeover = NameTakeover(self.attention, type(module).__module__, function)
+        takeover = _takeover(self.site.kernel, type(module).__module__, self.attention)
         takeover.enter()
         self._takeover = takeover
 
@@ -206,19 +191,30 @@ class LayerHook:
         mask = given.get(kernel.mask) if kernel.mask else None
         scale = given.get(kernel.scale) if kernel.scale else None
         valid = given.get(kernel.valid_keys) if kernel.valid_keys else None
+        if kernel.segments and given.get(kernel.segments) is not None:
+            ends = given[kernel.segments]
+            valid = ends[1::2] - ends[0:-1:2]
         run: Any = torch.ops.freeloc.attention if torch.compiler.is_compiling() else _attention
-        out: Tensor = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids)
-        return out.transpose(1, 2) if kernel.layout == "b l h d" else out
+        out: Tensor = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids, self.model.step)
+        out = out.transpose(1, 2) if kernel.layout == "b l h d" else out
+        return out.flatten(2) if kernel.output == "b l (h d)" else out
 
     def run(
-        self, query: Tensor, key: Tensor, value: Tensor, grid: list[int], mask: Tensor | None, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: list[int],
+        mask: Tensor | None,
+        scale: float | None,
+        step: float,
     ) -> Tensor:
         """The engine on (batch, heads, tokens, head_dim) of samples that have the same grid."""
-        frames, height, width = grid
+        frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
         text = max(query.shape[2] - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
         layout = TokenLayout(frames, height, width, first, last)
-        tables = self.tables(frames)
+        tables = self.tables(frames, step)
         # The original repositories keep rotated q and k in float32 beside a half-precision v.
         turned = query.to(value.dtype), key.to(value.dtype)
         try:
@@ -230,15 +226,15 @@ class LayerHook:
             self.report.note_corrected(frames, tables.plan.largest_position, density)
         return out.to(query.dtype)
 
-    def tables(self, frames: int) -> PlanTables:
+    def tables(self, frames: int, step: float) -> PlanTables:
         """This layer's plan for so many latent frames."""
-        if frames not in self._by_frames:
-            self._by_frames[frames] = self.model.tables(self.report.layer, frames)
-        return self._by_frames[frames]
+        if (frames, step) not in self._by_frames:
+            self._by_frames[frames, step] = self.model.tables(self.report.layer, frames, step)
+        return self._by_frames[frames, step]
 
     def needs_correction(self, frames: int) -> bool:
         """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
-        if not self.tables(frames).plan.is_identity:
+        if not self.tables(frames, float(self.model.step)).plan.is_identity:
             return True
         why = "which the profile leaves alone" if self.report.method == "none" else "for which the plan changes nothing"
         self.report.untouched[f"{frames} latent frames, {why}"] += 1
@@ -263,17 +259,18 @@ def _attention(
     scale: float | None,
     ticket: Tensor,
     grids: Tensor,
+    step: Tensor,
 ) -> Tensor:
     """The layer with this ticket on (batch, heads, tokens, head_dim), all samples at once where they have one grid."""
     layer, sizes = _layers[int(ticket)], grids.tolist()
     if valid is None and all(grid == sizes[0] for grid in sizes):
-        return layer.run(query, key, value, sizes[0], mask, scale)
+        return layer.run(query, key, value, sizes[0], mask, scale, float(step))
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
     lengths = [query.shape[2]] * len(query) if valid is None else valid.tolist()
     for sample, length in enumerate(lengths):
         grid = sizes[sample if len(sizes) > 1 else 0]
         q, k, v = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
-        out[sample : sample + 1, :, :length] = layer.run(q, k, v, grid, mask, scale)
+        out[sample : sample + 1, :, :length] = layer.run(q, k, v, grid, mask, scale, float(step))
     return out
 
 
@@ -288,6 +285,16 @@ def model_hooks(model: nn.Module) -> Iterator[ModelHook]:
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, ModelHook):
             yield owner
+
+
+def _takeover(kernel: Kernel, module: str, attention: Attention) -> Takeover:
+    """A way to see this kernel, of a module whose class is defined in that Python module."""
+    if kernel.function == SDPA.function:
+        return FunctionTakeover(attention)
+    if kernel.function == MATMUL.function:
+        return ProductTakeover(attention)
+    where, _, name = kernel.function.rpartition(":")
+    return NameTakeover(attention, where or module, name)
 
 
 def _import(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Two ways to see the one attention call that a module makes, and to answer it: by function, and by name.
+"""Three ways to see the attention that a module computes, and to answer it: a function, a name, two products.
 
 Together with hooks.py the only place that intercepts anything. Nothing stays replaced once no module is running.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from freeloc.errors import AdapterError
+from freeloc.errors import AdapterError, LayoutError
 
 Attention = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 """Answers a call, given its positional and keyword arguments."""
@@ -59,8 +59,49 @@ class FunctionTakeover(TorchFunctionMode):
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
+class ProductTakeover(TorchFunctionMode):
+    """Sees a module multiply q k^T, and answers its next product, that of the weights and v. Of this thread only."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.calls = 0
+        self._factors: tuple[Tensor, Tensor] | None = None
+        self._logits: Tensor
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in _PRODUCTS or args[0].ndim != 4 or args[1].ndim != 4:
+            return func(*args, **(kwargs or {}))
+        left, right = args
+        if self._factors is None:
+            self._factors, self._logits = (left, right.mT), func(left, right)
+            return self._logits
+        (query, key), self._factors = self._factors, None
+        weights = self._logits.float().softmax(dim=-1)
+        if left.shape != weights.shape or not torch.allclose(left.float(), weights, atol=1e-2):
+            raise LayoutError(
+                "expected the module to compute softmax(q @ k.mT) @ v with q scaled before, found other weights than "
+                "that softmax: a mask, dropout, or a scale in between"
+            )
+        self.calls += 1
+        return self.attention((query, key, right, 1.0), {})
+
+    def enter(self) -> None:
+        """See `Takeover`."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """See `Takeover`."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
 class NameTakeover:
-    """Sees a function by the name under which a model's file imported it, while a module of this thread runs."""
+    """Sees a function by the name under which a file has it, while a module of this thread runs."""
 
     def __init__(self, attention: Attention, module: str, function: str) -> None:
         self.attention = attention

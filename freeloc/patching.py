@@ -74,7 +74,7 @@ def patch(
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
         RegistryError: if no method has that name.
-        PatchError: if the model is patched already.
+        PatchError: if the model is patched already, or cannot do what the profile or method asks for.
     """
     name, function = resolve_method(method)
     found = transformers_of(model_or_pipeline, adapter)
@@ -97,6 +97,7 @@ def patch(
     try:
         for transformer, known in found:
             hooks.append(ModelHook(transformer, known, loaded.model.name, method_name, plan))
+            hooks[-1].require_executable(2 * loaded.model.trained_latent_frames)
     except BaseException:
         for hook in hooks:
             hook.remove()

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 from torch import nn
 
-from freeloc.adapter import Adapter
+from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import AdapterError, FreelocError, RegistryError
 from freeloc.plan import Method
 
@@ -36,8 +36,8 @@ class Hooks:
     """All that a plugin can add."""
 
     @hookspec
-    def freeloc_adapters(self) -> Iterable[Adapter]:  # type: ignore[empty-body]  # reason: a specification
-        """Return adapters."""
+    def freeloc_adapters(self) -> Iterable[Adapter | Refusal]:  # type: ignore[empty-body]  # reason: a specification
+        """Return adapters, and refusals of models that cannot be corrected."""
 
     @hookspec
     def freeloc_profiles(self) -> Iterable[Path]:  # type: ignore[empty-body]  # reason: a specification
@@ -105,7 +105,7 @@ class Registry:
     """What the installed plugins bring. Built once, at the first look-up; nothing is loaded before."""
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
-        self.adapters: Shelf[Adapter] = Shelf("adapter")
+        self.adapters: Shelf[Adapter | Refusal] = Shelf("adapter")
         self.profiles: Shelf[Path] = Shelf("profile")
         self.methods: Shelf[Method] = Shelf("method")
         self.failures: list[Failure] = []
@@ -126,9 +126,11 @@ class Registry:
         manager.register(plugin, name=name)
         hooks = manager.subset_hook_caller
         others = [other for other in manager.get_plugins() if other is not plugin]
-        adapters = _checked("freeloc_adapters", Adapter, hooks("freeloc_adapters", others)())
-        profiles = _checked("freeloc_profiles", Path, hooks("freeloc_profiles", others)())
-        methods = _checked("freeloc_methods", Method, hooks("freeloc_methods", others)())
+        adapters: list[Adapter | Refusal] = _checked(
+            "freeloc_adapters", (Adapter, Refusal), hooks("freeloc_adapters", others)()
+        )
+        profiles = _checked("freeloc_profiles", (Path,), hooks("freeloc_profiles", others)())
+        methods = _checked("freeloc_methods", (Method,), hooks("freeloc_methods", others)())
         if not adapters and not profiles and not methods:
             raise FreelocError(
                 "it brings no adapter, profile or method: does a function freeloc_adapters, freeloc_profiles or "
@@ -142,15 +144,16 @@ class Registry:
             self.methods.add(method.name, distribution, method)
 
 
-def _checked(hook: str, kind: type[T], results: list[Any]) -> list[T]:
+def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[T]:
     """All that a plugin's hook returned, or an error that says what it should have been."""
     things: list[T] = []
+    expected = " or ".join(kind.__name__ for kind in kinds)
     for result in results:
         if not isinstance(result, Iterable) or isinstance(result, str):
-            raise FreelocError(f"{hook} must return a list of {kind.__name__} objects, found {type(result).__name__}")
+            raise FreelocError(f"{hook} must return a list of {expected} objects, found {type(result).__name__}")
         for thing in result:
-            if not isinstance(thing, kind):
-                raise FreelocError(f"{hook} must return {kind.__name__} objects, found {type(thing).__name__}")
+            if not isinstance(thing, kinds):
+                raise FreelocError(f"{hook} must return {expected} objects, found {type(thing).__name__}")
             things.append(thing)
     return things
 
@@ -163,7 +166,7 @@ def registry() -> Registry:
 
 def adapters() -> list[Adapter]:
     """All usable adapters, by name."""
-    return [adapter for _, _, adapter in registry().adapters.things()]
+    return [thing for _, _, thing in registry().adapters.things() if isinstance(thing, Adapter)]
 
 
 def find_adapter(model: object) -> Adapter:
@@ -172,7 +175,7 @@ def find_adapter(model: object) -> Adapter:
     Wrappers are looked into; of a pipeline's transformers the first one counts.
 
     Raises:
-        AdapterError: if none does; the message says what was looked at.
+        AdapterError: if none does, and the message says what was looked at; or if such a model is refused, and why.
         RegistryError: if two plugins bring the adapter.
     """
     return transformers_of(model)[0][1]
@@ -190,17 +193,20 @@ def _adapter_of(model: nn.Module) -> Adapter:
     names = sorted({name for distance, name in found if distance == nearest})
     if len(names) > 1:
         raise RegistryError(f"{type(model).__name__} is described by the adapters {names}: pass adapter= to choose one")
-    return registry().adapters.get(names[0])
+    thing = registry().adapters.get(names[0])
+    if isinstance(thing, Refusal):
+        raise AdapterError(f"{type(model).__name__} cannot be corrected: {thing.reason}")
+    return thing
 
 
 def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple[nn.Module, Adapter]]:
     """Every described transformer in a model: itself, inside wrappers (compiled, PEFT), or in a pipeline's components.
 
     Raises:
-        AdapterError: if there is none; the message says what was looked at.
+        AdapterError: if there is none, and the message says what was looked at; or if one is refused, and why.
     """
     parts = components(model)
-    known = [adapter] if adapter else [a for owners in registry().adapters.owners.values() for _, a in owners]
+    known = [adapter] if adapter else [thing for owners in registry().adapters.owners.values() for _, thing in owners]
     found: dict[int, nn.Module] = {}
     for part in parts:
         for module in part.modules():

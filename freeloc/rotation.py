@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from freeloc.adapter import TemporalRope
-from freeloc.errors import FreelocError
+from freeloc.errors import FreelocError, PatchError
 from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
 
 
@@ -15,13 +15,32 @@ class PlanTables:
     """A plan made ready for one head size: which frames each frame sees, and how their keys turn.
 
     Few distinct turns occur, so each is kept once, in complex128.
+
+    Args:
+        plan: what is asked for.
+        rope: where the temporal pairs stand; None for a model that has no rotary embedding.
+        head_dim: channels per head.
+        frequencies: in radians per latent frame, (pairs,) or (heads, pairs), if they are not the rope's own.
+
+    Raises:
+        PatchError: if the plan moves frames of a model that has no rotary embedding.
     """
 
-    def __init__(self, plan: FramePlan, rope: TemporalRope, head_dim: int) -> None:
+    def __init__(
+        self, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
+    ) -> None:
         self.plan = plan
+        if rope is None:
+            if plan.frequencies is not None or _moves(plan).any():
+                raise PatchError(
+                    "this model has no rotary embedding over time: its temporal positions are added to the tokens, "
+                    'where they cannot be re-encoded. Use a method that leaves positions alone, such as method="tsa"'
+                )
+            rope = TemporalRope(channels=2)
         self.rope = rope
         self.span = rope.span(head_dim)
-        angles, self._row = _turns(plan, rope.frequencies(head_dim))  # (turns, pairs), (frames, frames)
+        frequencies = rope.frequencies(head_dim) if frequencies is None else frequencies
+        angles, self._row = _turns(plan, frequencies)  # (turns, ..., pairs), (frames, frames)
         self._turns = torch.polar(torch.ones_like(angles), angles)
         self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
         self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
@@ -29,22 +48,32 @@ class PlanTables:
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def turns(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
-        """Unit complex numbers by which the keys of these frames turn, (frames, 1, pairs), on `like`'s device."""
+        """Unit complex numbers by which the keys of these frames turn, ([heads,] frames, 1, pairs)."""
         dtype = torch.promote_types(like.dtype, torch.complex64)
         on = self._on.get((like.device, dtype))
         if on is None:
             on = self._on[like.device, dtype] = self._turns.to(like.device, dtype)
-        return on[self._row[query_frame, key_frames].to(like.device)][:, None]
+        turns = on[self._row[query_frame, key_frames].to(like.device)]
+        return turns.movedim(0, -2)[..., None, :]
+
+
+def _moves(plan: FramePlan) -> Tensor:
+    """By how many latent frames each visible pair moves, (frames, frames)."""
+    return (relative_positions(plan.frames) - plan.positions).masked_fill(plan.visibility == NONE, 0)
 
 
 def _turns(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct angles (turns, pairs) by which keys turn, and which one each pair of frames gets, (frames, frames)."""
-    true = relative_positions(plan.frames)
-    hidden = plan.visibility == NONE
+    """Distinct angles (turns, ..., pairs) by which keys turn, and which one each pair of frames gets."""
     if plan.frequencies is None:
-        distinct, row = (true - plan.positions).masked_fill(hidden, 0).unique(return_inverse=True)
-        return distinct[:, None] * frequencies, row
-    pairs = torch.stack([true, plan.positions], dim=-1).masked_fill(hidden[..., None], 0)
+        distinct, row = _moves(plan).unique(return_inverse=True)
+        return distinct.view(-1, *[1] * frequencies.ndim) * frequencies, row
+    if frequencies.ndim > 1:
+        raise FreelocError(
+            "this method changes the frequencies of RoPE by a rule for one set of them, and each head of this model "
+            "has its own: choose another method"
+        )
+    pairs = torch.stack([relative_positions(plan.frames), plan.positions], dim=-1)
+    pairs = pairs.masked_fill((plan.visibility == NONE)[..., None], 0)
     distinct, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
     angles = distinct[:, :1] * frequencies - distinct[:, 1:] * _changed(plan.frequencies, frequencies)
     return angles, row.view(plan.frames, plan.frames)
@@ -61,13 +90,15 @@ def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
 
 
 def rotate(frames: Tensor, turns: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """Turn the temporal channels of (..., frames, tokens, head_dim) by unit complex numbers (frames, 1, pairs)."""
-    temporal = frames[..., slice(*span)].to(turns.real.dtype)
+    """Turn the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
+
+    `turns` broadcasts with (..., frames, tokens, pairs).
+    """
+    pattern = f"... {pairing} -> ... pair two"
+    block = einops.rearrange(frames[..., slice(*span)], pattern, two=2)[..., : turns.shape[-1], :]
     # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
-    pairs = einops.rearrange(temporal, f"... {pairing} -> ... pair two", two=2).clone(
-        memory_format=torch.contiguous_format
-    )
-    turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
+    pairs = block.to(turns.real.dtype).clone(memory_format=torch.contiguous_format)
     out = frames.clone()
-    out[..., slice(*span)] = einops.rearrange(turned, f"... pair two -> ... {pairing}")
+    view = einops.rearrange(out[..., slice(*span)], pattern, two=2)
+    view[..., : turns.shape[-1], :] = torch.view_as_real(torch.view_as_complex(pairs) * turns)
     return out

@@ -66,14 +66,17 @@ FAILING = {
     "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
     "needs_more": ("import a_missing_package", "ModuleNotFoundError: No module named 'a_missing_package'"),
     "raises_in_hook": (plugin("1 / 0"), "ZeroDivisionError: division by zero"),
-    "gives_texts": (plugin("['wan']"), "FreelocError: freeloc_adapters must return Adapter objects, found str"),
+    "gives_texts": (
+        plugin("['wan']"),
+        "FreelocError: freeloc_adapters must return Adapter or Refusal objects, found str",
+    ),
     "gives_half": (
         plugin("[adapter('half', 'Acme'), None]", "[HERE / 'half.json']"),
-        "FreelocError: freeloc_adapters must return Adapter objects, found NoneType",
+        "FreelocError: freeloc_adapters must return Adapter or Refusal objects, found NoneType",
     ),
     "gives_one": (
         plugin("adapter('lonely', 'Acme')"),
-        "FreelocError: freeloc_adapters must return a list of Adapter objects, found Adapter",
+        "FreelocError: freeloc_adapters must return a list of Adapter or Refusal objects, found Adapter",
     ),
     "gives_numbers": (plugin(profiles="[42]"), "FreelocError: freeloc_profiles must return Path objects, found int"),
     "gives_functions": (plugin(methods="[len]"), "FreelocError: freeloc_methods must return Method objects, found "),
