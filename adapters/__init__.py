@@ -1,11 +1,11 @@
 """The adapters that come with freeloc. They enter through the entry-point group ``freeloc``, as anybody's do."""
 
-from freeloc_adapters import wan
+from freeloc_adapters import hunyuan_video, wan
 
-from freeloc import Adapter, hookimpl
+from freeloc import Adapter, Refusal, hookimpl
 
 
 @hookimpl
-def freeloc_adapters() -> list[Adapter]:
-    """One adapter per family."""
-    return [wan.DIFFUSERS, wan.VACE, wan.ORIGINAL, wan.ORIGINAL_VACE]
+def freeloc_adapters() -> list[Adapter | Refusal]:
+    """What each family's file describes."""
+    return [*hunyuan_video.ADAPTERS, *wan.ADAPTERS]

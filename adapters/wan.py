@@ -64,3 +64,5 @@ ORIGINAL_VACE = replace(
         AttentionSite("vace_blocks.*.self_attn", layers="vace_layers", kernel=FLASH_ATTENTION),
     ),
 )
+
+ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE]

@@ -4,7 +4,7 @@ An adapter holds names and numbers only, so that importing one imports no model 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -23,11 +23,11 @@ class TemporalRope:
     ((0, 44), torch.Size([22]))
 
     Args:
-        channels: number of temporal channels, or a function from head_dim to it.
+        channels: number of temporal channels; or an attribute path of the model to it, or a function from head_dim.
         first: the first channel of the block that they are paired in.
         pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
             1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block).
-        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position.
+        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position; or an attribute path.
         within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
             ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
         frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
@@ -36,10 +36,10 @@ class TemporalRope:
         present: attribute path that is false on a model of the class which has no RoPE.
     """
 
-    channels: int | Callable[[int], int]
+    channels: int | str | Callable[[int], int]
     first: int = 0
     pairing: Literal["(pair two)", "(two pair)"] = "(pair two)"
-    theta: float = 10_000.0
+    theta: float | str = 10_000.0
     within: int | Callable[[int], int] | None = None
     frequencies_from: Callable[[Any], Tensor] | None = None
     step: Callable[[Any, Mapping[str, Any]], float] | None = None
@@ -47,7 +47,7 @@ class TemporalRope:
 
     def pairs(self, head_dim: int) -> int:
         """Number of temporal pairs of a head."""
-        count = self.channels if isinstance(self.channels, int) else self.channels(head_dim)
+        count = self.channels(head_dim) if callable(self.channels) else int(self.channels)
         if count < 2 or count % 2 or self.first + count > head_dim:
             raise AdapterError(f"expected an even number of temporal channels within {head_dim}, found {count}")
         return count // 2
@@ -66,7 +66,7 @@ class TemporalRope:
     def frequencies(self, head_dim: int) -> Tensor:
         """Radians per position of each temporal pair, (pairs,) float64."""
         pairs = self.pairs(head_dim)
-        return self.theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
 
     def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
         """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
@@ -242,7 +242,7 @@ class Adapter(_Described):
         sites: the attention over video tokens. Those without `AttentionSite.layers` count the layers.
         grid: where the token grid is read from.
         rope: the temporal part of the rotary embedding; None if the model has none.
-        heads: attribute path of the number of heads.
+        heads: attribute path of the number of heads; a number in a path is an item, as in ``"config.sizes.0"``.
         head_dim: attribute path of the channels per head.
     """
 
@@ -276,12 +276,21 @@ class Adapter(_Described):
         frames, height, width = (1 if size is None else int(size) for size in sizes)
         return frames, height, width
 
-    def has_rope(self, model: nn.Module) -> bool:
-        """Whether this very model rotates queries and keys by their time."""
-        return self.rope is not None and (self.rope.present is None or bool(self._read(model, self.rope.present)))
+    def rope_of(self, model: nn.Module) -> TemporalRope | None:
+        """The rope with the model's own numbers in place of attribute paths; None if this very model has none."""
+        rope = self.rope
+        if rope is None or (rope.present and not self._read(model, rope.present)):
+            return None
+        channels = self._read(model, rope.channels) if isinstance(rope.channels, str) else rope.channels
+        theta = self._read(model, rope.theta) if isinstance(rope.theta, str) else rope.theta
+        return replace(rope, channels=channels, theta=theta)
 
     def _read(self, model: nn.Module, path: str) -> Any:
+        found: Any = model
         try:
-            return attrgetter(path)(model)
-        except AttributeError as error:
+            for name in path.split("."):
+                item = name.isdigit() and not isinstance(found, nn.Module)
+                found = found[int(name)] if item else getattr(found, name)
+            return found
+        except (AttributeError, IndexError, TypeError) as error:
             raise AdapterError(f"adapter '{self.name}' expects {type(model).__name__}.{path}: {error}") from error

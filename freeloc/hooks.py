@@ -51,7 +51,7 @@ class ModelHook:
         self.step = torch.ones((), dtype=torch.float64)
         """Positions per latent frame."""
         self.head_dim = adapter.shape(model).head_dim
-        self.rope = adapter.rope if adapter.has_rope(model) else None
+        self.rope = adapter.rope_of(model)
         self._frequencies = self.rope.frequencies_of(model, self.head_dim) if self.rope else None
         self._plan = plan
         self._tables: dict[tuple[int, float], list[PlanTables]] = {}

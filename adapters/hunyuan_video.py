@@ -1,0 +1,66 @@
+"""HunyuanVideo and HunyuanVideo 1.5: diffusers' ports and the original repository.
+
+Sources: diffusers transformer_hunyuan_video.py, transformer_hunyuan_video15.py; Tencent/HunyuanVideo
+hyvideo/modules/models.py, attenion.py.
+"""
+
+from dataclasses import replace
+
+from freeloc import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+
+NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
+
+# Released models: heads of 128 channels, split 16 / 56 / 56 for time, height and width.
+ROPE = TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta")
+
+DIFFUSERS = Adapter(
+    name="hunyuan-video",
+    family="hunyuan-video",
+    classes=("diffusers.models.transformers.transformer_hunyuan_video.HunyuanVideoTransformer3DModel",),
+    sites=(
+        AttentionSite("transformer_blocks.*.attn", text="last", while_running=NATIVE),
+        AttentionSite("single_transformer_blocks.*.attn", text="last", while_running=NATIVE),
+    ),
+    grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
+    rope=ROPE,
+)
+
+HUNYUAN_15 = replace(
+    DIFFUSERS,
+    name="hunyuan-video-1.5",
+    family="hunyuan-video-1.5",
+    classes=("diffusers.models.transformers.transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel",),
+    sites=DIFFUSERS.sites[:1],
+)
+
+ATTENTION = Kernel(
+    function="attention",
+    layout="b l h d",
+    output="b l (h d)",
+    arguments=(
+        *("q", "k", "v", "mode", "drop_rate", "attn_mask", "causal"),
+        *("cu_seqlens_q", "cu_seqlens_kv", "max_seqlen_q", "max_seqlen_kv", "batch_size"),
+    ),
+    query="q",
+    key="k",
+    value="v",
+    mask="attn_mask",
+    segments="cu_seqlens_kv",
+    neutral={"drop_rate": 0, "causal": False},
+)
+
+ORIGINAL = Adapter(
+    name="hunyuan-video-original",
+    family="hunyuan-video",
+    classes=("hyvideo.modules.models.HYVideoDiffusionTransformer",),
+    sites=(
+        AttentionSite("double_blocks.*", kernel=ATTENTION, text="last"),
+        AttentionSite("single_blocks.*", kernel=ATTENTION, text="last"),
+    ),
+    grid=TokenGrid("x", patch="patch_size"),
+    rope=TemporalRope(channels="rope_dim_list.0", theta=256.0),
+    heads="heads_num",
+    head_dim="double_blocks.0.img_attn_q_norm.weight.shape.0",
+)
+
+ADAPTERS = [DIFFUSERS, HUNYUAN_15, ORIGINAL]

@@ -1,0 +1,56 @@
+"""The conformance suite for adapters: what must be true of one, checked on a small random model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small random model that an adapter describes, and inputs for it.
+
+    Args:
+        adapter: the adapter's name.
+        model: makes the model, the same one each time; imports the model library. It runs dozens of times: small.
+        inputs: (frames, height, width, batch) in tokens -> arguments of the model's forward, the same ones each time.
+        name: its own, if an adapter has several.
+        expected_failures: checks that fail for a reason that is the model's, and that reason.
+    """
+
+    adapter: str
+    model: Callable[[], nn.Module]
+    inputs: Callable[[int, int, int, int], dict[str, Any]]
+    name: str = ""
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Its name, or its adapter's."""
+        return self.name or self.adapter
+
+
+def random_model(make: Callable[[], nn.Module], seed: int = 0, sharpness: float = 3.0) -> nn.Module:
+    """A model with random weights, ready to run, whose attention is far from uniform.
+
+    Args:
+        make: constructs it.
+        seed: of its weights. The random state is left as it was.
+        sharpness: what weights of query and key projections are multiplied by, so that attention matters.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make().eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=0.1)  # a projection that starts at zero hides what comes before it
+            if any(part in name for part in (".to_q.", ".to_k.", ".add_q", ".add_k", "_q_norm", "_k_norm")):
+                parameter.mul_(sharpness)
+    return model
+
+
+def noise(*shape: int) -> Tensor:
+    """Standard normal numbers, the same ones for the same shape."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
