@@ -2,6 +2,7 @@
 
 from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, Refusal, TemporalRope, TokenGrid
 from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProfileError, RegistryError
+from freeloc.inspection import Inspection, inspect
 from freeloc.methods import frame_plan
 from freeloc.patching import Patch, patch, unpatch
 from freeloc.plan import FramePlan, Method
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionSite",
     "FramePlan",
     "FreelocError",
+    "Inspection",
     "Kernel",
     "LayoutError",
     "Method",
@@ -32,6 +34,7 @@ __all__ = [
     "find_adapter",
     "frame_plan",
     "hookimpl",
+    "inspect",
     "load_profile",
     "patch",
     "unpatch",

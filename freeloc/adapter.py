@@ -26,7 +26,8 @@ class TemporalRope:
         channels: number of temporal channels; or an attribute path of the model to it, or a function from head_dim.
         first: the first channel of the block that they are paired in.
         pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
-            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block).
+            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block); or an attribute path that is true on
+            models that have half-split ones, or such a path and a value, ``"config.rope_type=split"``.
         theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position; or an attribute path.
         within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
             ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
@@ -38,7 +39,7 @@ class TemporalRope:
 
     channels: int | str | Callable[[int], int]
     first: int = 0
-    pairing: Literal["(pair two)", "(two pair)"] = "(pair two)"
+    pairing: str = "(pair two)"
     theta: float | str = 10_000.0
     within: int | Callable[[int], int] | None = None
     frequencies_from: Callable[[Any], Tensor] | None = None
@@ -72,7 +73,13 @@ class TemporalRope:
         """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
         if self.frequencies_from is None:
             return self.frequencies(head_dim)
-        found = self.frequencies_from(model).detach().to("cpu", torch.float64)
+        read = self.frequencies_from(model).detach()
+        if read.is_meta:
+            raise AdapterError(
+                f"the frequencies of this {type(model).__name__}'s RoPE are weights, and now offloaded or not loaded: "
+                "patch it before offloading"
+            )
+        found = read.to("cpu", torch.float64)
         if found.ndim not in (1, 2) or found.shape[-1] != self.pairs(head_dim) or not found.isfinite().all():
             raise AdapterError(
                 f"expected finite frequencies for {self.pairs(head_dim)} pairs, or (heads, {self.pairs(head_dim)}), "
@@ -93,12 +100,14 @@ class TokenGrid:
         patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for
             each a number or a path. Frames that do not fill the last patch make one more; None counts as 1.
         of: whose forward has the argument.
+        refused: arguments of the transformer with which its tokens are no such grid, and why: an error, unless None.
     """
 
     argument: str | tuple[str, str, str] = "hidden_states"
     axes: str = "b c f h w"
     patch: str | tuple[int | str, int | str, int | str] = "config.patch_size"
     of: Literal["transformer", "attention"] = "transformer"
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -165,6 +174,7 @@ class AttentionSite:
         tokens: ``"f h w"``; or ``"f"`` where each place of the frame is a sequence of its own (temporal attention).
         while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the
             module runs: for libraries that would otherwise choose a kernel that cannot be seen.
+        idle: keyword argument of the module that is true where it is to compute no attention at all.
     """
 
     path: str
@@ -173,6 +183,7 @@ class AttentionSite:
     text: Literal["none", "first", "last"] = "none"
     tokens: Literal["f h w", "f"] = "f h w"
     while_running: Mapping[str, str] = field(default_factory=dict)
+    idle: str | None = None
 
     def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
         """(layer beside which it runs or None, path, module) of every place in the model that the path names."""
@@ -283,7 +294,12 @@ class Adapter(_Described):
             return None
         channels = self._read(model, rope.channels) if isinstance(rope.channels, str) else rope.channels
         theta = self._read(model, rope.theta) if isinstance(rope.theta, str) else rope.theta
-        return replace(rope, channels=channels, theta=theta)
+        pairing = rope.pairing
+        if not pairing.startswith("("):
+            path, _, value = pairing.partition("=")
+            found = self._read(model, path)
+            pairing = "(two pair)" if (found == value if value else found) else "(pair two)"
+        return replace(rope, channels=channels, theta=theta, pairing=pairing)
 
     def _read(self, model: nn.Module, path: str) -> Any:
         found: Any = model

@@ -178,7 +178,7 @@ def _attend_decayed(
     logits = torch.where(logits > 0, logits * factor, logits)
     if allowed is not None:
         logits = logits.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else logits + allowed
-    return logits.softmax(dim=-1).to(value.dtype) @ value
+    return _softmax(logits).to(value.dtype) @ value
 
 
 def _factor(decay: Tensor, like: Tensor) -> Tensor:
@@ -253,8 +253,14 @@ def attend_reference(
     logits = logits.masked_fill(hidden, float("-inf"))
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    out: Tensor = logits.softmax(dim=-1) @ v
+    out: Tensor = _softmax(logits) @ v
     return out.to(query.dtype)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Weights of the keys; none where a query may see no key, as in `scaled_dot_product_attention`."""
+    blind = (logits == float("-inf")).all(dim=-1, keepdim=True)
+    return logits.softmax(dim=-1).masked_fill(blind, 0)
 
 
 def _check(query: Tensor, key: Tensor, plan: FramePlan, layout: TokenLayout) -> None:

@@ -1,15 +1,20 @@
 """The command ``freeloc``."""
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import FreelocError, ProfileError
+from freeloc.example import Example
 from freeloc.profile import load_profile
 from freeloc.registry import registry
+
+T = TypeVar("T")
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -67,6 +72,57 @@ def adapters(arguments: argparse.Namespace) -> int:
             print(f"{name:20} {distribution:20} {', '.join(refusal.classes)}")
             print(f"{'':20} cannot be corrected: {refusal.reason}")
     return _problems()
+
+
+def check_adapter(arguments: argparse.Namespace) -> int:
+    """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
+    from freeloc.testing import examples, run_checks
+
+    found = [_thing(arguments.example, Example)] if arguments.example else examples(arguments.adapter)
+    if not found:
+        registry().adapters.get(arguments.adapter)
+        raise FreelocError(
+            f"no installed example runs the adapter '{arguments.adapter}': give one with --example package.module:NAME"
+        )
+    failed = 0
+    for example in found:
+        for result in run_checks(example):
+            words = result.problem or (f"not tried: {result.blocked} fails" if result.blocked else "")
+            note = f" (expected: {result.expected})" if result.expected else ""
+            print(f"{'ok    ' if result.passed else 'FAILED'} {example.label:20} {result.check} {words}{note}".rstrip())
+            failed += not result.passed
+    return 1 if failed else 0
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Say what can be seen of a model, and write a first adapter."""
+    from freeloc.adapter_file import adapter_file
+    from freeloc.inspection import inspect as inspect_model
+    from freeloc.testing import examples
+
+    known = {example.label: example for example in examples()}
+    example = known.get(arguments.example) or _thing(arguments.example, Example)
+    frames, height, width, batch = arguments.tokens
+    seen = inspect_model(example.model(), example.inputs(frames, height, width, batch))
+    print(seen)
+    if arguments.output:
+        arguments.output.write_text(adapter_file(seen), encoding="utf-8")
+        print(f"\nwritten: {arguments.output}. Check every line, then: freeloc check-adapter")
+
+
+def _thing(path: str, kind: type[T]) -> T:
+    """What "package.module:NAME" names."""
+    module, _, name = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        thing = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FreelocError(f"expected package.module:NAME of an {kind.__name__}, found '{path}' ({error})") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(thing, kind):
+        raise FreelocError(f"expected {path} to be an {kind.__name__}, found {type(thing).__name__}")
+    return thing
 
 
 def methods(arguments: argparse.Namespace) -> int:
@@ -157,6 +213,17 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("adapters", help="list the models that can be patched")
     command.set_defaults(run=adapters)
+
+    command = commands.add_parser("check-adapter", help="what must be true of an adapter, checked on a small model")
+    command.add_argument("adapter", help="its name")
+    command.add_argument("--example", help="package.module:NAME of a freeloc.testing.Example, if none is installed")
+    command.set_defaults(run=check_adapter)
+
+    command = commands.add_parser("inspect", help="what can be seen of a model that no adapter describes")
+    command.add_argument("example", help="package.module:NAME of a freeloc.testing.Example, or an installed one's name")
+    command.add_argument("--tokens", type=_positive, nargs=4, default=(8, 2, 3, 2), metavar=("F", "H", "W", "B"))
+    command.add_argument("--output", type=Path, help="write a first adapter to this file")
+    command.set_defaults(run=inspect)
 
     command = commands.add_parser("methods", help="list what a model can be patched with")
     command.set_defaults(run=methods)

@@ -26,8 +26,11 @@ class GridReader:
         """Latent frames, rows and columns of tokens in a call of the transformer.
 
         Raises:
-            LayoutError: if they cannot be read, or are not at least 1.
+            LayoutError: if they cannot be read, or are not at least 1; or if an argument says that there is no grid.
         """
+        for name, why in self._grid.refused.items():
+            if given.get(name) is not None:
+                raise LayoutError(f"{type(module).__name__} cannot be corrected when called with {name}: {why}")
         frames, height, width = self._before_patches(module, given)
         frames, height, width = -(-frames // self._patch[0]), height // self._patch[1], width // self._patch[2]
         if frames < 1 or height < 1 or width < 1:

@@ -9,7 +9,7 @@ import importlib
 import itertools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -52,9 +52,10 @@ class ModelHook:
         """Positions per latent frame."""
         self.head_dim = adapter.shape(model).head_dim
         self.rope = adapter.rope_of(model)
-        self._frequencies = self.rope.frequencies_of(model, self.head_dim) if self.rope else None
+        nothing = torch.zeros(1, dtype=torch.float64)
+        self.frequencies = self.rope.frequencies_of(model, self.head_dim) if self.rope else nothing
         self._plan = plan
-        self._tables: dict[tuple[int, float], list[PlanTables]] = {}
+        self._tables: dict[tuple[int, float], list[tuple[FramePlan, PlanTables]]] = {}
         places = list(adapter.places(model))
         reads = adapter.grid.of == "transformer"
         self.reader = GridReader(adapter, model, model if reads else places[0][3])
@@ -105,12 +106,11 @@ class ModelHook:
         if plan.frames != frames:
             raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
         known = self._tables.setdefault((frames, step), [])
-        for tables in known:
-            if tables.plan.same_as(plan):
+        for asked, tables in known:
+            if asked.same_as(plan):
                 return tables
-        frequencies = None if self._frequencies is None else self._frequencies * step
-        known.append(PlanTables(plan, self.rope, self.head_dim, frequencies))
-        return known[-1]
+        known.append((plan, PlanTables(plan, self.rope, self.head_dim, self.frequencies * step)))
+        return known[-1][1]
 
 
 class LayerHook:
@@ -170,7 +170,8 @@ class LayerHook:
         if takeover is None:
             return
         takeover.leave()
-        if takeover.calls == 0 and output is not None:
+        idle = self.site.idle is not None and bool(kwargs.get(self.site.idle))
+        if takeover.calls == 0 and output is not None and not idle:
             raise LayoutError(
                 f"{self.report.path} ({type(module).__name__}) made no call of {self.site.kernel.function}, so nothing "
                 "could be corrected. Linear attention and kernels that cannot be seen are not supported"
@@ -185,6 +186,10 @@ class LayerHook:
                 raise LayoutError(
                     f"{self.report.path}: expected {name}={neutral} in its attention, found {given[name]}"
                 )
+        if missing := [name for name in (kernel.query, kernel.key, kernel.value) if name not in given]:
+            raise LayoutError(
+                f"{self.report.path}: expected {missing} among the arguments of its attention, found {[*given]}"
+            )
         query, key, value = given[kernel.query], given[kernel.key], given[kernel.value]
         if kernel.layout == "b l h d":
             query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -210,11 +215,8 @@ class LayerHook:
         step: float,
     ) -> Tensor:
         """The engine on (batch, heads, tokens, head_dim) of samples that have the same grid."""
-        frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
-        text = max(query.shape[2] - frames * height * width, 0)
-        first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
-        layout = TokenLayout(frames, height, width, first, last)
-        tables = self.tables(frames, step)
+        layout = self.layout(query.shape[2], grid)
+        tables = self.tables(layout.frames, step)
         # The original repositories keep rotated q and k in float32 beside a half-precision v.
         turned = query.to(value.dtype), key.to(value.dtype)
         try:
@@ -223,8 +225,15 @@ class LayerHook:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
         if not tables.plan.is_identity:  # a short sample in a batch with a long one: counted as untouched before
             density = tables.plan.density(layout.tokens_per_frame)
-            self.report.note_corrected(frames, tables.plan.largest_position, density)
+            self.report.note_corrected(layout.frames, tables.plan.largest_position, density)
         return out.to(query.dtype)
+
+    def layout(self, tokens: int, grid: Sequence[int]) -> TokenLayout:
+        """What the tokens of a sequence are: those beyond the grid are text."""
+        frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
+        text = max(tokens - frames * height * width, 0)
+        first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
+        return TokenLayout(frames, height, width, first, last)
 
     def tables(self, frames: int, step: float) -> PlanTables:
         """This layer's plan for so many latent frames."""

@@ -72,7 +72,7 @@ class ProductTakeover(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in _PRODUCTS or args[0].ndim != 4 or args[1].ndim != 4:
+        if func not in PRODUCTS or args[0].ndim != 4 or args[1].ndim != 4:
             return func(*args, **(kwargs or {}))
         left, right = args
         if self._factors is None:
@@ -97,7 +97,7 @@ class ProductTakeover(TorchFunctionMode):
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
-_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class NameTakeover:

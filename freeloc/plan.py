@@ -50,6 +50,8 @@ class FramePlan:
             highest first, to those that it is to have; by default they stay.
         logit_scale: factor of all logits.
         decay: (frames, frames) float64; factor of the positive logits of each pair, 1 where it is None.
+        positions_optional: whether the positions only keep distances within the trained range. A model without RoPE,
+            which knows no distances, does without them.
 
     Raises:
         FreelocError: if the tables do not fit each other, hold other values, or leave a frame nothing to attend to.
@@ -61,6 +63,7 @@ class FramePlan:
     frequencies: Callable[[Tensor], Tensor] | None = None
     logit_scale: float = 1.0
     decay: Tensor | None = None
+    positions_optional: bool = False
     is_identity: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,10 +119,11 @@ class FramePlan:
         >>> FramePlan.identity(3).same_as(FramePlan.identity(3)), FramePlan.identity(3).same_as(FramePlan.identity(4))
         (True, False)
         """
-        numbers = (self.stripe, self.logit_scale, self.frequencies) == (
+        numbers = (self.stripe, self.logit_scale, self.frequencies, self.positions_optional) == (
             other.stripe,
             other.logit_scale,
             other.frequencies,
+            other.positions_optional,
         )
         tables = ((self.positions, other.positions), (self.visibility, other.visibility), (self.decay, other.decay))
         return numbers and all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in tables)

@@ -23,6 +23,7 @@ from torch import nn
 
 from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import AdapterError, FreelocError, RegistryError
+from freeloc.example import Example
 from freeloc.plan import Method
 
 GROUP = "freeloc"
@@ -38,6 +39,10 @@ class Hooks:
     @hookspec
     def freeloc_adapters(self) -> Iterable[Adapter | Refusal]:  # type: ignore[empty-body]  # reason: a specification
         """Return adapters, and refusals of models that cannot be corrected."""
+
+    @hookspec
+    def freeloc_examples(self) -> Iterable[Example]:  # type: ignore[empty-body]  # reason: a specification
+        """Return small models that adapters describe, for the conformance suite."""
 
     @hookspec
     def freeloc_profiles(self) -> Iterable[Path]:  # type: ignore[empty-body]  # reason: a specification
@@ -106,6 +111,7 @@ class Registry:
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
         self.adapters: Shelf[Adapter | Refusal] = Shelf("adapter")
+        self.examples: Shelf[Example] = Shelf("example")
         self.profiles: Shelf[Path] = Shelf("profile")
         self.methods: Shelf[Method] = Shelf("method")
         self.failures: list[Failure] = []
@@ -129,15 +135,18 @@ class Registry:
         adapters: list[Adapter | Refusal] = _checked(
             "freeloc_adapters", (Adapter, Refusal), hooks("freeloc_adapters", others)()
         )
+        examples = _checked("freeloc_examples", (Example,), hooks("freeloc_examples", others)())
         profiles = _checked("freeloc_profiles", (Path,), hooks("freeloc_profiles", others)())
         methods = _checked("freeloc_methods", (Method,), hooks("freeloc_methods", others)())
-        if not adapters and not profiles and not methods:
+        if not adapters and not examples and not profiles and not methods:
             raise FreelocError(
-                "it brings no adapter, profile or method: does a function freeloc_adapters, freeloc_profiles or "
-                "freeloc_methods, marked @freeloc.hookimpl, return a list of them?"
+                "it brings no adapter, example, profile or method: does a function freeloc_adapters, freeloc_examples, "
+                "freeloc_profiles or freeloc_methods, marked @freeloc.hookimpl, return a list of them?"
             )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
+        for example in examples:
+            self.examples.add(example.label, distribution, example)
         for path in profiles:
             self.profiles.add(path.name.removesuffix(".json"), distribution, path)
         for method in methods:

@@ -1,6 +1,7 @@
 """Rotations of keys that put each pair of frames where a plan wants it, from cached float64 tables."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import einops
 import torch
@@ -29,14 +30,9 @@ class PlanTables:
     def __init__(
         self, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
     ) -> None:
-        self.plan = plan
         if rope is None:
-            if plan.frequencies is not None or _moves(plan).any():
-                raise PatchError(
-                    "this model has no rotary embedding over time: its temporal positions are added to the tokens, "
-                    'where they cannot be re-encoded. Use a method that leaves positions alone, such as method="tsa"'
-                )
-            rope = TemporalRope(channels=2)
+            plan, rope = _without_moves(plan), TemporalRope(channels=2)
+        self.plan = plan
         self.rope = rope
         self.span = rope.span(head_dim)
         frequencies = rope.frequencies(head_dim) if frequencies is None else frequencies
@@ -55,6 +51,18 @@ class PlanTables:
             on = self._on[like.device, dtype] = self._turns.to(like.device, dtype)
         turns = on[self._row[query_frame, key_frames].to(like.device)]
         return turns.movedim(0, -2)[..., None, :]
+
+
+def _without_moves(plan: FramePlan) -> FramePlan:
+    """The same for a model that has no rotary embedding, if there is such a plan."""
+    if plan.positions_optional:
+        plan = replace(plan, positions=relative_positions(plan.frames))
+    if plan.frequencies is not None or _moves(plan).any():
+        raise PatchError(
+            "this model has no rotary embedding over time: its temporal positions are added to the tokens, "
+            'where they cannot be re-encoded. Use a method that leaves positions alone, such as method="tsa"'
+        )
+    return plan
 
 
 def _moves(plan: FramePlan) -> Tensor:

@@ -84,4 +84,5 @@ def tsa_plan(frames: int, trained_frames: int, settings: TsaSettings | None = No
     positions = relative_positions(frames)
     if frames > trained_frames:
         positions = positions.clamp(1 - trained_frames, trained_frames - 1)
-    return FramePlan(positions, tsa_visibility(frames, trained_frames, settings), settings.stripe)
+    visibility = tsa_visibility(frames, trained_frames, settings)
+    return FramePlan(positions, visibility, settings.stripe, positions_optional=True)

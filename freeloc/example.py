@@ -1,4 +1,4 @@
-"""The conformance suite for adapters: what must be true of one, checked on a small random model."""
+"""Small random models, and inputs for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +17,10 @@ class Example:
         model: makes the model, the same one each time; imports the model library. It runs dozens of times: small.
         inputs: (frames, height, width, batch) in tokens -> arguments of the model's forward, the same ones each time.
         name: its own, if an adapter has several.
+        video: name of the argument that holds the noisy video.
+        axes: einops names of its axes, ``f h w`` among them (in parentheses if tokens are packed); by default those of
+            the adapter's grid.
+        tolerance: largest relative error of a rotation that the model itself computes less exactly than float32.
         expected_failures: checks that fail for a reason that is the model's, and that reason.
     """
 
@@ -24,6 +28,9 @@ class Example:
     model: Callable[[], nn.Module]
     inputs: Callable[[int, int, int, int], dict[str, Any]]
     name: str = ""
+    video: str = "hidden_states"
+    axes: str = ""
+    tolerance: float = 1e-4
     expected_failures: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,174 @@
+"""What the checks have in common: a model, runs of it, and the attention calls of its sites."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import einops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freeloc.adapter import Adapter, TemporalRope
+from freeloc.attention import TokenLayout
+from freeloc.example import Example
+from freeloc.hooks import LayerHook
+from freeloc.methods import policy_plan
+from freeloc.patching import patch
+from freeloc.plan import DENSE, NONE, FramePlan
+from freeloc.profile import Policy, Profile, default_profile
+from freeloc.rotation import PlanTables
+
+TRAINED = 3
+FRAMES = 8
+HEIGHT, WIDTH = 2, 3
+
+
+@dataclass(frozen=True)
+class SiteCall:
+    """One attention call of a site, as the adapter sees it.
+
+    Args:
+        path: of the site's module.
+        layer: its number.
+        given: the arguments of the kernel, by name.
+        query, key, value: (batch, heads, tokens, head_dim).
+        layout: what the tokens are.
+        mask, scale: the model's own.
+        rope: with this model's numbers.
+        frequencies: in radians per latent frame.
+    """
+
+    path: str
+    layer: int
+    given: Mapping[str, Any]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: TokenLayout
+    mask: Tensor | None
+    scale: float | None
+    rope: TemporalRope | None
+    frequencies: Tensor | None
+
+    def video(self, tensor: Tensor) -> Tensor:
+        """The video tokens of query, key or value, (batch, heads, frames, tokens_per_frame, head_dim)."""
+        frames: Tensor = tensor[:, :, self.layout.video].unflatten(
+            2, (self.layout.frames, self.layout.tokens_per_frame)
+        )
+        return frames
+
+    def tables(self, plan: FramePlan) -> PlanTables:
+        """A plan made ready for this call."""
+        return PlanTables(plan, self.rope, self.query.shape[-1], self.frequencies)
+
+
+class Case:
+    """An example and its adapter."""
+
+    def __init__(self, example: Example, adapter: Adapter) -> None:
+        self.example = example
+        self.adapter = adapter
+        self.model = example.model()
+
+    def profile(self, policy: Policy = "none") -> Profile:
+        """The same policy on every layer, as if trained on `TRAINED` frames."""
+        return default_profile(self.model, policy, TRAINED, adapter=self.adapter)
+
+    def plan(self, policy: Policy, frames: int = FRAMES) -> FramePlan:
+        """The plan of a policy."""
+        return policy_plan(self.profile(), policy, frames)
+
+    def strongest(self, profile: Profile, layer: int, frames: int) -> FramePlan:
+        """The strongest correction that the model can have."""
+        return policy_plan(profile, "tsa" if self.adapter.rope_of(self.model) is None else "vrpr+tsa", frames)
+
+    def inputs(self, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH, batch: int = 2) -> dict[str, Any]:
+        """Inputs of so many tokens."""
+        return self.example.inputs(frames, height, width, batch)
+
+    def run(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
+        """The model's first output tensor."""
+        with torch.no_grad():
+            return _first_tensor((model or self.model)(**inputs))
+
+    def run_patched(self, inputs: Mapping[str, Any], method: Callable[[Profile, int, int], FramePlan]) -> Tensor:
+        """The same under a method."""
+        with patch(self.model, self.profile(), adapter=self.adapter, method=method):
+            return self.run(inputs)
+
+    def calls(self, inputs: Mapping[str, Any] | None = None) -> list[SiteCall]:
+        """Every attention call of a site in a run in which nothing is corrected."""
+        found: list[SiteCall] = []
+        given: dict[str, Any] = {}
+        attention = LayerHook.attention
+
+        def note(hook: LayerHook, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+            given.clear()
+            given.update(zip(hook.site.kernel.arguments, args, strict=False))
+            given.update(kwargs)
+            return attention(hook, args, kwargs)
+
+        def answer(
+            hook: LayerHook, q: Tensor, k: Tensor, v: Tensor, grid: Any, mask: Any, scale: Any, step: float
+        ) -> Tensor:
+            layout, model = hook.layout(q.shape[2], grid), hook.model
+            frequencies = None if model.frequencies is None else model.frequencies * step
+            where = hook.report.path, hook.report.layer, dict(given)
+            found.append(SiteCall(*where, q, k, v, layout, mask, scale, model.rope, frequencies))
+            return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, mask, scale=scale).to(q.dtype)
+
+        with mock.patch.object(LayerHook, "attention", note), mock.patch.object(LayerHook, "run", answer):
+            self.run_patched(self.inputs() if inputs is None else inputs, almost_everything)
+        return found
+
+    def first_call(self, inputs: Mapping[str, Any] | None = None) -> SiteCall:
+        """That of the first layer, before tokens could tell each other anything."""
+        path = next(path for _, _, path, _ in self.adapter.places(self.model))
+        return next(call for call in self.calls(inputs) if call.path == path)
+
+    def change_video(self, inputs: dict[str, Any], change: Callable[[Tensor], object]) -> dict[str, Any]:
+        """Inputs whose video was changed in place by a function of (frames, height, width, ...), before patches."""
+        video = inputs[self.example.video]
+        whole = [video] if isinstance(video, Tensor) else list(video)
+        changed = [self._change(tensor, change) for tensor in whole]
+        return inputs | {self.example.video: changed[0] if isinstance(video, Tensor) else changed}
+
+    def _change(self, video: Tensor, change: Callable[[Tensor], object]) -> Tensor:
+        axes = self.example.axes or self.adapter.grid.axes
+        rest = " ".join(name for name in axes.replace("(", "").replace(")", "").split() if name not in "fhw")
+        sizes = {"f": FRAMES, "h": HEIGHT, "w": WIDTH} if "(" in axes else {}
+        moved = einops.rearrange(video, f"{axes} -> f h w {rest}", **sizes).clone()
+        change(moved)
+        shape = dict(zip(["f", "h", "w", *rest.split()], moved.shape, strict=True))
+        return einops.rearrange(moved, f"f h w {rest} -> {axes}", **shape)
+
+
+def everything(profile: Profile, layer: int, frames: int) -> FramePlan:
+    """The plan that changes nothing."""
+    return FramePlan.identity(frames)
+
+
+def everything_through_the_engine(profile: Profile, layer: int, frames: int) -> FramePlan:
+    """A plan that changes nothing worth the name, and has to be executed."""
+    plan = FramePlan.identity(frames)
+    return FramePlan(plan.positions, plan.visibility, logit_scale=1 + 1e-9)
+
+
+def almost_everything(profile: Profile, layer: int, frames: int) -> FramePlan:
+    """All but one pair of frames see each other: every call is taken over."""
+    visibility = FramePlan.identity(frames).visibility.clone()
+    visibility[0, 1:] = NONE
+    return FramePlan(FramePlan.identity(frames).positions, visibility)
+
+
+def local(profile: Profile, layer: int, frames: int) -> FramePlan:
+    """Each frame sees itself alone."""
+    return FramePlan(FramePlan.identity(frames).positions, torch.eye(frames, dtype=torch.uint8) * DENSE)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return _first_tensor(next(iter(output.values() if isinstance(output, Mapping) else output)))

@@ -1,0 +1,11 @@
+"""All checks, each after those that it needs."""
+
+from freeloc.testing import behaviour, description
+from freeloc.testing.requirements import Check
+
+CHECKS: tuple[Check, ...] = tuple(
+    function
+    for module in (description, behaviour)
+    for name, function in vars(module).items()
+    if name.startswith("check_") and function.__module__ == module.__name__
+)

@@ -1,0 +1,189 @@
+"""Checks of what an adapter says. Each docstring is a requirement; who raises nothing found it to be true."""
+
+import functools
+import math
+import subprocess
+import sys
+
+import torch
+from torch import Tensor
+
+from freeloc.errors import AdapterError
+from freeloc.observation import observe
+from freeloc.rope_search import find_rope
+from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case
+from freeloc.testing.diagnosis import rotation_problem
+from freeloc.testing.requirements import ConformanceError, error_of, needs, require
+
+
+def check_it_matches_its_class_only(case: Case) -> None:
+    """The adapter describes the model, and none of the model's parts."""
+    cls = type(case.model)
+    names = ", ".join(case.adapter.classes)
+    require(
+        case.adapter.claims(case.model) is not None,
+        f"classes: the model is a {cls.__module__}.{cls.__qualname__}, the adapter names {names}",
+    )
+    for path, module in case.model.named_modules():
+        claimed = path and case.adapter.claims(module) is not None
+        require(not claimed, f"classes: '{path}', a {type(module).__qualname__}, is a part of the model, not a model")
+
+
+def check_importing_it_is_light(case: Case) -> None:
+    """Looking the adapter up imports nothing of the packages that hold its models."""
+    packages = tuple(sorted({name.partition(".")[0] for name in case.adapter.classes}))
+    imported = _imported_with_the_adapters(packages)
+    require(imported == "[]", f"importing the adapters imports {imported}, which takes seconds")
+
+
+@functools.cache
+def _imported_with_the_adapters(packages: tuple[str, ...]) -> str:
+    """Which of these packages a fresh Python has loaded once the adapters are looked up."""
+    code = f"import sys, freeloc; freeloc.adapters(); print([name for name in {packages!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    require(done.returncode == 0, f"the adapters cannot be imported: {done.stderr.strip()[-300:]}")
+    return done.stdout.strip()
+
+
+def check_every_site_is_named(case: Case) -> None:
+    """Each path leads to modules, each module once, and no other module attends over the whole token grid."""
+    try:
+        paths = [path for _, _, path, _ in case.adapter.places(case.model)]
+    except AdapterError as error:
+        raise ConformanceError(f"sites: {error}") from error
+    require(paths, "sites: no module is at " + ", ".join(site.path for site in case.adapter.sites))
+    require(len(paths) == len(set(paths)), f"sites: a module is named twice in {sorted(paths)}")
+    whole = FRAMES * (1 if case.adapter.sites[0].tokens == "f" else HEIGHT * WIDTH)
+    others: dict[str, int] = {}
+    for call in observe(case.model, case.inputs()):
+        inside = any(call.path == path or call.path.startswith(f"{path}.") for path in paths)
+        if not inside and call.query.shape[2] == call.key.shape[2] >= whole:
+            others[call.path] = call.query.shape[2]
+    near = "; ".join(f"{path} over {tokens} tokens" for path, tokens in others.items())
+    require(not others, f"sites: {len(paths)} are named, and these attend over the whole video too: {near}")
+
+
+@needs(check_it_matches_its_class_only, check_every_site_is_named)
+def check_every_site_calls_its_kernel(case: Case) -> None:
+    """In a run of the model every site makes the call that the adapter describes, and is given a layer's number."""
+    calls = case.calls()
+    silent = {path for _, _, path, _ in case.adapter.places(case.model)} - {call.path for call in calls}
+    require(not silent, f"kernel: no call was seen in {', '.join(sorted(silent))}")
+    layers, shape = {call.layer for call in calls}, case.adapter.shape(case.model)
+    require(layers == set(range(shape.layers)), f"layers: expected 0 to {shape.layers - 1}, found {sorted(layers)}")
+
+
+@needs(check_every_site_calls_its_kernel)
+def check_every_tensor_of_the_call_is_described(case: Case) -> None:
+    """The kernel gets no tensor (a mask, lengths) that the adapter has no word for."""
+    kernels = {path: site.kernel for site, _, path, _ in case.adapter.places(case.model)}
+    for call in case.calls():
+        kernel = kernels[call.path]
+        known = {kernel.query, kernel.key, kernel.value, kernel.mask, kernel.valid_keys, kernel.segments}
+        for name, value in call.given.items():
+            unknown = isinstance(value, Tensor) and value.ndim > 0 and name not in {*known, *kernel.neutral}
+            require(not unknown, f"kernel: {call.path} passes a tensor '{name}', which the adapter does not describe")
+
+
+@needs(check_every_site_calls_its_kernel)
+def check_the_sizes_are_the_models_own(case: Case) -> None:
+    """Heads and channels per head are read as the queries have them."""
+    shape = case.adapter.shape(case.model)
+    for call in case.calls():
+        heads, head_dim = call.query.shape[1], call.query.shape[3]
+        require(heads == shape.heads, f"heads: {call.path} has {heads}, the adapter reads {shape.heads}")
+        require(head_dim == shape.head_dim, f"head_dim: {call.path} has {head_dim}, the adapter reads {shape.head_dim}")
+
+
+@needs(check_every_site_calls_its_kernel)
+def check_the_layout_adds_up(case: Case) -> None:
+    """A sequence is text and frames x height x width tokens, at any size, and only a site with text has more."""
+    sites = {path: site for site, _, path, _ in case.adapter.places(case.model)}
+    extra: dict[str, set[int]] = {}
+    for frames, height, width in ((FRAMES, HEIGHT, WIDTH), (5, 1, 4), (TRAINED + 1, 3, 2)):
+        for call in case.calls(case.inputs(frames, height, width, batch=1)):
+            expected = (frames, 1, 1) if sites[call.path].tokens == "f" else (frames, height, width)
+            found = call.layout.frames, call.layout.height, call.layout.width
+            require(
+                found == expected,
+                f"grid: expected {expected} latent frames, rows and columns of tokens, the adapter reads {found}: "
+                "look at argument, axes and patch",
+            )
+            extra.setdefault(call.path, set()).add(call.query.shape[2] - math.prod(expected))
+    for path, counts in extra.items():
+        several = f"grid: {path} has, by the video's size, {sorted(counts)} more tokens than the grid"
+        require(len(counts) == 1 and min(counts) >= 0, several)
+        text, count = sites[path].text, counts.pop()
+        require((text != "none") == (count > 0), f"text: '{text}', but {path} has {count} more tokens than the grid")
+
+
+@needs(check_the_layout_adds_up)
+def check_each_token_is_where_it_should_be(case: Case) -> None:
+    """Changing one latent frame, or one row of it, changes those tokens of the first layer's queries and no others."""
+    before = case.first_call()
+    n = before.layout.tokens_per_frame
+    parts: list[tuple[int, int | None, range]] = [
+        (frame, None, range(frame * n, (frame + 1) * n)) for frame in (1, FRAMES - 2)
+    ]
+    if before.layout.height == HEIGHT:
+        parts.append((2, 1, range(2 * n + WIDTH, 2 * n + 2 * WIDTH)))
+    for frame, row, tokens in parts:
+        changed = case.change_video(case.inputs(), functools.partial(_disturb, frame=frame, row=row))
+        difference = (case.first_call(changed).query - before.query).abs().amax(dim=(0, 1, 3))
+        found = (difference > 1e-4 * difference.max()).nonzero().flatten()
+        expected = torch.tensor(tokens) + before.layout.video.start
+        what = f"latent frame {frame}" + ("" if row is None else f", row {row}")
+        require(
+            torch.equal(found, expected),
+            f"text, axes: changing {what} should change tokens {_span(expected)}, it changed {_span(found)} of "
+            f"{len(difference)}: is the text ({before.layout.text_first} first, {before.layout.text_last} last) at "
+            "the other end, or the order of the axes another?",
+        )
+
+
+@needs(check_each_token_is_where_it_should_be)
+def check_scores_depend_on_distance_only(case: Case) -> None:
+    """Between equal frames a constant shift of all positions leaves the first layer's scores as they are."""
+    call = case.first_call(case.change_video(case.inputs(), _equal_frames))
+    if call.rope is None:
+        return
+    query, key = call.video(call.query)[:, :, 1:].double(), call.video(call.key)[:, :, 1:].double()
+    scores = torch.einsum("bhiqd,bhjkd->bhijqk", query, key)  # the first frame may stand at an uneven distance
+    error = error_of(scores[:, :, 1:, 1:], scores[:, :, :-1, :-1])
+    require(
+        error <= 10 * case.example.tolerance,
+        f"rope: between equal frames, shifting all by one frame changes scores by {error:.1e} of the largest: the "
+        "model has absolute positions beside its rotary ones",
+    )
+
+
+@needs(check_the_sizes_are_the_models_own, check_scores_depend_on_distance_only)
+def check_our_rotation_is_the_models_own(case: Case) -> None:
+    """Between equal frames, queries and keys of the first layer differ by the rotation that the adapter describes."""
+    call = case.first_call(case.change_video(case.inputs(), _equal_frames))
+    if call.rope is None:
+        found = find_rope(torch.cat([call.video(call.query), call.video(call.key)]))
+        require(found is None, f"rope: none is described, and between equal frames there is a rotation: {found}")
+    problem = rotation_problem(call, case.example.tolerance)
+    require(not problem, f"rope: {problem}")
+
+
+def _disturb(video: Tensor, frame: int, row: int | None) -> None:
+    """Change one latent frame of tokens, or one row of tokens in it, of a video before patches."""
+    patch_frames, patch_height = video.shape[0] // FRAMES, video.shape[1] // HEIGHT
+    frames = slice(frame * patch_frames, (frame + 1) * patch_frames)
+    rows = slice(None) if row is None else slice(row * patch_height, (row + 1) * patch_height)
+    video[frames, rows] += torch.linspace(1, 2, video[frames, rows].numel()).view(video[frames, rows].shape)
+
+
+def _equal_frames(video: Tensor) -> None:
+    patch_frames = video.shape[0] // FRAMES
+    video[:] = video[:patch_frames].repeat(FRAMES, *[1] * (video.ndim - 1))
+
+
+def _span(tokens: Tensor) -> str:
+    if not len(tokens):
+        return "none"
+    last = int(tokens[-1])
+    gaps = "" if last - int(tokens[0]) + 1 == len(tokens) else f" ({len(tokens)} of them)"
+    return f"{int(tokens[0])} to {last}{gaps}"

@@ -1,0 +1,95 @@
+"""Which word of a rope is wrong, from queries and keys of equal frames."""
+
+from dataclasses import replace
+
+import einops
+import torch
+from torch import Tensor
+
+from freeloc.adapter import TemporalRope
+from freeloc.rotation import rotate
+from freeloc.testing.cases import SiteCall
+
+
+def rotation_problem(call: SiteCall, tolerance: float) -> str:
+    """What is wrong with the described rotation between equal frames, or nothing."""
+    if call.rope is None or call.frequencies is None:
+        return ""
+    error = max(_error(call.video(tensor), call.rope, call.frequencies) for tensor in (call.query, call.key))
+    if error <= tolerance:
+        return ""
+    frames = call.video(call.key).double()
+    hint = (
+        _channels(frames, call.rope)
+        or _pairing(frames, call.rope)
+        or _frequencies(_pairs(frames, call.rope), call.frequencies)
+    )
+    return f"the rotation differs from the model's own by {error:.1e} of the largest; {hint}"
+
+
+def _error(frames: Tensor, rope: TemporalRope, frequencies: Tensor) -> float:
+    """Frames 2, 3 ... from frame 1, turned as described; the first may stand at an uneven distance."""
+    later = torch.arange(frames.shape[2] - 2, dtype=torch.float64) + 1
+    angles = (later[:, None] * frequencies[..., None, :])[..., None, :]  # ([heads,] frames, 1, pairs)
+    base = frames[:, :, 1:2].double().expand(-1, -1, len(later), -1, -1)
+    turned = rotate(base, torch.polar(torch.ones_like(angles), angles), rope.span(frames.shape[-1]), rope.pairing)
+    return float((turned - frames[:, :, 2:]).abs().max() / frames.abs().max())
+
+
+def _channels(frames: Tensor, rope: TemporalRope) -> str:
+    """Whether other channels change from frame to frame than those described."""
+    head_dim = frames.shape[-1]
+    change = (frames[:, :, 2:] - frames[:, :, 1:2]).abs().amax(dim=(0, 1, 2, 3))
+    found = (change > 1e-3 * change.max()).nonzero().flatten().tolist()
+    first, stop = rope.span(head_dim)
+    names = einops.rearrange(torch.arange(first, stop), f"{rope.pairing} -> pair two", two=2)
+    described = sorted(names[: rope.pairs(head_dim)].flatten().tolist())
+    if set(found) <= set(described):
+        return ""
+    return f"channels: time turns {_ranges(found)} of a head, the adapter describes {_ranges(described)}"
+
+
+def _pairing(frames: Tensor, rope: TemporalRope) -> str:
+    """Whether the described pairs keep their length, and if not whether others do."""
+    if _stretch(frames, rope) < 1e-2:
+        return ""
+    other = replace(rope, pairing="(two pair)" if rope.pairing == "(pair two)" else "(pair two)")
+    if _stretch(frames, other) < 1e-2:
+        return f"pairing: the described {rope.pairing} does not fit, {other.pairing} does"
+    return f"pairing, channels: the pairs {rope.pairing} of channels {rope.span(frames.shape[-1])} are not turned"
+
+
+def _frequencies(pairs: Tensor, frequencies: Tensor) -> str:
+    """What the frequencies are, if these pairs (batch, heads, frames, tokens, pairs) are right."""
+    found = (pairs[:, :, 2] * pairs[:, :, 1].conj()).sum(dim=(0, 2)).angle()  # (heads, pairs)
+    described = frequencies.expand_as(found)
+    worst = int((found - described).abs().amax(dim=0).argmax())
+    text = f"pair {worst} turns by {found[0, worst]:.4g} radians a frame, described {described[0, worst]:.4g}"
+    base = found.mean(dim=0).clamp(min=1e-12)
+    theta = float((base[0] / base[1]) ** len(base)) if len(base) > 1 else 0.0
+    return f"theta, step, frequencies: {text}; one base for all pairs would be theta={theta:.4g} at step {base[0]:.4g}"
+
+
+def _pairs(frames: Tensor, rope: TemporalRope) -> Tensor:
+    block = frames[..., slice(*rope.span(frames.shape[-1]))]
+    pairs = einops.rearrange(block, f"... {rope.pairing} -> ... pair two", two=2)[
+        ..., : rope.pairs(frames.shape[-1]), :
+    ]
+    return torch.complex(pairs[..., 0], pairs[..., 1])
+
+
+def _stretch(frames: Tensor, rope: TemporalRope) -> float:
+    """By how much the lengths of pairs change from frame to frame, as a share of the longest."""
+    lengths = _pairs(frames, rope).abs()
+    return float((lengths[:, :, 2:] - lengths[:, :, 1:2]).abs().max() / lengths.max())
+
+
+def _ranges(channels: list[int]) -> str:
+    """[0, 1, 2, 5] as "0-2, 5"."""
+    parts: list[list[int]] = []
+    for channel in channels:
+        if parts and parts[-1][-1] == channel - 1:
+            parts[-1].append(channel)
+        else:
+            parts.append([channel])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
