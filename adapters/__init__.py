@@ -1,11 +1,51 @@
 """The adapters that come with freeloc. They enter through the entry-point group ``freeloc``, as anybody's do."""
 
-from freeloc_adapters import hunyuan_video, wan
+from freeloc_adapters import (
+    allegro,
+    cogvideox,
+    consisid,
+    cosmos,
+    easyanimate,
+    hunyuan_video,
+    kandinsky,
+    latte,
+    ltx,
+    mochi,
+    motif_video,
+    open_sora,
+    refused,
+    wan,
+    wan_based,
+)
+from freeloc_adapters.examples import EXAMPLES
 
 from freeloc import Adapter, Refusal, hookimpl
+from freeloc.testing import Example
 
 
 @hookimpl
 def freeloc_adapters() -> list[Adapter | Refusal]:
     """What each family's file describes."""
-    return [*hunyuan_video.ADAPTERS, *wan.ADAPTERS]
+    return [
+        *allegro.ADAPTERS,
+        *cogvideox.ADAPTERS,
+        *consisid.ADAPTERS,
+        *cosmos.ADAPTERS,
+        *easyanimate.ADAPTERS,
+        *hunyuan_video.ADAPTERS,
+        *kandinsky.ADAPTERS,
+        *latte.ADAPTERS,
+        *ltx.ADAPTERS,
+        *mochi.ADAPTERS,
+        *motif_video.ADAPTERS,
+        *open_sora.ADAPTERS,
+        *refused.ADAPTERS,
+        *wan.ADAPTERS,
+        *wan_based.ADAPTERS,
+    ]
+
+
+@hookimpl
+def freeloc_examples() -> list[Example]:
+    """Small models of each family."""
+    return list(EXAMPLES)

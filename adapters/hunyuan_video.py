@@ -44,9 +44,9 @@ ATTENTION = Kernel(
     query="q",
     key="k",
     value="v",
-    mask="attn_mask",
     segments="cu_seqlens_kv",
-    neutral={"drop_rate": 0, "causal": False},
+    # The blocks call it in this mode alone; the others look at attn_mask instead of the segments.
+    neutral={"mode": "flash", "drop_rate": 0, "attn_mask": None, "causal": False},
 )
 
 ORIGINAL = Adapter(

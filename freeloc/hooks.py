@@ -170,8 +170,7 @@ class LayerHook:
         if takeover is None:
             return
         takeover.leave()
-        idle = self.site.idle is not None and bool(kwargs.get(self.site.idle))
-        if takeover.calls == 0 and output is not None and not idle:
+        if takeover.calls == 0 and output is not None and not (self.site.idle and kwargs.get(self.site.idle)):
             raise LayoutError(
                 f"{self.report.path} ({type(module).__name__}) made no call of {self.site.kernel.function}, so nothing "
                 "could be corrected. Linear attention and kernels that cannot be seen are not supported"

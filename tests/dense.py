@@ -30,8 +30,11 @@ class Facts:
         text: where the text stands: "first" or "last".
         layers: the layer of each path; by default 0, 1, 2, ...
         times: where each frame stands, in latent frames; by default 0, 1, 2, ...
-        rotary: names of arguments of the attention module that hold the rotary tables, or their numbers if positional.
+        rotary: names of arguments of the attention module that hold the rotary tables, or their numbers if positional;
+            none if the model has no rotary embedding.
         still: makes of such a table one that turns nothing; by default of (cos, sin).
+        tokens: "f" where each place of the frame is a sequence of its own.
+        tolerance: largest difference between the model's outputs, larger where the model itself rounds.
     """
 
     paths: Callable[[nn.Module], Sequence[str]]
@@ -43,6 +46,15 @@ class Facts:
     times: Callable[[int], Tensor] = lambda frames: torch.arange(frames, dtype=torch.float64)
     rotary: Sequence[str | int] = ("image_rotary_emb",)
     still: Callable[[Any], Any] = lambda table: (torch.ones_like(table[0]), torch.zeros_like(table[1]))
+    tokens: str = "f h w"
+    tolerance: float = 2e-5
+
+    @classmethod
+    def without_rope(cls, paths: Callable[[nn.Module], Sequence[str]], **changes: Any) -> "Facts":
+        """Of a model that turns nothing."""
+        none = torch.zeros(0, dtype=torch.float64)
+        pairs = torch.zeros(2, 0, dtype=torch.long)
+        return cls(paths, pairs, none, lambda height, width: none.expand(height * width, 0), rotary=(), **changes)
 
 
 def blocks(*paths: str) -> Callable[[nn.Module], list[str]]:
@@ -140,6 +152,7 @@ def oracle(
     model: nn.Module, facts: Facts, plan: Callable[[int, int], FramePlan], frames: int, height: int, width: int
 ) -> Iterator[None]:
     """Within, every attention module over video tokens computes what `plan` (layer, frames) asks for."""
+    height, width = (height, width) if facts.tokens == "f h w" else (1, 1)
     with contextlib.ExitStack() as stack:
         for index, path in enumerate(facts.paths(model)):
             module, layer = model.get_submodule(path), facts.layers[index] if facts.layers else index
@@ -164,7 +177,8 @@ def _twice(forward: Callable[..., Any], facts: Facts, plan: FramePlan, height: i
 
         quiet = [facts.still(value) if place in facts.rotary else value for place, value in enumerate(args)]
         named = {name: facts.still(value) if name in facts.rotary else value for name, value in kwargs.items()}
-        assert any(place in facts.rotary for place in [*range(len(args)), *kwargs]), "no rotary table was passed"
+        found = any(place in facts.rotary for place in [*range(len(args)), *kwargs])
+        assert found or not facts.rotary, "no rotary table was passed"
         with mock.patch("torch.nn.functional.scaled_dot_product_attention", note):
             forward(*quiet, **named)
         with mock.patch("torch.nn.functional.scaled_dot_product_attention", answer):

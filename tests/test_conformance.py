@@ -5,44 +5,17 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
-import torch
-import toy_dit
-from toy_dit import ToyDiT
+from freeloc_toy import model as toy_dit
+from freeloc_toy.adapter import KERNEL
+from freeloc_toy.adapter import TOY as RIGHT
+from freeloc_toy.examples import inputs
+from freeloc_toy.model import ToyDiT
 
 import freeloc
-from freeloc import MATMUL, Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
-from freeloc.testing import CHECKS, Example, behaviour, conformance, examples, noise, random_model, run_checks
+from freeloc import MATMUL
+from freeloc.testing import CHECKS, Example, behaviour, conformance, examples, random_model, run_checks
 
-KERNEL = Kernel(
-    "kernel",
-    "b l h d",
-    arguments=("q", "k", "v", "bias", "sharpness"),
-    query="q",
-    key="k",
-    value="v",
-    mask="bias",
-    scale="sharpness",
-)
-SITE = AttentionSite("blocks.*.attention", kernel=KERNEL, text="first")
-ROPE = TemporalRope(channels=4, first=4, pairing="(two pair)", theta=100.0)
-RIGHT = Adapter(
-    name="toy",
-    family="toy",
-    classes=("toy_dit.ToyDiT",),
-    sites=(SITE,),
-    grid=TokenGrid("video", axes="b f c h w", patch=(1, 2, 2)),
-    rope=ROPE,
-    heads="heads",
-    head_dim="head_dim",
-)
-
-
-def inputs(frames, height, width, batch):
-    return {
-        "video": noise(batch, frames, 3, 2 * height, 2 * width),
-        "text": noise(batch, 4, 5),
-        "text_lengths": torch.tensor([4, 2])[:batch],
-    }
+SITE = RIGHT.sites[0]
 
 
 def example(**changes):
@@ -76,26 +49,32 @@ def wrong_kernel(**changes):
 
 
 def wrong_rope(**changes):
-    return wrong(rope=replace(ROPE, **changes))
+    return wrong(rope=replace(RIGHT.rope, **changes))
 
 
 BROKEN = {
     "check_it_matches_its_class_only": [
-        (wrong(classes=("toy_dit.ToyDiT", "toy_dit.ToyBlock")), "classes: 'blocks.0', a ToyBlock, is a part"),
         (
-            wrong(classes=("toy_dit.Another",)),
-            "classes: the model is a toy_dit.ToyDiT, the adapter names toy_dit.Another",
+            wrong(classes=("freeloc_toy.model.ToyDiT", "freeloc_toy.model.ToyBlock")),
+            "classes: 'blocks.0', a ToyBlock, is a part",
+        ),
+        (
+            wrong(classes=("freeloc_toy.model.Another",)),
+            "classes: the model is a freeloc_toy.model.ToyDiT, the adapter names freeloc_toy.model.Another",
         ),
     ],
     "check_importing_it_is_light": [
-        (wrong(classes=("toy_dit.ToyDiT", "pydantic.BaseModel")), "importing the adapters imports ['pydantic']"),
+        (
+            wrong(classes=("freeloc_toy.model.ToyDiT", "pydantic.BaseModel")),
+            "importing the adapters imports ['pydantic']",
+        ),
     ],
     "check_every_site_is_named": [
         (wrong_site(path="blocks.*.self_attention"), "sites: ToyDiT has no 'blocks.0.self_attention'"),
         (wrong(sites=(SITE, SITE)), "sites: a module is named twice"),
     ],
     "check_every_site_calls_its_kernel": [
-        (wrong_kernel(function="flash_attention"), "toy_dit has no function 'flash_attention'"),
+        (wrong_kernel(function="flash_attention"), "freeloc_toy.model has no function 'flash_attention'"),
         (wrong_site(kernel=MATMUL), "made no call of torch.matmul"),
         (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
     ],
@@ -156,7 +135,7 @@ class Counting(toy_dit.ToyAttention):
             self.__dict__["changes"] = self.__dict__.get("changes", 0) + 1
 
 
-Counting.__module__ = "toy_dit"  # where its kernel is
+Counting.__module__ = "freeloc_toy.model"  # where its kernel is
 
 
 def counting():
@@ -177,7 +156,7 @@ def test_a_description_that_changes_the_input_is_caught():
 
 
 def test_an_attribute_that_cannot_be_set_back_is_caught():
-    adapter = wrong_site(while_running={"mode": "toy_dit:THETA"})
+    adapter = wrong_site(while_running={"mode": "freeloc_toy.model:THETA"})
     found = problems(adapter, replace(example(), model=counting))
     assert found == {"check_unpatching_restores_all": "hooks or attributes are left behind"}
 

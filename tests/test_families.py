@@ -14,8 +14,14 @@ import freeloc
 EXAMPLES = {example.label: example for example in examples.EXAMPLES}
 POLICIES = ["vrpr", "tsa", "vrpr+tsa", "mixed"]
 TRAINED = 4
+WITHOUT_ROPE = {name for name, facts in FACTS.items() if not facts.rotary}
+"""Whose positions cannot be re-encoded: VRPR is refused."""
 
 every_family = pytest.mark.parametrize("name", list(EXAMPLES))
+every_policy = pytest.mark.parametrize(
+    ("name", "policy"),
+    [(name, policy) for name in EXAMPLES for policy in POLICIES if "vrpr" not in policy or name not in WITHOUT_ROPE],
+)
 
 
 @functools.cache
@@ -23,11 +29,13 @@ def model_of(name):
     return EXAMPLES[name].model()
 
 
-def profile_of(model, policy):
+def profile_of(name, policy):
     """One policy, or all in turns."""
+    model = model_of(name)
     shape = freeloc.find_adapter(model).shape(model)
-    turns = ["vrpr+tsa", "vrpr", "tsa", "none"] if policy == "mixed" else [policy]
-    layers = {name: list(range(shape.layers))[index :: len(turns)] for index, name in enumerate(turns)}
+    every = ["tsa", "none"] if name in WITHOUT_ROPE else ["vrpr+tsa", "vrpr", "tsa", "none"]
+    turns = every if policy == "mixed" else [policy]
+    layers = {turn: list(range(shape.layers))[index :: len(turns)] for index, turn in enumerate(turns)}
     profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
     return profile.model_copy(update={"layers": layers})
 
@@ -40,7 +48,7 @@ def run(model, inputs):
 
 def compare(name, policy, frames, height=2, width=3, batch=2):
     model, inputs = model_of(name), EXAMPLES[name].inputs(frames, height, width, batch)
-    profile = profile_of(model, policy)
+    profile = profile_of(name, policy)
     before = run(model, inputs)
     with oracle(
         model, FACTS[name], lambda layer, count: freeloc.frame_plan(profile, layer, count), frames, height, width
@@ -51,12 +59,11 @@ def compare(name, policy, frames, height=2, width=3, batch=2):
     return SimpleNamespace(before=before, expected=expected, found=found, report=patch.report())
 
 
-@every_family
-@pytest.mark.parametrize("policy", POLICIES)
+@every_policy
 @pytest.mark.parametrize("frames", [3, 4, 6, 9, 16])
 def test_equals_the_oracle_at_1x_to_4x(name, policy, frames):
     runs = compare(name, policy, frames)
-    assert (runs.found - runs.expected).abs().max() <= 2e-5
+    assert (runs.found - runs.expected).abs().max() <= FACTS[name].tolerance
     if frames > 2 * TRAINED:
         assert (runs.found - runs.before).abs().max() > 1e-3
 
@@ -65,10 +72,17 @@ def test_equals_the_oracle_at_1x_to_4x(name, policy, frames):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 3)])
 def test_any_grid(name, height, width):
     runs = compare(name, "mixed", 9, height, width)
-    assert (runs.found - runs.expected).abs().max() <= 2e-5
+    assert (runs.found - runs.expected).abs().max() <= FACTS[name].tolerance
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_ROPE & EXAMPLES.keys()))
+@pytest.mark.parametrize("policy", ["vrpr", "vrpr+tsa"])
+def test_positions_of_a_model_without_rope_are_refused(name, policy):
+    with pytest.raises(freeloc.PatchError, match="no rotary embedding over time"):
+        freeloc.patch(model_of(name), profile_of(name, policy))
 
 
 @every_family
 def test_the_oracle_itself_is_the_model_where_nothing_is_corrected(name):
     runs = compare(name, "none", 9)
-    assert (runs.expected - runs.before).abs().max() <= 2e-5
+    assert (runs.expected - runs.before).abs().max() <= FACTS[name].tolerance

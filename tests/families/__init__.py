@@ -1,5 +1,33 @@
 """What the oracle knows of each family: its positions, written from papers and code, not from the adapters."""
 
-from families import hunyuan_video, wan
+from families import (
+    allegro,
+    cogvideox,
+    consisid,
+    cosmos,
+    easyanimate,
+    hunyuan_video,
+    kandinsky,
+    latte,
+    ltx,
+    mochi,
+    motif_video,
+    wan,
+    wan_based,
+)
 
-FACTS = {**hunyuan_video.FACTS, **wan.FACTS}
+FACTS = {
+    **allegro.FACTS,
+    **cogvideox.FACTS,
+    **consisid.FACTS,
+    **cosmos.FACTS,
+    **easyanimate.FACTS,
+    **hunyuan_video.FACTS,
+    **kandinsky.FACTS,
+    **latte.FACTS,
+    **ltx.FACTS,
+    **mochi.FACTS,
+    **motif_video.FACTS,
+    **wan.FACTS,
+    **wan_based.FACTS,
+}

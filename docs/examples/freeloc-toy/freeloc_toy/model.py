@@ -1,5 +1,5 @@
-"""A video transformer that nobody has described: text first, half-split RoPE in the second third of each head, a kernel
-found by name. What the tests of the conformance suite describe, rightly and wrongly.
+"""A video transformer that stands for yours: text first, half-split RoPE in which time has the second third of each head,
+and a kernel of its own.
 """
 
 import torch
@@ -16,6 +16,8 @@ def kernel(q, k, v, bias=None, sharpness=None):
 
 
 class ToyAttention(nn.Module):
+    """Self-attention."""
+
     def __init__(self, sharpness):
         super().__init__()
         self.sharpness = sharpness
@@ -23,12 +25,15 @@ class ToyAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM) for _ in range(4))
 
     def forward(self, x, turns, bias):
+        """`x` is (batch, tokens, channels), `turns` the angles of its pairs, `bias` which keys are seen."""
         q, k, v = (layer(x).unflatten(2, (HEADS, HEAD_DIM)) for layer in (self.q, self.k, self.v))
         out = kernel(turn(q, turns), turn(k, turns), v, bias=bias, sharpness=self.sharpness)
         return self.out(out.flatten(2))
 
 
 class ToyBlock(nn.Module):
+    """Attention, then one layer for each token."""
+
     def __init__(self, sharpness):
         super().__init__()
         self.attention = ToyAttention(sharpness)
@@ -36,6 +41,7 @@ class ToyBlock(nn.Module):
         self.mlp = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
 
     def forward(self, x, turns, bias):
+        """As in attention."""
         x = x + self.attention(self.norm(x), turns, bias)
         return x + self.mlp(x)
 
@@ -53,6 +59,7 @@ class ToyDiT(nn.Module):
         self.out = nn.Linear(HEADS * HEAD_DIM, 3)
 
     def forward(self, video, text, text_lengths):
+        """Text beyond its length is padding, and not seen."""
         frames, rows, columns = video.shape[1], video.shape[3] // 2, video.shape[4] // 2
         x = self.embed(video.flatten(0, 1)).unflatten(0, video.shape[:2]).permute(0, 1, 3, 4, 2).flatten(1, 3)
         if self.absolute:

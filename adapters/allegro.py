@@ -1,0 +1,22 @@
+"""Allegro in diffusers.
+
+Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_allegro.py.
+"""
+
+from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+# A third of each head is for time, with pairs (i, i + 16) of its 32 channels; a frame is 1 / 2.2 of a position.
+DIFFUSERS = Adapter(
+    name="allegro",
+    family="allegro",
+    classes=("diffusers.models.transformers.transformer_allegro.AllegroTransformer3DModel",),
+    sites=(AttentionSite("transformer_blocks.*.attn1"),),
+    grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
+    rope=TemporalRope(
+        channels=lambda head_dim: head_dim // 3,
+        pairing="(two pair)",
+        step=lambda model, given: 1 / model.config.interpolation_scale_t,
+    ),
+)
+
+ADAPTERS = [DIFFUSERS]

@@ -1,0 +1,43 @@
+"""Cosmos 1.0, 2 and 2.5 of diffusers. Source: diffusers transformer_cosmos.py.
+
+Its attention follows the attention backend that is active in diffusers, which must be a native one. Cosmos 1.0 also
+adds learned embeddings of absolute positions; those stay.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+
+def _frequencies(model: Any) -> Tensor:
+    exponents = torch.arange(0, model.rope.dim_t, 2, dtype=torch.float64) / model.rope.dim_t
+    base: float = 10_000.0 * model.rope.t_ntk_factor
+    frequencies: Tensor = base**-exponents
+    return frequencies
+
+
+def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
+    """A position is a frame at 24 frames per second, where a rate is given."""
+    return float(model.rope.base_fps / given["fps"]) if given.get("fps") is not None else 1.0
+
+
+COSMOS = Adapter(
+    name="cosmos",
+    family="cosmos",
+    classes=("diffusers.models.transformers.transformer_cosmos.CosmosTransformer3DModel",),
+    sites=(AttentionSite("transformer_blocks.*.attn1"),),
+    grid=TokenGrid(),
+    rope=TemporalRope(
+        channels=lambda head_dim: head_dim - 4 * (head_dim // 6),
+        pairing="(two pair)",
+        within=lambda head_dim: head_dim,
+        frequencies_from=_frequencies,
+        step=_positions_per_frame,
+    ),
+)
+
+ADAPTERS = [COSMOS]

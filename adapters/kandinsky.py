@@ -1,0 +1,47 @@
+"""Kandinsky 5 and 6 of diffusers. Source: diffusers transformer_kandinsky.py, transformer_kandinsky6.py.
+
+Released models: heads of 64 or 128 channels, split 16 / 24 / 24 or 32 / 48 / 48. Kandinsky 5 rounds rotated queries and
+keys to bfloat16, whatever the model's dtype. In Kandinsky 6, attention between video and audio is left alone.
+"""
+
+from freeloc_adapters.wan import NATIVE
+
+from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+KANDINSKY_5 = Adapter(
+    name="kandinsky5",
+    family="kandinsky5",
+    classes=("diffusers.models.transformers.transformer_kandinsky.Kandinsky5Transformer3DModel",),
+    sites=(AttentionSite("visual_transformer_blocks.*.self_attention", while_running=NATIVE),),
+    grid=TokenGrid(
+        axes="b f h w c",
+        refused={
+            "sparse_params": "NABLA is a sparse attention of its own, over tokens in blocks of 8 x 8. Use a checkpoint "
+            "with attention_type 'regular'"
+        },
+    ),
+    rope=TemporalRope(
+        channels="config.axes_dims.0", step=lambda model, given: 1 / given.get("scale_factor", (1.0, 1.0, 1.0))[0]
+    ),
+    heads="visual_transformer_blocks.0.self_attention.num_heads",
+    head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
+)
+
+KANDINSKY_6 = Adapter(
+    name="kandinsky6",
+    family="kandinsky6",
+    classes=("diffusers.models.transformers.transformer_kandinsky6.Kandinsky6Transformer3DModel",),
+    sites=(AttentionSite("visual_transformer_blocks.*.video_dec_block.self_attention", while_running=NATIVE),),
+    grid=TokenGrid(
+        axes="b f h w c",
+        refused={
+            "visual_rope_pos": "a reference frame may stand after the last one, at the time of the first. Generate "
+            "without an image"
+        },
+    ),
+    rope=TemporalRope(channels="config.axes_dims.0", step=lambda model, given: 1 / model.scale_factor[0]),
+    heads="visual_transformer_blocks.0.video_dec_block.self_attention.num_heads",
+    head_dim="visual_transformer_blocks.0.video_dec_block.self_attention.query_norm.normalized_shape.0",
+)
+
+ADAPTERS = [KANDINSKY_5, KANDINSKY_6]

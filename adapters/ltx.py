@@ -1,0 +1,82 @@
+"""LTX-Video and LTX-2 of diffusers.
+
+RoPE goes over all channels of all heads before they are split: every third pair is temporal, so each head has other
+temporal pairs, and other frequencies. Source: diffusers transformer_ltx.py, transformer_ltx2.py.
+
+LTX-2: its first latent frame is shorter than the others (4.5 instead of 8 video frames before the second); keys turn by
+the difference to the wanted position, so that this stays as it is. Attention between video and audio is left alone.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from freeloc_adapters.wan import NATIVE
+from torch import Tensor
+
+from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+
+def _per_head(model: Any, waves: Tensor) -> Tensor:
+    """Radians per position of (time, row, column) in turns, after pairs that nothing turns: those of time, by head."""
+    found = torch.zeros(model.rope.dim // 2)
+    found[model.rope.dim % 6 // 2 :: 3] = 2 * waves.float()  # the model computes them in float32, and turns by those
+    return found.view(int(model.config.num_attention_heads), -1)
+
+
+def _frequencies(model: Any) -> Tensor:
+    exponents = torch.linspace(0, 1, model.rope.dim // 6)
+    return _per_head(model, model.rope.theta**exponents * (math.pi / 2))
+
+
+def _frequencies_2(model: Any) -> Tensor:
+    dtype = torch.float64 if model.rope.double_precision else torch.float32
+    exponents = torch.linspace(0, 1, model.rope.dim // 6, dtype=dtype)
+    return _per_head(model, model.rope.theta**exponents * (math.pi / 2)) / float(model.rope.base_num_frames)
+
+
+def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
+    """A position is a share of 20 seconds; without a scale, a latent frame."""
+    scale = given.get("rope_interpolation_scale")
+    return 1.0 if scale is None else float(scale[0]) * model.rope.patch_size_t / float(model.rope.base_num_frames)
+
+
+def _seconds_per_frame(model: Any, given: Mapping[str, Any]) -> float:
+    """A position is a second."""
+    return float(model.rope.scale_factors[0] * model.rope.patch_size_t / given.get("fps", 24.0))
+
+
+LTX = Adapter(
+    name="ltx",
+    family="ltx",
+    classes=("diffusers.models.transformers.transformer_ltx.LTXVideoTransformer3DModel",),
+    sites=(AttentionSite("transformer_blocks.*.attn1", while_running=NATIVE),),
+    grid=TokenGrid(
+        ("num_frames", "height", "width"),
+        patch=(1, 1, 1),
+        refused={
+            "video_coords": "conditions may stand in front of the video, at any time. Use LTXPipeline or "
+            "LTXImageToVideoPipeline, which pass num_frames, height and width instead"
+        },
+    ),
+    rope=TemporalRope(lambda head_dim: head_dim, frequencies_from=_frequencies, step=_positions_per_frame),
+)
+
+LTX_2 = Adapter(
+    name="ltx-2",
+    family="ltx-2",
+    classes=("diffusers.models.transformers.transformer_ltx2.LTX2VideoTransformer3DModel",),
+    sites=(AttentionSite("transformer_blocks.*.attn1", while_running=NATIVE, idle="all_perturbed"),),
+    grid=TokenGrid(
+        ("num_frames", "height", "width"), patch=("config.patch_size_t", "config.patch_size", "config.patch_size")
+    ),
+    rope=TemporalRope(
+        lambda head_dim: head_dim,
+        pairing="config.rope_type=split",
+        frequencies_from=_frequencies_2,
+        step=_seconds_per_frame,
+    ),
+)
+
+ADAPTERS = [LTX, LTX_2]

@@ -1,0 +1,18 @@
+"""Mochi 1 in diffusers.
+
+Sources: diffusers transformer_mochi.py, MochiAttnProcessor2_0.
+"""
+
+from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+# Learned frequencies (3, heads, pairs) for time, height and width: all of a head's pairs are turned by all three.
+DIFFUSERS = Adapter(
+    name="mochi",
+    family="mochi",
+    classes=("diffusers.models.transformers.transformer_mochi.MochiTransformer3DModel",),
+    sites=(AttentionSite("transformer_blocks.*.attn1", text="last"),),
+    grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
+    rope=TemporalRope(channels=lambda head_dim: head_dim, frequencies_from=lambda model: model.pos_frequencies[0]),
+)
+
+ADAPTERS = [DIFFUSERS]

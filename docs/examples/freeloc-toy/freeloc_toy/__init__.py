@@ -1,0 +1,1 @@
+"""ToyDiT and its plugin for freeloc."""

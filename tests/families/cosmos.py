@@ -1,0 +1,18 @@
+"""Cosmos: heads of 32 channels split 12 / 10 / 10, half-split over the whole head.
+
+theta = 10000 scale ** (n / (n - 2)) on an axis of n channels; time runs at 24 frames per second where a rate is given.
+"""
+
+from dense import Facts, axis_by_axis, blocks, frequencies, half_split
+
+
+def facts(scales, fps):
+    turns = [
+        frequencies(channels, 10_000.0 * scale ** (channels / (channels - 2)))
+        for channels, scale in zip((12, 10, 10), scales, strict=True)
+    ]
+    temporal, spatial = axis_by_axis(turns[0] * 24 / fps, turns[1], turns[2])
+    return Facts(blocks("transformer_blocks.*.attn1"), half_split(32), temporal, spatial)
+
+
+FACTS = {"cosmos": facts((2.0, 1.0, 1.0), fps=30), "cosmos-2": facts((20 / 24, 2.0, 2.0), fps=24)}
