@@ -16,7 +16,8 @@ class GridReader:
     def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
         self._grid = adapter.grid
         self._patch = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
-        self._parameters = list(inspect.signature(type(shows).forward).parameters)[1:]
+        forward = shows.forward if type(shows).forward is nn.Module.forward else type(shows).forward
+        self._parameters = [name for name in inspect.signature(forward).parameters if name != "self"]
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of forward, by name."""

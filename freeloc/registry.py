@@ -245,9 +245,9 @@ def _looked_at(model: object, parts: Iterable[object]) -> str:
 
 
 def _unknown(model: object, parts: Iterable[object]) -> str:
-    known = ", ".join(sorted(registry().adapters.owners)) or "none"
+    known = ", ".join(adapter.name for adapter in adapters()) or "none"
     failed = "".join(f"; {failure}" for failure in registry().failures)
     return (
         f"no adapter describes this model. Looked at: {_looked_at(model, parts)}. Installed adapters: {known}{failed}. "
-        "An adapter is one short file: see CONTRIBUTING.md, 'Write an adapter', and pass it as adapter=..."
+        "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
     )

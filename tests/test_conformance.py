@@ -4,7 +4,10 @@ import contextlib
 from dataclasses import replace
 from unittest import mock
 
+import hunyuan_double
+import opensora_double
 import pytest
+import wan_double
 from freeloc_toy import model as toy_dit
 from freeloc_toy.adapter import KERNEL
 from freeloc_toy.adapter import TOY as RIGHT
@@ -15,6 +18,7 @@ import freeloc
 from freeloc import MATMUL
 from freeloc.testing import CHECKS, Example, behaviour, conformance, examples, random_model, run_checks
 
+TOY = "freeloc_toy.model"
 SITE = RIGHT.sites[0]
 
 
@@ -29,6 +33,11 @@ def problems(adapter, model=None):
 
 @conformance(*examples())
 def test_installed_adapters(check):
+    check()
+
+
+@conformance(*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES)
+def test_adapters_of_original_repositories(check):
     check()
 
 
@@ -55,17 +64,17 @@ def wrong_rope(**changes):
 BROKEN = {
     "check_it_matches_its_class_only": [
         (
-            wrong(classes=("freeloc_toy.model.ToyDiT", "freeloc_toy.model.ToyBlock")),
+            wrong(classes=(f"{TOY}.ToyDiT", f"{TOY}.ToyBlock")),
             "classes: 'blocks.0', a ToyBlock, is a part",
         ),
         (
-            wrong(classes=("freeloc_toy.model.Another",)),
-            "classes: the model is a freeloc_toy.model.ToyDiT, the adapter names freeloc_toy.model.Another",
+            wrong(classes=(f"{TOY}.Another",)),
+            f"classes: the model is a {TOY}.ToyDiT, the adapter names {TOY}.Another",
         ),
     ],
     "check_importing_it_is_light": [
         (
-            wrong(classes=("freeloc_toy.model.ToyDiT", "pydantic.BaseModel")),
+            wrong(classes=(f"{TOY}.ToyDiT", "pydantic.BaseModel")),
             "importing the adapters imports ['pydantic']",
         ),
     ],
@@ -74,7 +83,7 @@ BROKEN = {
         (wrong(sites=(SITE, SITE)), "sites: a module is named twice"),
     ],
     "check_every_site_calls_its_kernel": [
-        (wrong_kernel(function="flash_attention"), "freeloc_toy.model has no function 'flash_attention'"),
+        (wrong_kernel(function="flash_attention"), f"{TOY} has no function 'flash_attention'"),
         (wrong_site(kernel=MATMUL), "made no call of torch.matmul"),
         (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
     ],

@@ -290,14 +290,14 @@ class TestFindAdapter:
         known = ", ".join(sorted(adapter.name for adapter in freeloc.adapters()))
         message = (
             f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
-            "An adapter is one short file: see CONTRIBUTING.md, 'Write an adapter', and pass it as adapter=..."
+            "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
         )
         with pytest.raises(freeloc.AdapterError, match=f"^{re.escape(message)}$"):
             transformers_of(model)
 
     def test_find_adapter_tells_the_class_it_looked_at(self):
         with pytest.raises(
-            freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*'Write an adapter'"
+            freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter"
         ):
             freeloc.find_adapter(nn.Linear(2, 2))
 
@@ -383,7 +383,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     def test_failures_are_told_where_a_model_is_not_known(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
-            freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*'Write an adapter'"
+            freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
         ) as told:
             freeloc.find_adapter(nn.Linear(2, 2))
         assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)

@@ -12,6 +12,8 @@ import types
 import torch
 from torch import nn
 
+from freeloc.testing import Example, noise, random_model
+
 
 def flash_attention(q, k, v, q_lens=None, k_lens=None, window_size=(-1, -1)):
     """Plain attention on (batch, tokens, heads, head_dim) that leaves out keys beyond each sample's length."""
@@ -156,3 +158,21 @@ def install() -> list[str]:
             setattr(module, cls.__name__, cls)
     sys.modules["wan.modules.model"].flash_attention = flash_attention
     return list(places)
+
+
+def model(cls=None):
+    """A small one, whose attention is far from uniform."""
+    install()
+    return random_model(cls or WanModel)
+
+
+def inputs(frames, height, width, batch):
+    """For a grid of so many tokens, and some padding."""
+    videos = [noise(4, frames, 2 * height, 2 * width) + sample for sample in range(batch)]
+    return {"x": videos, "seq_len": frames * height * width + 5}
+
+
+EXAMPLES = [
+    Example("wan-original", model, inputs, video="x", axes="c f h w"),
+    Example("wan-original-vace", lambda: model(VaceWanModel), inputs, video="x", axes="c f h w"),
+]

@@ -33,8 +33,13 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the requirement is met, or known not to be for the stated reason."""
-        return bool(self.problem) == bool(self.expected) and not self.blocked
+        """Whether the requirement is met, or known not to be, or not to be told, for the stated reason."""
+        return bool(self.problem or self.blocked) == bool(self.expected)
+
+    @property
+    def met(self) -> bool:
+        """Whether the requirement is met."""
+        return not self.problem and not self.blocked
 
 
 class Suite:
@@ -69,8 +74,9 @@ class Suite:
         for needed in CHECKS:
             if needed.__name__ in NEEDS.get(name, ()):
                 before = self.result(needed)
-                if before.problem or before.blocked:
-                    return Result(self.example.label, name, blocked=before.blocked or needed.__name__)
+                if not before.met:
+                    by = before.blocked or needed.__name__
+                    return Result(self.example.label, name, blocked=by, expected=before.expected)
         expected = self.example.expected_failures.get(name, "")
         try:
             check(Case(self.example, self.adapter))

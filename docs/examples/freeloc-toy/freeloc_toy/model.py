@@ -1,5 +1,6 @@
-"""A video transformer that stands for yours: text first, half-split RoPE in which time has the second third of each head,
-and a kernel of its own.
+"""A video transformer that stands for yours.
+
+Text comes first, time has the second third of each head in a half-split RoPE, and the attention kernel is its own.
 """
 
 import torch
