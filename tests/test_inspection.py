@@ -1,0 +1,106 @@
+"""What can be seen of a model that no adapter describes, and whether the file written from it holds."""
+
+import opensora_double
+import pytest
+import torch
+from freeloc_toy.examples import EXAMPLE as TOY
+from torch import nn
+
+import freeloc
+from freeloc.adapter_file import adapter_file
+from freeloc.cli import main
+from freeloc.rope_search import find_rope
+from freeloc.testing import examples, run_checks
+
+EXAMPLES = {example.label: example for example in [*examples(), TOY]}
+QUICK = ["cogvideox", "cogvideox-2b", "hunyuan-video-1.5", "ltx", "mochi", "cosmos-2", "latte", "toy"]
+
+
+def look(example):
+    return freeloc.inspect(example.model(), example.inputs(8, 2, 3, 2))
+
+
+def written(example):
+    names = {}
+    exec(adapter_file(look(example)), names)
+    return names["ADAPTER"]
+
+
+def slow_unless_quick(name):
+    return pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [slow_unless_quick(name) for name in EXAMPLES])
+def test_the_written_file_meets_every_requirement_unedited(name):
+    results = run_checks(EXAMPLES[name], written(EXAMPLES[name]))
+    assert [(result.check, result.problem) for result in results if result.problem and not result.expected] == []
+
+
+def test_what_is_seen_is_what_is_there():
+    seen = look(EXAMPLES["cogvideox-1.5"])
+    assert [(site.path, site.modules, site.is_candidate) for site in seen.sites] == [
+        ("transformer_blocks.*.attn1", 3, True)
+    ]
+    assert (seen.grid.tokens, seen.grid.patch, seen.grid.axes) == ((8, 2, 3), (2, 2, 2), "b f c h w")
+    assert seen.grid.text_first > 0 == seen.grid.text_last
+    assert (seen.rope.first, seen.rope.pairing, seen.rope.theta) == (0, "(pair two)", 10_000.0)
+
+
+def test_a_temporal_attention_of_its_own_is_told_from_the_spatial_one():
+    seen = look(EXAMPLES["latte"])
+    assert [site.path for site in seen.candidates] == ["temporal_transformer_blocks.*.attn1"]
+    assert seen.grid.tokens == (8, 1, 1)
+    assert seen.rope is None
+    assert "rope: queries and keys of equal frames do not differ by a rotation" in seen.unknown
+
+
+def test_attention_without_a_function_is_seen():
+    example = next(example for example in opensora_double.EXAMPLES if example.adapter == "open-sora-1.2")
+    seen = look(example)
+    assert "torch.matmul" in {site.kernel for site in seen.sites if site.path.startswith("temporal_blocks")}
+
+
+def test_a_kernel_that_cannot_be_seen_is_said():
+    with pytest.raises(freeloc.FreelocError, match=r"torch.nn.*Linear made no call .*freeloc.Kernel"):
+        freeloc.inspect(nn.Linear(3, 3), {"input": torch.zeros(1, 2, 3)})
+
+
+class Shuffled(nn.Module):
+    """Attention over tokens that are in no order of rows and columns."""
+
+    def forward(self, video):
+        tokens = video.flatten(2).mT[:, torch.randperm(48, generator=torch.Generator().manual_seed(0))]
+        return nn.functional.scaled_dot_product_attention(*[tokens[:, None]] * 3)
+
+
+def test_no_adapter_is_written_from_a_grid_that_was_not_seen():
+    seen = freeloc.inspect(Shuffled(), {"video": torch.randn(2, 6, 8, 2, 3)})
+    assert seen.grid is None
+    with pytest.raises(freeloc.FreelocError, match=r"no adapter can be written for .*Shuffled: grid: in no self-att"):
+        adapter_file(seen)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.3])
+def test_what_does_not_turn_has_no_rope(speed):
+    content = torch.randn(2, 1, 1, 3, 8, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 6, -1, -1)
+    growing = 1 + speed * torch.arange(6.0)[:, None, None]
+    assert find_rope(content * growing) is None
+
+
+def test_the_command_writes_a_file(tmp_path, capsys):
+    assert main(["inspect", "wan", "--output", str(tmp_path / "my_wan.py")]) == 0
+    assert "* blocks.*.attn1" in capsys.readouterr().out
+    names = {}
+    exec((tmp_path / "my_wan.py").read_text(), names)
+    assert names["ADAPTER"].sites == (freeloc.AttentionSite("blocks.*.attn1"),)
+
+
+@pytest.mark.parametrize("name", ["nothing.here:EXAMPLE", "freeloc.testing:CHECKS", "no-such-example"])
+def test_the_command_says_what_it_wants(name, capsys):
+    assert main(["inspect", name]) == 2
+    assert "Example" in capsys.readouterr().err
+
+
+def test_checking_an_adapter_without_an_example_says_what_to_give(capsys):
+    assert main(["check-adapter", "wan-original"]) == 2
+    assert "--example package.module:NAME" in capsys.readouterr().err
