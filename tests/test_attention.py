@@ -99,7 +99,8 @@ def ropes(draw):
     channels = 2 * draw(st.integers(1, head_dim // 2))
     first = draw(st.integers(0, head_dim - channels))
     theta = draw(st.sampled_from([10_000.0, 256.0]))
-    return head_dim, TemporalRope(channels, first, draw(st.sampled_from(PAIRINGS)), theta)
+    within = channels + 2 * draw(st.integers(0, (head_dim - first - channels) // 2))
+    return head_dim, TemporalRope(channels, first, draw(st.sampled_from(PAIRINGS)), theta, within)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -229,10 +230,10 @@ def test_stripes_in_frames_of_several_chunks_are_attended_as_the_reference_does(
 def turned(x, position, rope):
     """Channels of x as RoPE has them at a position, one pair of channels at a time."""
     first, stop = rope.span(x.shape[-1])
-    pairs = (stop - first) // 2
+    pairs, block = rope.channels // 2, (stop - first) // 2
     out = x.clone()
     for pair in range(pairs):
-        a, b = (2 * pair, 2 * pair + 1) if rope.pairing == "(pair two)" else (pair, pairs + pair)
+        a, b = (2 * pair, 2 * pair + 1) if rope.pairing == "(pair two)" else (pair, block + pair)
         angle = position * rope.theta ** (-pair / pairs)
         one, other = x[..., first + a], x[..., first + b]
         out[..., first + a] = one * math.cos(angle) - other * math.sin(angle)
@@ -241,13 +242,13 @@ def turned(x, position, rope):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-@pytest.mark.parametrize("channels", [4, 10])
-def test_each_pair_stands_where_the_plan_puts_it(pairing, channels):
+@pytest.mark.parametrize(("channels", "within"), [(4, None), (10, None), (4, 8), (2, 10)])
+def test_each_pair_stands_where_the_plan_puts_it(pairing, channels, within):
     """From un-rotated queries and keys, by a rotation of its own: the reference shares `rotate` with the engine."""
     generator = torch.Generator().manual_seed(7)
     frames, n, head_dim = 5, 6, 12
     layout = TokenLayout(frames, 2, 3)
-    rope = TemporalRope(channels, first=2, pairing=pairing, theta=100.0)
+    rope = TemporalRope(channels, first=2, pairing=pairing, theta=100.0, within=within)
     plan = random_plan(generator, frames)
     query, key, value = random_inputs(generator, layout, batch=2, head_dim=head_dim, dtype=torch.float64)
     of_frame = [slice(frame * n, (frame + 1) * n) for frame in range(frames)]
@@ -307,6 +308,35 @@ def test_the_identity_plan_is_ordinary_attention(kind, scale):
     found = attend(query, key, value, PlanTables(FramePlan.identity(5), ROPE, 12), layout, mask, scale)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_heads_with_frequencies_of_their_own_are_turned_each_by_its_own(pairing):
+    generator = torch.Generator().manual_seed(11)
+    layout, rope = TokenLayout(6, 2, 3, text_last=2), TemporalRope(12, pairing=pairing)
+    tensors = random_inputs(generator, layout, batch=2, heads=3)
+    frequencies = torch.rand(3, 6, generator=generator, dtype=torch.float64) * (torch.arange(6) % 3 == 0)
+    plan = random_plan(generator, 6)
+    found = attend(*tensors, PlanTables(plan, rope, 12, frequencies), layout)
+    expected = attend_reference(*tensors, plan, rope, layout, frequencies=frequencies)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+    for head in range(3):
+        alone = [tensor[:, head : head + 1] for tensor in tensors]
+        by_itself = attend(*alone, PlanTables(plan, rope, 12, frequencies[head]), layout)
+        torch.testing.assert_close(found[:, head : head + 1], by_itself, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("changes", [(), ("decay",)])
+def test_queries_that_a_mask_lets_see_nothing_get_nothing(changes):
+    """HunyuanVideo 1.5 masks the rows of padded text too."""
+    generator = torch.Generator().manual_seed(12)
+    layout = TokenLayout(4, 2, 3, text_last=3)
+    mask = torch.ones(1, 1, layout.tokens, layout.tokens, dtype=torch.bool)
+    mask[..., -2:, :] = mask[..., :, -2:] = mask[..., 7, :] = False
+    tensors, plan = random_inputs(generator, layout), random_plan(generator, 4, changes=changes)
+    found = attend(*tensors, PlanTables(plan, ROPE, 12), layout, mask)
+    assert not found[:, :, [7, -2, -1]].any()
+    torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout, mask), atol=2e-5, rtol=2e-5)
 
 
 def test_text_sees_everything_at_true_positions_and_is_seen_by_every_frame():
@@ -435,7 +465,13 @@ def test_a_plan_for_another_length_is_refused_with_both_lengths():
 @pytest.mark.parametrize("rope", [TemporalRope(5), TemporalRope(0), TemporalRope(10, first=4)])
 def test_a_rope_that_does_not_fit_the_head_is_refused(rope):
     with pytest.raises(AdapterError, match=f"even number of temporal channels within 12, found {rope.channels}"):
-        PlanTables(FramePlan.identity(2), rope, 12)
+        PlanTables(FramePlan.identity(2), rope, head_dim=12)
+
+
+@pytest.mark.parametrize("within", [2, 7, 14])
+def test_a_block_that_does_not_fit_the_head_is_refused(within):
+    with pytest.raises(AdapterError, match=f"expected 4 to 12 paired channels, an even number, found {within}"):
+        PlanTables(FramePlan.identity(2), TemporalRope(4, within=within), head_dim=12)
 
 
 @pytest.mark.parametrize("kind", MASKS)
