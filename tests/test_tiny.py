@@ -124,7 +124,7 @@ def short_clips():
 
 @pytest.mark.parametrize("name", ["identity", "land as prompted", "sharpness", "dynamic degree", "motion smoothness"])
 def test_the_shipped_weights_make_good_short_clips(short_clips, name):
-    assert mean_of(name, short_clips) > 0.75 * mean_of(name, true_clips(TRAINED_FRAMES))
+    assert mean_of(name, short_clips) > 0.7 * mean_of(name, true_clips(TRAINED_FRAMES))
 
 
 def test_the_demo_writes_its_pictures_and_proves_its_work(tmp_path, capsys):
