@@ -67,10 +67,11 @@ class Inspection:
 
     def __str__(self) -> str:
         lines = [f"{self.model}: {sum(site.calls for site in self.sites)} attention calls in one forward"]
+        width = max((len(site.path) for site in self.sites), default=0)
         for site in self.sites:
             mark = "*" if site.is_candidate else " "
             lines.append(
-                f"{mark} {site.path:44} {site.calls:3} calls of {site.modules:3} modules, queries {site.query}, keys "
+                f"{mark} {site.path:{width}} {site.calls:3} calls of {site.modules:3} modules, queries {site.query}, keys "
                 f"{site.key}, {site.kernel.rpartition('.')[2]}"
             )
         lines.append("* self-attention over the whole token grid")
