@@ -70,10 +70,9 @@ class Inspection:
         width = max((len(site.path) for site in self.sites), default=0)
         for site in self.sites:
             mark = "*" if site.is_candidate else " "
-            lines.append(
-                f"{mark} {site.path:{width}} {site.calls:3} calls of {site.modules:3} modules, queries {site.query}, keys "
-                f"{site.key}, {site.kernel.rpartition('.')[2]}"
-            )
+            counts = f"{site.calls:3} calls of {site.modules:3} modules"
+            shapes = f"queries {site.query}, keys {site.key}"
+            lines.append(f"{mark} {site.path:{width}} {counts}, {shapes}, {site.kernel.rpartition('.')[2]}")
         lines.append("* self-attention over the whole token grid")
         if self.grid:
             text = f"text: {self.grid.text_first} tokens first, {self.grid.text_last} last"
