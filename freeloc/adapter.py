@@ -158,7 +158,7 @@ SDPA = Kernel(
 """PyTorch's own attention function."""
 
 MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
-"""A module's own products: ``softmax(q @ k.mT) @ v``, scaled before or between."""
+"""A module's own products: ``softmax(q @ k.mT) @ v``, with q scaled before."""
 
 
 @dataclass(frozen=True)

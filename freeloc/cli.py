@@ -78,15 +78,17 @@ def check_adapter(arguments: argparse.Namespace) -> int:
     """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
     from freeloc.testing import examples, run_checks
 
-    found = [_thing(arguments.example, Example)] if arguments.example else examples(arguments.adapter)
+    adapter = _thing(arguments.adapter, Adapter) if ":" in arguments.adapter else None
+    found = [_example(arguments.example)] if arguments.example else examples(arguments.adapter)
     if not found:
-        registry().adapters.get(arguments.adapter)
+        if adapter is None:
+            registry().adapters.get(arguments.adapter)
         raise FreelocError(
             f"no installed example runs the adapter '{arguments.adapter}': give one with --example package.module:NAME"
         )
     failed = 0
     for example in found:
-        for result in run_checks(example):
+        for result in run_checks(example, adapter):
             words = result.problem or (f"not tried: {result.blocked} fails" if result.blocked else "")
             note = f" (expected: {result.expected})" if result.expected else ""
             print(f"{'ok    ' if result.passed else 'FAILED'} {example.label:20} {result.check} {words}{note}".rstrip())
@@ -98,16 +100,24 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Say what can be seen of a model, and write a first adapter."""
     from freeloc.adapter_file import adapter_file
     from freeloc.inspection import inspect as inspect_model
-    from freeloc.testing import examples
 
-    known = {example.label: example for example in examples()}
-    example = known.get(arguments.example) or _thing(arguments.example, Example)
+    example = _example(arguments.example)
     frames, height, width, batch = arguments.tokens
     seen = inspect_model(example.model(), example.inputs(frames, height, width, batch))
     print(seen)
     if arguments.output:
-        arguments.output.write_text(adapter_file(seen), encoding="utf-8")
-        print(f"\nwritten: {arguments.output}. Check every line, then: freeloc check-adapter")
+        text, module = adapter_file(seen), arguments.output.stem
+        try:
+            arguments.output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FreelocError(f"cannot write {arguments.output}: {error.strerror}") from error
+        command = f"freeloc check-adapter {module}:ADAPTER --example {arguments.example}"
+        print(f"\nwritten: {arguments.output}. Check every line, then, in its folder: {command}")
+
+
+def _example(name: str) -> Example:
+    """An installed example by its name, or another by its place."""
+    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out="; or package.module:NAME")
 
 
 def _thing(path: str, kind: type[T]) -> T:
@@ -215,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=adapters)
 
     command = commands.add_parser("check-adapter", help="what must be true of an adapter, checked on a small model")
-    command.add_argument("adapter", help="its name")
+    command.add_argument("adapter", help="its name, or package.module:NAME of one that is not installed")
     command.add_argument("--example", help="package.module:NAME of a freeloc.testing.Example, if none is installed")
     command.set_defaults(run=check_adapter)
 

@@ -126,6 +126,8 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     found.heads = _size_path(model, site.first, site.query[1], "heads")
     found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
     found.patch_path = _patch_path(model, grid.patch)
+    places = {"heads": found.heads, "head_dim": found.head_dim}
+    found.unknown += [f"{name}: no attribute was found that holds it" for name, path in places.items() if not path]
     found.rope = find_rope(watched.equal_frames(grid, site.first))
     if found.rope is None:
         found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")

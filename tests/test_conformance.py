@@ -99,7 +99,7 @@ BROKEN = {
         (wrong(grid=replace(RIGHT.grid, patch=(1, 1, 2))), "the adapter reads (8, 4, 3)"),
     ],
     "check_each_token_is_where_it_should_be": [
-        (wrong_site(text="last"), "changing latent frame 1 should change tokens 6 to 11, it changed 10 to 15 of 52"),
+        (wrong_site(text="last"), "should change tokens 6 to 11 of blocks.0.attention, it changed 10 to 15 of 52"),
     ],
     "check_our_rotation_is_the_models_own": [
         (wrong_rope(pairing="(pair two)"), "pairing: the described (pair two) does not fit, (two pair) does"),
@@ -152,6 +152,15 @@ def counting():
     for block in model.blocks:
         block.attention.__class__ = Counting
     return model
+
+
+def test_a_wrong_word_of_a_later_site_is_caught_too():
+    two_streams = examples("hunyuan-video")[0]
+    adapter = freeloc.find_adapter(two_streams.model())
+    later = replace(adapter.sites[1], text="first")
+    found = problems(replace(adapter, sites=(adapter.sites[0], later)), two_streams)
+    assert list(found) == ["check_each_token_is_where_it_should_be"]
+    assert "of single_transformer_blocks.0.attn, it changed" in found["check_each_token_is_where_it_should_be"]
 
 
 def test_absolute_positions_are_told_from_a_wrong_rope():

@@ -95,10 +95,30 @@ def test_the_command_writes_a_file(tmp_path, capsys):
     assert names["ADAPTER"].sites == (freeloc.AttentionSite("blocks.*.attn1"),)
 
 
-@pytest.mark.parametrize("name", ["nothing.here:EXAMPLE", "freeloc.testing:CHECKS", "no-such-example"])
-def test_the_command_says_what_it_wants(name, capsys):
+def test_the_command_checks_the_file_that_it_wrote(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "wan", "--output", "seen_wan.py"]) == 0
+    assert "freeloc check-adapter seen_wan:ADAPTER --example wan" in capsys.readouterr().out
+    assert main(["check-adapter", "seen_wan:ADAPTER", "--example", "wan"]) == 0
+    assert capsys.readouterr().out.count("ok     wan") == 16
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys):
+    assert main(["inspect", "wan", "--output", str(tmp_path / "no" / "folder.py")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.here:EXAMPLE", "expected package.module:NAME of an Example"),
+        ("freeloc.testing:CHECKS", "expected freeloc.testing:CHECKS to be an Example, found tuple"),
+        ("no-such-example", "no example is named 'no-such-example'"),
+    ],
+)
+def test_the_command_says_what_it_wants(name, message, capsys):
     assert main(["inspect", name]) == 2
-    assert "Example" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_checking_an_adapter_without_an_example_says_what_to_give(capsys):

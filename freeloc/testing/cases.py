@@ -98,8 +98,8 @@ class Case:
         with patch(self.model, self.profile(), adapter=self.adapter, method=method):
             return self.run(inputs)
 
-    def calls(self, inputs: Mapping[str, Any] | None = None) -> list[SiteCall]:
-        """Every attention call of a site in a run in which nothing is corrected."""
+    def calls(self, inputs: Mapping[str, Any] | None = None, mute: bool = False) -> list[SiteCall]:
+        """Every attention call of a site in a run in which nothing is corrected, or in which all of them give zeros."""
         found: list[SiteCall] = []
         given: dict[str, Any] = {}
         attention = LayerHook.attention
@@ -117,6 +117,8 @@ class Case:
             frequencies = None if model.frequencies is None else model.frequencies * step
             where = hook.report.path, hook.report.layer, dict(given)
             found.append(SiteCall(*where, q, k, v, layout, mask, scale, model.rope, frequencies))
+            if mute:
+                return torch.zeros_like(q)
             return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, mask, scale=scale).to(q.dtype)
 
         with mock.patch.object(LayerHook, "attention", note), mock.patch.object(LayerHook, "run", answer):
@@ -127,6 +129,12 @@ class Case:
         """That of the first layer, before tokens could tell each other anything."""
         path = next(path for _, _, path, _ in self.adapter.places(self.model))
         return next(call for call in self.calls(inputs) if call.path == path)
+
+    def muted_calls(self, inputs: Mapping[str, Any]) -> list[SiteCall]:
+        """That of the first module of each site, where no site before it let tokens tell each other anything."""
+        firsts = [next(path for _, path, _ in site.modules(self.model)) for site in self.adapter.sites]
+        calls = self.calls(inputs, mute=True)
+        return [next(call for call in calls if call.path == path) for path in firsts]
 
     def change_video(self, inputs: dict[str, Any], change: Callable[[Tensor], object]) -> dict[str, Any]:
         """Inputs whose video was changed in place by a function of (frames, height, width, ...), before patches."""

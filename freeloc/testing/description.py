@@ -11,7 +11,7 @@ from torch import Tensor
 from freeloc.errors import AdapterError
 from freeloc.observation import observe
 from freeloc.rope_search import find_rope
-from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case
+from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case, SiteCall
 from freeloc.testing.diagnosis import rotation_problem
 from freeloc.testing.requirements import ConformanceError, error_of, needs, require
 
@@ -128,26 +128,32 @@ def check_the_layout_adds_up(case: Case) -> None:
 
 @needs(check_the_layout_adds_up)
 def check_each_token_is_where_it_should_be(case: Case) -> None:
-    """Changing one latent frame, or one row of it, changes those tokens of the first layer's queries and no others."""
-    before = case.first_call()
-    n = before.layout.tokens_per_frame
-    parts: list[tuple[int, int | None, range]] = [
-        (frame, None, range(frame * n, (frame + 1) * n)) for frame in (1, FRAMES - 2)
-    ]
-    if before.layout.height == HEIGHT:
-        parts.append((2, 1, range(2 * n + WIDTH, 2 * n + 2 * WIDTH)))
-    for frame, row, tokens in parts:
+    """Changing one latent frame, or one row of it, changes those tokens of each site's queries and no others."""
+    calls = case.muted_calls(case.inputs())
+    parts: list[tuple[int, int | None]] = [(1, None), (FRAMES - 2, None)]
+    if calls[0].layout.height == HEIGHT:
+        parts.append((2, 1))
+    for frame, row in parts:
         changed = case.change_video(case.inputs(), functools.partial(_disturb, frame=frame, row=row))
-        difference = (case.first_call(changed).query - before.query).abs().amax(dim=(0, 1, 3))
-        found = (difference > 1e-4 * difference.max()).nonzero().flatten()
-        expected = torch.tensor(tokens) + before.layout.video.start
-        what = f"latent frame {frame}" + ("" if row is None else f", row {row}")
-        require(
-            torch.equal(found, expected),
-            f"text, axes: changing {what} should change tokens {_span(expected)}, it changed {_span(found)} of "
-            f"{len(difference)}: is the text ({before.layout.text_first} first, {before.layout.text_last} last) at "
-            "the other end, or the order of the axes another?",
-        )
+        for before, after in zip(calls, case.muted_calls(changed), strict=True):
+            _require_moved(before, after, frame, row)
+
+
+def _require_moved(before: SiteCall, after: SiteCall, frame: int, row: int | None) -> None:
+    """Between these calls, the queries of one frame, or one row of it, must differ, and no others."""
+    layout = before.layout
+    width = layout.tokens_per_frame if row is None else layout.width
+    first = layout.video.start + frame * layout.tokens_per_frame + (row or 0) * layout.width
+    expected = torch.arange(first, first + width)
+    difference = (after.query - before.query).abs().amax(dim=(0, 1, 3))
+    found = (difference > 1e-4 * difference.max()).nonzero().flatten()
+    what = f"latent frame {frame}" + ("" if row is None else f", row {row}")
+    require(
+        torch.equal(found, expected),
+        f"text, axes: changing {what} should change tokens {_span(expected)} of {before.path}, it changed "
+        f"{_span(found)} of {len(difference)}: is the text ({layout.text_first} first, {layout.text_last} last) at the "
+        "other end, or the order of the axes another?",
+    )
 
 
 @needs(check_each_token_is_where_it_should_be)
