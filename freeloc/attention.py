@@ -84,7 +84,7 @@ def attend(
     Raises:
         LayoutError: if the tokens are not the layout's, or the plan is for another number of frames.
     """
-    _check(query, key, tables.plan, layout)
+    check_call(query, key, tables.plan, layout)
     if tables.plan.logit_scale != 1:
         scale = (query.shape[-1] ** -0.5 if scale is None else scale) * tables.plan.logit_scale
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -92,7 +92,7 @@ def attend(
     text[layout.video] = False
     text_at = text.nonzero().flatten().to(query.device)
     if len(text_at):
-        rows = None if mask is None else _rows(mask, text_at)
+        rows = None if mask is None else mask_rows(mask, text_at)
         text_query = query.index_select(2, text_at)
         out[:, :, text_at] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
     call = _Call(query, key, value, tables, layout, text_at, mask, scale)
@@ -166,7 +166,7 @@ def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], ro
     if mask is not None:
         video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n)).to(text_at.device)
         columns = view.of(video_at[..., None], text_at[:, None]).flatten()
-        allowed = _compose(_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
+        allowed = _compose(mask_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
     return allowed
 
 
@@ -198,7 +198,7 @@ def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.
     return (query[:, None] - key[None, :]).abs() < reach
 
 
-def _rows(mask: Tensor, at: Tensor) -> Tensor:
+def mask_rows(mask: Tensor, at: Tensor) -> Tensor:
     """The rows of a broadcastable mask for these query tokens."""
     return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask.index_select(-2, at)
 
@@ -227,7 +227,7 @@ def attend_reference(
     """What `attend` computes, from dense logits in float64: slow, obvious, for tests. Arguments as there and in
     `PlanTables`.
     """
-    _check(query, key, plan, layout)
+    check_call(query, key, plan, layout)
     q, k, v = (tensor.double() for tensor in (query, key, value))
     logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
@@ -263,7 +263,8 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1).masked_fill(blind, 0)
 
 
-def _check(query: Tensor, key: Tensor, plan: FramePlan, layout: TokenLayout) -> None:
+def check_call(query: Tensor, key: Tensor, plan: FramePlan, layout: TokenLayout) -> None:
+    """Refuse queries and keys, or a plan, that are not those of this layout."""
     if query.shape[-2] != layout.tokens or key.shape[-2] != layout.tokens:
         raise LayoutError(
             f"expected self-attention over {layout.tokens} tokens ({layout.frames} latent frames of {layout.height} x "

@@ -11,7 +11,7 @@ from typing import TypeVar
 from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import FreelocError, ProfileError
 from freeloc.example import Example
-from freeloc.profile import load_profile
+from freeloc.profile_files import load_profile
 from freeloc.registry import registry
 
 T = TypeVar("T")

@@ -23,3 +23,7 @@ class LayoutError(FreelocError):
 
 class PatchError(FreelocError):
     """A model in the wrong state for patching."""
+
+
+class ProbeError(FreelocError):
+    """A probe that cannot be made or continued, or measurements that are malformed."""

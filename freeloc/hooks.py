@@ -11,23 +11,40 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel
-from freeloc.attention import TokenLayout, attend
+from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, TemporalRope
+from freeloc.attention import TokenLayout
 from freeloc.errors import LayoutError
 from freeloc.grid import GridReader
 from freeloc.interception import Attention, FunctionTakeover, NameTakeover, ProductTakeover, Takeover
-from freeloc.plan import FramePlan
+from freeloc.prepared import HeadGroup, Plans, PreparedPlans, attend_groups
 from freeloc.report import LayerReport
-from freeloc.rotation import PlanTables
 
 _layers: "weakref.WeakValueDictionary[int, LayerHook]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
+
+
+class SeenAttention(NamedTuple):
+    """One attention call, before any correction: (batch, heads, tokens, head_dim), rotated by the model."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: TokenLayout
+    mask: Tensor | None
+    scale: float | None
+    rope: TemporalRope | None
+    frequencies: Tensor
+    """Of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs)."""
+
+
+Observer = Callable[[SeenAttention], None]
 
 
 class ModelHook:
@@ -39,23 +56,25 @@ class ModelHook:
         adapter: Adapter,
         label: str,
         method_name: Callable[[int], str],
-        plan: Callable[[int, int], FramePlan],
+        plan: Callable[[int, int], Plans],
+        observer: Observer | None = None,
     ) -> None:
         self.adapter = adapter
         self.label = label
         self.method_name = method_name
+        self.observer = observer
+        """Told of every attention call; then even layers with nothing to correct are taken over."""
         # Tensors: torch.compile guards numbers, which would make it compile every layer and every length anew, but not
         # what is in a tensor.
         self.grids: Tensor | None = None
         """(1 or samples, 3): latent frames, rows, columns."""
         self.step = torch.ones((), dtype=torch.float64)
         """Positions per latent frame."""
-        self.head_dim = adapter.shape(model).head_dim
+        shape = adapter.shape(model)
         self.rope = adapter.rope_of(model)
         nothing = torch.zeros(1, dtype=torch.float64)
-        self.frequencies = self.rope.frequencies_of(model, self.head_dim) if self.rope else nothing
-        self._plan = plan
-        self._tables: dict[tuple[int, float], list[tuple[FramePlan, PlanTables]]] = {}
+        self.frequencies = self.rope.frequencies_of(model, shape.head_dim) if self.rope else nothing
+        self.plans = PreparedPlans(plan, shape, self.rope, self.frequencies)
         places = list(adapter.places(model))
         reads = adapter.grid.of == "transformer"
         self.reader = GridReader(adapter, model, model if reads else places[0][3])
@@ -98,19 +117,7 @@ class ModelHook:
         """Refuse, before anything runs, plans for so many latent frames that a model without RoPE cannot execute."""
         if self.rope is None:
             for layer in self.layers:
-                self.tables(layer.report.layer, frames, 1.0)
-
-    def tables(self, layer: int, frames: int, step: float) -> PlanTables:
-        """The plan of a layer at a length. Layers with the same plan share its tables."""
-        plan = self._plan(layer, frames)
-        if plan.frames != frames:
-            raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
-        known = self._tables.setdefault((frames, step), [])
-        for asked, tables in known:
-            if asked.same_as(plan):
-                return tables
-        known.append((plan, PlanTables(plan, self.rope, self.head_dim, self.frequencies * step)))
-        return known[-1][1]
+                layer.groups(frames, 1.0)
 
 
 class LayerHook:
@@ -122,7 +129,7 @@ class LayerHook:
         self.report = LayerReport(layer, path, model.method_name(layer))
         self.corrects: bool | None = None
         """Whether the call that is running is to be corrected; None until the model has run."""
-        self._by_frames: dict[tuple[int, float], PlanTables] = {}
+        self._by_frames: dict[tuple[int, float], list[HeadGroup]] = {}
         self._takeover: Takeover | None = None
         self._held: list[tuple[Any, str, bool, Any]] = []
         self._values = {attribute: _import(value) for attribute, value in site.while_running.items()}
@@ -215,17 +222,27 @@ class LayerHook:
     ) -> Tensor:
         """The engine on (batch, heads, tokens, head_dim) of samples that have the same grid."""
         layout = self.layout(query.shape[2], grid)
-        tables = self.tables(layout.frames, step)
+        if self.model.observer is not None:
+            turning = self.model.rope, self.model.frequencies * step
+            self.model.observer(SeenAttention(self.report.layer, query, key, value, layout, mask, scale, *turning))
+        groups = self.groups(layout.frames, step)
         # The original repositories keep rotated q and k in float32 beside a half-precision v.
         turned = query.to(value.dtype), key.to(value.dtype)
         try:
-            out = attend(*turned, value, tables, layout, mask, scale)
+            out = attend_groups(groups, *turned, value, layout, mask, scale)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
-        if not tables.plan.is_identity:  # a short sample in a batch with a long one: counted as untouched before
-            density = tables.plan.density(layout.tokens_per_frame)
-            self.report.note_corrected(layout.frames, tables.plan.largest_position, density)
+        self._note(groups, layout)
         return out.to(query.dtype)
+
+    def _note(self, groups: list[HeadGroup], layout: TokenLayout) -> None:
+        """Count the call, if it was corrected: of a batch, a short sample may have been left alone."""
+        plans = [(len(group.heads or [0]), group.tables.plan) for group in groups]
+        if all(plan.is_identity for _, plan in plans):
+            return
+        density = sum(heads * plan.density(layout.tokens_per_frame) for heads, plan in plans)
+        largest = max(plan.largest_position for _, plan in plans)
+        self.report.note_corrected(layout.frames, largest, density / sum(heads for heads, _ in plans))
 
     def layout(self, tokens: int, grid: Sequence[int]) -> TokenLayout:
         """What the tokens of a sequence are: those beyond the grid are text."""
@@ -234,15 +251,16 @@ class LayerHook:
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
         return TokenLayout(frames, height, width, first, last)
 
-    def tables(self, frames: int, step: float) -> PlanTables:
-        """This layer's plan for so many latent frames."""
+    def groups(self, frames: int, step: float) -> list[HeadGroup]:
+        """This layer's plans for so many latent frames."""
         if (frames, step) not in self._by_frames:
-            self._by_frames[frames, step] = self.model.tables(self.report.layer, frames, step)
+            self._by_frames[frames, step] = self.model.plans.groups(self.report.layer, frames, step)
         return self._by_frames[frames, step]
 
     def needs_correction(self, frames: int) -> bool:
         """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
-        if not self.tables(frames, float(self.model.step)).plan.is_identity:
+        groups = self.groups(frames, float(self.model.step))
+        if self.model.observer is not None or not all(group.tables.plan.is_identity for group in groups):
             return True
         why = "which the profile leaves alone" if self.report.method == "none" else "for which the plan changes nothing"
         self.report.untouched[f"{frames} latent frames, {why}"] += 1

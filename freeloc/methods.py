@@ -6,16 +6,17 @@ from functools import partial
 from freeloc.baselines import BASELINES
 from freeloc.errors import FreelocError
 from freeloc.plan import FramePlan, Method
+from freeloc.prepared import Plans
 from freeloc.profile import POLICIES, Policy, Profile
 from freeloc.registry import hookimpl, registry
 from freeloc.tsa import derive_settings, tsa_plan, tsa_visibility
 from freeloc.vrpr import vrpr_positions
 
-PlanFunction = Callable[[Profile, int, int], FramePlan]
-"""(profile, layer, latent frames) -> plan."""
+PlanFunction = Callable[[Profile, int, int], Plans]
+"""(profile, layer, latent frames) -> plan of the layer, or one plan per head."""
 
 
-def frame_plan(profile: Profile, layer: int, frames: int) -> FramePlan:
+def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = None) -> FramePlan:
     """The plan that a profile gives a layer for a video of so many latent frames.
 
     >>> from freeloc import load_profile
@@ -27,8 +28,16 @@ def frame_plan(profile: Profile, layer: int, frames: int) -> FramePlan:
         profile: see `Profile`.
         layer: 0 to ``profile.model.layers - 1``.
         frames: latent frames of the video, at least 1.
+        head: one of the layer's heads; by default the layer's own plan, which most profiles give to all its heads.
     """
-    return policy_plan(profile, profile.policy(layer), frames)
+    return policy_plan(profile, profile.policy(layer) if head is None else profile.head_policies(layer)[head], frames)
+
+
+def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:
+    """`frame_plan` of a layer; one for each head where the profile tells them apart."""
+    policies = profile.head_policies(layer)
+    plans = {policy: policy_plan(profile, policy, frames) for policy in set(policies)}
+    return [plans[policy] for policy in policies] if len(plans) > 1 else plans[policies[0]]
 
 
 def policy_plan(profile: Profile, policy: Policy, frames: int) -> FramePlan:
@@ -63,7 +72,7 @@ def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | No
         RegistryError: if no method has that name (near names are suggested).
     """
     if method is None:
-        return None, frame_plan
+        return None, layer_plans
     if isinstance(method, str):
         method = registry().methods.get(method, way_out="; or give a function (profile, layer, frames) -> FramePlan")
     if isinstance(method, Method):

@@ -1,14 +1,20 @@
 """patch and unpatch: one line that makes a model go long, and its undoing."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from torch import nn
+
 from freeloc.adapter import Adapter
 from freeloc.errors import PatchError
-from freeloc.hooks import ModelHook, model_hooks
+from freeloc.fitting import fitting_profile, require_fit
+from freeloc.hooks import ModelHook, Observer, model_hooks
 from freeloc.methods import PlanFunction, resolve_method
-from freeloc.plan import FramePlan, Method
-from freeloc.profile import Profile, fitting_profile, load_profile
+from freeloc.plan import Method
+from freeloc.prepared import Plans
+from freeloc.profile import Profile
+from freeloc.profile_files import load_profile
 from freeloc.registry import components, transformers_of
 from freeloc.report import Report
 
@@ -64,7 +70,7 @@ def patch(
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
-            (profile, layer, latent frames) -> `FramePlan`. What a method does to the initial noise
+            (profile, layer, latent frames) -> `FramePlan`, or one per head. What a method does to the initial noise
             (`Method.noise`: FreeNoise) is for the caller to do.
 
     Returns:
@@ -80,29 +86,52 @@ def patch(
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
-        loaded.require_fit(known.shape(transformer), (known.name, known.family))
-        for hook in model_hooks(transformer):
-            raise PatchError(
-                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that "
-                "first: call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
-            )
+        require_fit(loaded, known.shape(transformer), (known.name, known.family))
 
     def method_name(layer: int) -> str:
-        return name or loaded.policy(layer)
+        return name or ", ".join(dict.fromkeys(loaded.head_policies(layer)))
 
-    def plan(layer: int, frames: int) -> FramePlan:
+    def plan(layer: int, frames: int) -> Plans:
         return function(loaded, layer, frames)
 
-    hooks: list[ModelHook] = []
+    hooks = install(found, loaded.model.name, method_name, plan)
     try:
-        for transformer, known in found:
-            hooks.append(ModelHook(transformer, known, loaded.model.name, method_name, plan))
-            hooks[-1].require_executable(2 * loaded.model.trained_latent_frames)
+        for hook in hooks:
+            hook.require_executable(2 * loaded.model.trained_latent_frames)
     except BaseException:
         for hook in hooks:
             hook.remove()
         raise
     return Patch(hooks, loaded)
+
+
+def install(
+    found: Sequence[tuple[nn.Module, Adapter]],
+    label: str,
+    method_name: Callable[[int], str],
+    plan: Callable[[int, int], Plans],
+    observer: Observer | None = None,
+) -> list[ModelHook]:
+    """Hooks on all of these transformers, or on none of them.
+
+    Raises:
+        PatchError: if one is patched already.
+    """
+    for transformer, _ in found:
+        for hook in model_hooks(transformer):
+            raise PatchError(
+                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that "
+                "first: call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
+            )
+    hooks: list[ModelHook] = []
+    try:
+        for transformer, known in found:
+            hooks.append(ModelHook(transformer, known, label, method_name, plan, observer))
+    except BaseException:
+        for hook in hooks:
+            hook.remove()
+        raise
+    return hooks
 
 
 def unpatch(model_or_pipeline: object) -> None:

@@ -1,7 +1,7 @@
 """FramePlan: a correction of one layer's attention, as small tables over pairs of latent frames."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -178,13 +178,14 @@ class Method:
 
     Args:
         name: for ``freeloc.patch(model, method=name)``.
-        plan: (profile, layer, latent frames) -> plan; what it needs to know of the model is in ``profile.model``.
+        plan: (profile, layer, latent frames) -> plan, or one per head; what it needs to know of the model is in
+            ``profile.model``.
         source: publication, or what it does in a few words.
         noise: what the method does to the initial noise, (noise of shape (batch, channels, frames, height, width),
             trained latent frames, generator) -> noise. Sampling code applies it: a patch cannot.
     """
 
     name: str
-    plan: "Callable[[Profile, int, int], FramePlan]"
+    plan: "Callable[[Profile, int, int], FramePlan | Sequence[FramePlan]]"
     source: str = ""
     noise: Callable[[Tensor, int, torch.Generator], Tensor] | None = None

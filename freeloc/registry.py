@@ -1,4 +1,4 @@
-"""Plugins: adapters, profiles and methods, ours and anybody's, through the entry-point group ``freeloc``.
+"""Plugins: adapters, profiles, methods and scorers, ours and anybody's, through the entry-point group ``freeloc``.
 
 A plugin is a module (or object) with one or more of the hooks below::
 
@@ -25,6 +25,7 @@ from freeloc.adapter import Adapter, Refusal
 from freeloc.errors import AdapterError, FreelocError, RegistryError
 from freeloc.example import Example
 from freeloc.plan import Method
+from freeloc.scorer import Scorer
 
 GROUP = "freeloc"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -51,6 +52,10 @@ class Hooks:
     @hookspec
     def freeloc_methods(self) -> Iterable[Method]:  # type: ignore[empty-body]  # reason: a specification
         """Return methods."""
+
+    @hookspec
+    def freeloc_scorers(self) -> Iterable[Scorer]:  # type: ignore[empty-body]  # reason: a specification
+        """Return scorers, which judge the videos of a probe."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Registry:
         self.examples: Shelf[Example] = Shelf("example")
         self.profiles: Shelf[Path] = Shelf("profile")
         self.methods: Shelf[Method] = Shelf("method")
+        self.scorers: Shelf[Scorer] = Shelf("scorer")
         self.failures: list[Failure] = []
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(Hooks)
@@ -138,10 +144,12 @@ class Registry:
         examples = _checked("freeloc_examples", (Example,), hooks("freeloc_examples", others)())
         profiles = _checked("freeloc_profiles", (Path,), hooks("freeloc_profiles", others)())
         methods = _checked("freeloc_methods", (Method,), hooks("freeloc_methods", others)())
-        if not adapters and not examples and not profiles and not methods:
+        scorers = _checked("freeloc_scorers", (Scorer,), hooks("freeloc_scorers", others)())
+        if not (adapters or examples or profiles or methods or scorers):
             raise FreelocError(
-                "it brings no adapter, example, profile or method: does a function freeloc_adapters, freeloc_examples, "
-                "freeloc_profiles or freeloc_methods, marked @freeloc.hookimpl, return a list of them?"
+                "it brings no adapter, example, profile, method or scorer: does a function freeloc_adapters, "
+                "freeloc_examples, freeloc_profiles, freeloc_methods or freeloc_scorers, marked @freeloc.hookimpl, "
+                "return a list of them?"
             )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
@@ -151,6 +159,8 @@ class Registry:
             self.profiles.add(path.name.removesuffix(".json"), distribution, path)
         for method in methods:
             self.methods.add(method.name, distribution, method)
+        for scorer in scorers:
+            self.scorers.add(scorer.name, distribution, scorer)
 
 
 def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[T]:

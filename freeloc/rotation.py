@@ -30,6 +30,7 @@ class PlanTables:
     def __init__(
         self, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
     ) -> None:
+        self.asked = plan
         if rope is None:
             plan, rope = _without_moves(plan), TemporalRope(channels=2)
         self.plan = plan

@@ -161,7 +161,10 @@ class TestRefusals:
     def test_a_folder(self, tmp_path):
         folder = tmp_path / "folder.json"
         folder.mkdir()
-        with pytest.raises(freeloc.ProfileError, match=r"cannot read the profile .*: Is a directory"):
+        with pytest.raises(
+            freeloc.ProfileError,
+            match=r"cannot read the profile .*: expected a file of at most 1000000 bytes, found a folder",
+        ):
             freeloc.load_profile(folder)
 
     @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1,}', "\x00", "[" * 100_000])

@@ -210,10 +210,16 @@ class TestLookUps:
 
     def test_our_own_come_in_through_the_entry_points(self):
         ours = [point for point in metadata.entry_points(group=GROUP) if point.dist.name == "freeloc"]
-        assert {point.value for point in ours} == {"freeloc_adapters", "freeloc_profiles", "freeloc.methods"}
+        assert {point.value for point in ours} == {
+            "freeloc_adapters",
+            "freeloc_profiles",
+            "freeloc.methods",
+            "freeloc.probing.scorers",
+        }
         alone = Registry(ours)
         assert "wan" in alone.adapters.owners
         assert "wan2.1" in alone.profiles.owners
+        assert "sharpness" in alone.scorers.owners
         assert "vrpr" in alone.methods.owners
         assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
 

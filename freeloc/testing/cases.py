@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from freeloc.adapter import Adapter, TemporalRope
 from freeloc.attention import TokenLayout
 from freeloc.example import Example
+from freeloc.fitting import default_profile
 from freeloc.hooks import LayerHook
 from freeloc.methods import policy_plan
 from freeloc.patching import patch
 from freeloc.plan import DENSE, NONE, FramePlan
-from freeloc.profile import Policy, Profile, default_profile
+from freeloc.profile import Policy, Profile
 from freeloc.rotation import PlanTables
 
 TRAINED = 3

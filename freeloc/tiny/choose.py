@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import freeloc
-from freeloc.profile import POLICIES, Policy, Provenance, load_profile
+from freeloc.profile import POLICIES, Policy, Provenance
+from freeloc.profile_files import load_profile
 from freeloc.tiny.model import load_transformer, long_frames
 from freeloc.tiny.parallel import parallel
 from freeloc.tiny.scores import denoising_loss, mean_and_error

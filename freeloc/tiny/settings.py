@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freeloc.baselines import BASELINES
-from freeloc.methods import frame_plan
-from freeloc.plan import Method
-from freeloc.profile import Policy, Profile, load_profile
+from freeloc.methods import layer_plans
+from freeloc.plan import FramePlan, Method
+from freeloc.profile import Policy, Profile
+from freeloc.profile_files import load_profile
 from freeloc.registry import registry
 from freeloc.tiny.model import long_frames
 
@@ -29,13 +30,14 @@ class Setting:
     def fingerprint(self) -> str:
         """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and what becomes of the noise."""
         digest = hashlib.sha256()
-        plan_of = self.method.plan if self.method else frame_plan
+        plan_of = self.method.plan if self.method else layer_plans
         for times in (2, 4, 8):
             for layer in range(self.profile.model.layers):
-                plan = plan_of(self.profile, layer, long_frames(times))
-                for table in (plan.positions, plan.visibility, *([] if plan.decay is None else [plan.decay])):
-                    digest.update(table.numpy().tobytes())
-                digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
+                plans = plan_of(self.profile, layer, long_frames(times))
+                for plan in [plans] if isinstance(plans, FramePlan) else plans:
+                    for table in (plan.positions, plan.visibility, *([] if plan.decay is None else [plan.decay])):
+                        digest.update(table.numpy().tobytes())
+                    digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
         noise = self.method.noise if self.method else None
         return f"{digest.hexdigest()[:16]} {noise.__name__ if noise else ''}".strip()
 

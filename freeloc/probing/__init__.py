@@ -1,0 +1,26 @@
+"""Probing: how sensitive each layer of a model is, and what it should get."""
+
+from freeloc.probing.denoising import Objective, diffusion, encode, flow
+from freeloc.probing.local import Local
+from freeloc.probing.loss import Loss
+from freeloc.probing.output import Output
+from freeloc.probing.probe import Depth, probe
+from freeloc.probing.sensitivity import ProbeFacts, Sensitivity
+from freeloc.probing.table import Table
+from freeloc.probing.video import Video
+
+__all__ = [
+    "Depth",
+    "Local",
+    "Loss",
+    "Objective",
+    "Output",
+    "ProbeFacts",
+    "Sensitivity",
+    "Table",
+    "Video",
+    "diffusion",
+    "encode",
+    "flow",
+    "probe",
+]

@@ -1,0 +1,116 @@
+"""The denoising steps of a run, as seen from the calls of its transformers."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freeloc.adapter import Adapter
+from freeloc.errors import ProbeError
+
+TIMES = ("timestep", "timesteps", "t", "sigma")
+"""Names that models give the argument that says how noisy their input is."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A transformer's call.
+
+    Args:
+        model: the transformer.
+        arguments: of its forward, by name.
+    """
+
+    model: nn.Module
+    arguments: dict[str, Any]
+
+    def run(self, **changes: Any) -> Tensor:
+        """Call it again, and return what it gives as one tensor."""
+        with torch.no_grad():
+            return first_tensor(self.model(**(self.arguments | changes)))
+
+
+class Steps:
+    """Counts denoising steps: calls with the same timestep, one after the other, are one (guidance makes two)."""
+
+    def __init__(self, first_calls: Sequence[int] = ()) -> None:
+        self.number = -1
+        """Of the step that is running."""
+        self.is_first = False
+        """Whether the call that is running is the first of its step."""
+        self.calls: dict[int, Call] = {}
+        """The first calls of the steps that were asked for."""
+        self._wanted = frozenset(first_calls)
+        self._last: tuple[int, Any] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all calls that were asked for have been seen."""
+        return bool(self._wanted) and self._wanted <= self.calls.keys()
+
+    def note(self, model: nn.Module, arguments: dict[str, Any]) -> None:
+        """A call begins."""
+        given = next((arguments[name] for name in TIMES if arguments.get(name) is not None), None)
+        now = (id(model), given.flatten().tolist() if isinstance(given, Tensor) else given)
+        self.is_first = given is None or now != self._last
+        self._last = now
+        self.number += self.is_first
+        if self.is_first and self.number in self._wanted:
+            self.calls[self.number] = Call(model, _copied(arguments))
+
+
+class _Enough(BaseException):
+    """Ends a run of which enough was seen. Not an Exception: a pipeline must not catch it."""
+
+
+@contextmanager
+def watched(found: Sequence[tuple[nn.Module, Adapter]], first_calls: Sequence[int] = ()) -> Iterator[Steps]:
+    """Counts the steps of what runs inside. With `first_calls`, what runs inside ends once these were seen."""
+    steps = Steps(first_calls)
+    removers = [model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True) for model, _ in found]
+    try:
+        yield steps
+    except _Enough:
+        pass
+    finally:
+        for remover in removers:
+            remover.remove()
+
+
+def _noting(model: nn.Module, steps: Steps) -> Callable[..., None]:
+    names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if steps.is_complete:
+            raise _Enough
+        steps.note(module, dict(zip(names, args, strict=False)) | dict(kwargs))
+
+    return note
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor in what a model returned; a list of samples of one shape as one tensor."""
+    if isinstance(output, Tensor):
+        return output
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(values, list | tuple) and values:
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if isinstance(output, list) and len(tensors) == len(values) and len({t.shape for t in tensors}) == 1:
+            return torch.stack(tensors)
+        return first_tensor(values[0])
+    raise ProbeError(f"expected the transformer to return a tensor, found {type(output).__name__}")
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own: a scheduler may write into what it gave."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_copied(part) for part in value)
+    return value

@@ -1,0 +1,111 @@
+"""A probe's work in small pieces, each kept on disk as soon as it is done, and shared among processes."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from freeloc.errors import ProbeError
+from freeloc.probing.table import read_tensors, write_tensors
+
+# Set by accelerate launch and torchrun; by mpirun, with which accelerate starts several processes on CPUs.
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+T = TypeVar("T")
+Cell = dict[str, Tensor]
+
+
+class Cells:
+    """The pieces of one probe by name.
+
+    Args:
+        folder: where they are kept; None keeps them in memory alone.
+        settings: what their numbers depend on: a folder with others is refused.
+
+    Raises:
+        ProbeError: if the folder holds another probe, or cannot be written, or several processes have no folder.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self._known: dict[str, Cell] = {}
+        self.process, self.processes = _from_environment(RANK, 0), _from_environment(SIZE, 1)
+        if self.folder is not None:
+            _claim(self.folder, settings)
+        elif self.processes > 1:
+            raise ProbeError(
+                f"expected folder=... for a probe in {self.processes} processes: what they measure meets there"
+            )
+
+    def all(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
+        """Every one of these, made where it is missing: in several processes each makes its share."""
+        share = names[self.process :: self.processes]
+        for name in _progress([name for name in share if not self.has(name)], title):
+            self.get(name, make)
+        self._await(names, title)
+        return {name: self.get(name, make) for name in names}
+
+    def has(self, name: str) -> bool:
+        """Whether it was made."""
+        return name in self._known or (self.folder is not None and self._path(name).exists())
+
+    def get(self, name: str, make: Callable[[str], Cell]) -> Cell:
+        """One of them, made if it is missing."""
+        if name not in self._known:
+            if self.folder is None:
+                self._known[name] = make(name)
+            else:
+                if not self._path(name).exists():
+                    write_tensors(self._path(name), make(name), {})
+                self._known[name] = read_tensors(self._path(name))[0]
+        return self._known[name]
+
+    def _path(self, name: str) -> Path:
+        return (self.folder or Path()) / f"{name}.safetensors"
+
+    def _await(self, names: Sequence[str], title: str) -> None:
+        """Until the other processes have made theirs."""
+        missing = [name for name in names if not self.has(name)]
+        for name in _progress(missing, f"{title}, others"):
+            while not self.has(name):
+                time.sleep(0.1)
+
+
+def _from_environment(names: Sequence[str], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a folder this probe's, or see that it is."""
+    path = folder / "probe.json"
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProbeError(f"cannot keep a probe in {folder}: {error}") from error
+    wanted = json.loads(text)
+    if found != wanted:
+        names = found.keys() | wanted.keys() if isinstance(found, dict) else wanted.keys()
+        changed = [name for name in sorted(names) if not isinstance(found, dict) or found.get(name) != wanted.get(name)]
+        raise ProbeError(
+            f"{folder} holds a probe with another {', '.join(changed)}: give another folder, or remove that one"
+        )
+
+
+def _progress(things: Iterable[T], title: str) -> Iterable[T]:
+    """With a progress bar, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return things
+    return tqdm(list(things), title, disable=not things)  # type: ignore[no-any-return]

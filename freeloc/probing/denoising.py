@@ -1,0 +1,123 @@
+"""What a diffusion transformer was trained to predict, so that its loss on any real video can be measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeloc.errors import ProbeError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How clean latents and noise are mixed at a noise level (0 clean, 1 noise), and what the model is to predict.
+
+    Args:
+        signal, noise: level -> share of the latents and of the noise in the model's input.
+        target: (latents, noise, level) -> what the model is to predict.
+        timestep: level -> the timestep that the model is told.
+    """
+
+    signal: Callable[[float], float]
+    noise: Callable[[float], float]
+    target: Callable[[Tensor, Tensor, float], Tensor]
+    timestep: Callable[[float], float]
+
+    def noisy(self, latents: Tensor, noise: Tensor, level: float) -> Tensor:
+        """The model's input."""
+        return self.signal(level) * latents + self.noise(level) * noise
+
+
+def flow(timesteps: float = 1000.0) -> Objective:
+    """Rectified flow: noise - latents at (1 - level) latents + level noise (arXiv 2403.03206).
+
+    >>> objective = flow()
+    >>> float(objective.noisy(torch.tensor(4.0), torch.tensor(0.0), level=0.25)), objective.timestep(0.25)
+    (3.0, 250.0)
+
+    Args:
+        timesteps: the timestep of pure noise: 1000 as in diffusers, 1 in some original code.
+    """
+    return Objective(
+        signal=lambda level: 1 - level,
+        noise=lambda level: level,
+        target=lambda latents, noise, level: noise - latents,
+        timestep=lambda level: timesteps * level,
+    )
+
+
+def diffusion(alphas_cumprod: Tensor, prediction: str) -> Objective:
+    """Variance-preserving diffusion: ``epsilon`` (arXiv 2006.11239) or ``v_prediction`` (arXiv 2202.00512).
+
+    >>> objective = diffusion(torch.linspace(0.99, 0.01, 100), "epsilon")
+    >>> objective.timestep(0.5), round(objective.signal(0.5) ** 2 + objective.noise(0.5) ** 2, 6)
+    (50.0, 1.0)
+
+    Args:
+        alphas_cumprod: of every timestep, (timesteps,).
+        prediction: what the model predicts.
+    """
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ProbeError(
+            f"expected a model that predicts epsilon or v_prediction, found {prediction!r}: give objective=..."
+        )
+    last = len(alphas_cumprod) - 1
+
+    def signal(level: float) -> float:
+        return math.sqrt(alphas_cumprod[round(level * last)])
+
+    def noise(level: float) -> float:
+        return math.sqrt(1 - alphas_cumprod[round(level * last)])
+
+    def target(latents: Tensor, noise_: Tensor, level: float) -> Tensor:
+        return noise_ if prediction == "epsilon" else signal(level) * noise_ - noise(level) * latents
+
+    return Objective(signal, noise, target, timestep=lambda level: float(round(level * last)))
+
+
+def objective_of(model_or_pipeline: object) -> Objective:
+    """The objective that a pipeline's scheduler stands for; rectified flow for a bare transformer.
+
+    Raises:
+        ProbeError: if the scheduler stands for another one.
+    """
+    scheduler: Any = getattr(model_or_pipeline, "scheduler", None)
+    if scheduler is None:
+        return flow()
+    config = getattr(scheduler, "config", {})
+    prediction = str(config.get("prediction_type", ""))
+    if "Flow" in type(scheduler).__name__ or prediction.startswith("flow"):
+        return flow(float(config.get("num_train_timesteps", 1000)))
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ProbeError(f"what a model with {type(scheduler).__name__} predicts is not known: give objective=...")
+    return diffusion(scheduler.alphas_cumprod, prediction)
+
+
+def encode(vae: Any, video: Tensor) -> Tensor:
+    """Latents of a real video as a diffusers VAE makes them and its pipeline scales them, (channels, frames, h, w).
+
+    Args:
+        vae: such as ``pipe.vae``.
+        video: (frames, height, width, 3) in 0..1. The VAE may want 4n + 1 frames, and sizes that its stride divides.
+
+    Raises:
+        ProbeError: if the VAE says no scale of its latents.
+    """
+    if video.ndim != 4 or video.shape[-1] != 3 or video.min() < 0 or video.max() > 1:
+        raise ProbeError(f"expected a video (frames, height, width, 3) in 0..1, found {tuple(video.shape)}")
+    weights = next(vae.parameters())
+    pixels = (2 * video.movedim(-1, 0)[None] - 1).to(weights.device, weights.dtype)
+    with torch.no_grad():
+        latents: Tensor = vae.encode(pixels).latent_dist.mode()[0]
+    config = vae.config
+    if config.get("latents_mean") is not None:
+        mean, std = (
+            torch.as_tensor(config[name]).to(latents).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+        )
+        return (latents - mean) / std * float(config.get("scaling_factor") or 1)
+    if config.get("scaling_factor") is None:
+        raise ProbeError(f"{type(vae).__name__} says no scale of its latents: scale them as its pipeline does")
+    return (latents - float(config.get("shift_factor") or 0)) * float(config["scaling_factor"])

@@ -1,0 +1,92 @@
+"""Depth ``output``: each layer is perturbed alone, and the change of the model's output is measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import torch
+
+from freeloc.errors import ProbeError
+from freeloc.probing import perturbations
+from freeloc.probing.calls import Call
+from freeloc.probing.cells import Cell
+from freeloc.probing.subject import Subject, identity, one_layer
+from freeloc.probing.table import Label, Table
+
+
+@dataclass(frozen=True)
+class Output:
+    """Measures ||perturbed output - output|| / ||output|| of the transformer with one layer perturbed.
+
+    The run is watched up to the last of these steps; its calls are then repeated with each perturbation.
+
+    Table: ``output.change`` (layers, perturbations, steps, prompts); with heads ``output.head change`` (layers, heads,
+    perturbations, steps, prompts).
+
+    Args:
+        shifts: of the keys, in latent frames; by default `perturbations.default_shifts`. A window comes beside them.
+        steps: denoising steps at which it is measured; those that a run has.
+        heads: perturb one head of a layer at a time.
+    """
+
+    name: ClassVar[str] = "output"
+
+    shifts: Sequence[int] | None = None
+    steps: Sequence[int] = (0, 5, 10)
+    heads: bool = False
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """What the numbers depend on."""
+        return {"perturbations": self._names(subject), "steps": list(self.steps)}
+
+    def measure(self, subject: Subject) -> dict[str, Table]:
+        """See `Output`."""
+        shape, names = subject.shape, self._names(subject)
+        heads = list(range(shape.heads)) if self.heads else [None]
+        cells = [
+            f"output/{prompt:03}/{layer}{'' if head is None else f'.{head}'}/{name}"
+            for prompt in range(len(subject.prompt_labels))
+            for layer in range(shape.layers)
+            for head in heads
+            for name in names
+        ]
+        calls = lru_cache(maxsize=1)(lambda prompt: self._base(subject, prompt))
+        found = subject.measure(cells, partial(self._change, subject, calls), "output")
+        values = torch.stack([cell["change"] for cell in found.values()])  # (cells, steps)
+        sizes = len(subject.prompt_labels), shape.layers, len(heads), len(names), values.shape[1]
+        values = values.view(sizes).movedim(0, -1)  # (layers, heads, perturbations, steps, prompts)
+        axes: dict[str, list[Label]] = {"layers": list(range(shape.layers)), "heads": list(range(shape.heads))}
+        axes |= {"perturbations": [*names], "steps": [*self.steps[: values.shape[3]]], "prompts": subject.prompt_labels}
+        if self.heads:
+            return {"output.head change": Table(values, axes)}
+        del axes["heads"]
+        return {"output.change": Table(values[:, 0], axes)}
+
+    def _names(self, subject: Subject) -> list[str]:
+        if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):
+            raise ProbeError(f"expected denoising steps from 0 on, in order, found {list(self.steps)}")
+        shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts
+        return perturbations.names(shifts)
+
+    def _base(self, subject: Subject, prompt: int) -> list[tuple[Call, torch.Tensor]]:
+        """The calls of a run, and what the transformer gives."""
+        calls = subject.first_calls(prompt, self.steps)
+        with subject.under(lambda layer, frames: identity(frames)):
+            return [(call, call.run()) for call in calls.values()]
+
+    def _change(self, subject: Subject, calls: Any, name: str) -> Cell:
+        """One perturbation."""
+        _, prompt, place, kind = name.split("/")
+        layer, _, head = place.partition(".")
+        plan = one_layer(
+            int(layer),
+            lambda frames: perturbations.perturbed(kind, frames, subject.trained_frames),
+            identity,
+            int(head) if head else None,
+            subject.shape.heads,
+        )
+        base = calls(int(prompt))
+        with subject.under(plan):
+            changes = [float((call.run() - output).norm() / output.norm()) for call, output in base]
+        return {"change": torch.tensor(changes, dtype=torch.float64)}

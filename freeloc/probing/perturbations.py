@@ -1,0 +1,54 @@
+"""What a probe does to one layer, as plans: shift its keys in time, or let it see a window only.
+
+Source: FreeLOC, arXiv 2603.25209, its two probes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from freeloc.baselines import sliding_window
+from freeloc.errors import FreelocError
+from freeloc.plan import DENSE, FramePlan, relative_positions
+
+WINDOW = "window"
+"""Name of the perturbation that is not a shift."""
+
+
+def default_shifts(trained_frames: int) -> tuple[int, ...]:
+    """The published 20 and 40 latent frames either way of a model trained on 21, in proportion to its trained range.
+
+    >>> default_shifts(trained_frames=21)
+    (-40, -20, 20, 40)
+    """
+    one = max(1, trained_frames - 1)
+    return (-2 * one, -one, one, 2 * one)
+
+
+def shifted(frames: int, shift: int) -> FramePlan:
+    """Every key frame stands `shift` latent frames later than it is.
+
+    >>> shifted(3, shift=20).positions[0].tolist()
+    [-20.0, -21.0, -22.0]
+    """
+    dense = torch.full((frames, frames), DENSE, dtype=torch.uint8)
+    return FramePlan(relative_positions(frames) - shift, dense)
+
+
+def perturbed(name: str, frames: int, trained_frames: int) -> FramePlan:
+    """The plan of a perturbation by its name: a number of latent frames with its sign (``"+20"``), or ``"window"``.
+
+    The window is as long as the trained clips: see `freeloc.baselines.sliding_window`.
+    """
+    return sliding_window(frames, trained_frames) if name == WINDOW else shifted(frames, int(name))
+
+
+def names(shifts: Sequence[int]) -> list[str]:
+    """Of the perturbations with these shifts.
+
+    >>> names((-20, 20))
+    ['-20', '+20', 'window']
+    """
+    if not shifts or 0 in shifts or len(set(shifts)) < len(shifts):
+        raise FreelocError(f"expected shifts other than 0, each once, in latent frames, found {list(shifts)}")
+    return [*(f"{shift:+}" for shift in shifts), WINDOW]

@@ -1,0 +1,123 @@
+"""probe: measures how sensitive each layer of a model is to positions and to context beyond the trained length."""
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from freeloc.adapter import Adapter
+from freeloc.errors import ProbeError
+from freeloc.fitting import fitting_profile, require_fit
+from freeloc.probing.cells import Cells
+from freeloc.probing.local import Local
+from freeloc.probing.output import Output
+from freeloc.probing.sensitivity import ProbeFacts, Sensitivity
+from freeloc.probing.subject import Subject, fingerprint
+from freeloc.probing.table import Table
+from freeloc.probing.video import Video
+from freeloc.profile import Profile
+from freeloc.profile_files import load_profile
+from freeloc.registry import transformers_of
+
+
+class Depth(Protocol):
+    """How deep a probe looks, and how."""
+
+    name: ClassVar[str]
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """What the numbers depend on, beside model and run; JSON."""
+
+    def measure(self, subject: Subject) -> dict[str, Table]:
+        """The tables, each named ``depth.measure``."""
+
+
+DEPTHS: dict[str, Callable[[], Depth]] = {"local": Local, "output": Output, "video": Video}
+
+
+def probe(
+    model_or_pipeline: object,
+    run: Callable[..., Any],
+    depth: str | Depth = "local",
+    *,
+    prompts: Sequence[Any] = (),
+    profile: str | Path | Profile | None = None,
+    adapter: Adapter | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> Sensitivity:
+    """Measure how each layer depends on positions and on context beyond the trained length.
+
+    >>> import torch, freeloc
+    >>> from freeloc.tiny.model import load_transformer
+    >>> from freeloc.tiny.world import prompt_embeds
+    >>> transformer = load_transformer()
+    >>> def run(prompt):
+    ...     noise = torch.randn(1, 3, 24, 20, 28, generator=torch.Generator().manual_seed(0))
+    ...     with torch.no_grad():
+    ...         transformer(noise, torch.full((1,), 900.0), prompt_embeds([prompt]))
+    >>> found = freeloc.probe(transformer, run, prompts=["red ring fast"], profile="tiny-wan")
+    >>> found.table("local.logits").over("layers", "heads").values.shape
+    torch.Size([8, 4])
+
+    Args:
+        model_or_pipeline: a transformer, also wrapped, or a pipeline; all its transformers are probed as one.
+        run: generates a long video with it, or calls the transformer: the same each time for one prompt, so it must
+            seed its noise. Depth ``video`` needs the video that it returns.
+        depth: ``"local"``, ``"output"``, ``"loss"``, ``"video"``, or one of `Local`, `Output`, `Loss`, `Video` with
+            settings.
+        prompts: run is called once with each; by default once without.
+        profile: says the trained length and the methods' settings: as in `freeloc.patch`.
+        adapter: describes the model; by default found from its class.
+        folder: where every piece of the work is kept as soon as it is done. A probe that was stopped goes on there;
+            with `accelerate launch` or `torchrun` several processes share the work.
+        seed: of what freeloc draws itself: sampled tokens, the noise of clips.
+
+    Raises:
+        ProbeError: if the run does not call the model, or is not the same each time; if the folder holds another probe.
+        ProfileError, AdapterError, PatchError: as `freeloc.patch`.
+    """
+    chosen = _depth(depth)
+    found = transformers_of(model_or_pipeline, adapter)
+    loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=True)
+    for transformer, known in found:
+        require_fit(loaded, known.shape(transformer), (known.name, known.family))
+    labels = [str(prompt) for prompt in prompts]
+    if len(set(labels)) < len(labels):
+        raise ProbeError("expected each prompt once, found one twice")
+    print_of_model = "-".join(fingerprint(transformer)[: 64 // len(found)] for transformer, _ in found)
+    subject = Subject(model_or_pipeline, found, run, prompts, loaded, seed)
+    settings = chosen.settings(subject)
+    what = {"model": print_of_model, "prompts": labels, "seed": seed, chosen.name: settings}
+    what["profile"] = loaded.model_dump(mode="json", include={"model", "vrpr", "tsa"})
+    subject.cells = Cells(Path(folder) / chosen.name if folder else None, what)
+    tables = chosen.measure(subject)
+    facts = ProbeFacts(
+        profile=loaded,
+        fingerprint=print_of_model,
+        latent_frames=sorted(subject.latent_frames),
+        prompts=labels,
+        seed=seed,
+        settings={chosen.name: settings},
+        versions=_versions(),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+    return Sensitivity(tables, facts)
+
+
+def _depth(depth: str | Depth) -> Depth:
+    if not isinstance(depth, str):
+        return depth
+    if depth not in DEPTHS:
+        needs = ", which needs clips: give freeloc.probing.Loss(clips)" if depth == "loss" else ""
+        raise ProbeError(f"expected depth to be one of {', '.join(DEPTHS)}, or a Depth, found {depth!r}{needs}")
+    return DEPTHS[depth]()
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that have a part in the numbers."""
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    names = ("freeloc", "torch", "diffusers", "transformers", "accelerate")
+    return {"python": platform.python_version()} | {name: installed[name] for name in names if name in installed}

@@ -1,0 +1,162 @@
+"""What is probed: a model, how to run it, and where the pieces of the work are kept."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freeloc.adapter import Adapter, ModelShape
+from freeloc.errors import ProbeError
+from freeloc.hooks import Observer
+from freeloc.patching import install
+from freeloc.plan import FramePlan
+from freeloc.prepared import Plans
+from freeloc.probing.calls import Call, watched
+from freeloc.probing.cells import Cell, Cells
+from freeloc.probing.table import Label
+from freeloc.profile import Profile
+
+PlanOfLayer = Callable[[int, int], Plans]
+"""(layer, latent frames) -> `Plans`."""
+
+identity = functools.lru_cache(maxsize=8)(FramePlan.identity)
+
+
+@dataclass
+class Subject:
+    """A model that is being probed.
+
+    Args:
+        pipeline: the whole that was given, or the transformer itself.
+        found: its transformers, with their adapters.
+        run: generates something, given a prompt if there are any.
+        prompts: one run each; none for one run without a prompt.
+        profile: says the trained length and the settings of the methods.
+        seed: of what freeloc draws itself.
+    """
+
+    pipeline: object
+    found: Sequence[tuple[nn.Module, Adapter]]
+    run: Callable[..., Any]
+    prompts: Sequence[Any]
+    profile: Profile
+    seed: int
+    cells: Cells = field(init=False)
+    """The pieces of the work."""
+    latent_frames: set[int] = field(default_factory=set)
+    """Lengths of the videos that were seen."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of the transformers."""
+        model, adapter = self.found[0]
+        return adapter.shape(model)
+
+    @property
+    def trained_frames(self) -> int:
+        """Latent frames of the clips that the model was trained on."""
+        frames: int = self.profile.model.trained_latent_frames
+        return frames
+
+    @property
+    def prompt_labels(self) -> list[Label]:
+        """A label per run."""
+        return [str(prompt) for prompt in self.prompts] or ["run"]
+
+    def generate(self, prompt: int) -> Any:
+        """One run."""
+        return self.run(self.prompts[prompt]) if self.prompts else self.run()
+
+    def measure(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
+        """These pieces, from disk where they are."""
+
+        def noted(name: str) -> Cell:
+            before = set(self.latent_frames)
+            self.latent_frames.clear()
+            try:
+                return make(name) | {"latent frames": torch.tensor(sorted(self.latent_frames))}
+            finally:
+                self.latent_frames |= before
+
+        found = self.cells.all(names, noted, title)
+        for cell in found.values():
+            self.latent_frames.update(cell["latent frames"].tolist())
+        return found
+
+    @contextmanager
+    def under(self, plan: PlanOfLayer, observer: Observer | None = None) -> Iterator[None]:
+        """What runs inside has these plans, and tells the observer of its attention calls."""
+
+        def noting(layer: int, frames: int) -> Plans:
+            self.latent_frames.add(frames)
+            return plan(layer, frames)
+
+        hooks = install(self.found, self.profile.model.name, lambda layer: "probe", noting, observer)
+        try:
+            # What an observer counts would make a compiled model compile again and again.
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def no_call(self) -> ProbeError:
+        """What to raise where a run never called a transformer."""
+        names = " or ".join(sorted({type(model).__name__ for model, _ in self.found}))
+        return ProbeError(f"expected the run to call {names}, found no call: does it run another copy of the model?")
+
+    def first_calls(self, prompt: int, steps: Sequence[int]) -> dict[int, Call]:
+        """The transformers' calls at these denoising steps of a run, the first one of each step.
+
+        Raises:
+            ProbeError: if the run gives other numbers than before, or makes no call.
+        """
+        with torch.compiler.set_stance("force_eager"), watched(self.found, steps) as seen:
+            self.generate(prompt)
+        if not seen.calls:
+            raise self.no_call()
+        trace = torch.stack([_trace(call.arguments) for call in seen.calls.values()])
+        known = self.cells.get(f"calls/{prompt:03}-{'-'.join(map(str, steps))}", lambda name: {"trace": trace})["trace"]
+        if known.shape != trace.shape or not torch.allclose(known, trace, rtol=1e-3):
+            raise ProbeError(
+                "expected every run of a prompt to be the same, found other inputs of the transformer than before: "
+                "make the run seed the generator that it draws its noise from"
+            )
+        return seen.calls
+
+
+def one_layer(
+    layer: int, changed: Callable[[int], FramePlan], rest: Callable[[int], FramePlan], head: int | None, heads: int
+) -> PlanOfLayer:
+    """Plans in which one layer, or one head of it, has another plan than the rest. Both are functions of the length."""
+
+    def plan(asked: int, frames: int) -> Plans:
+        if asked != layer:
+            return rest(frames)
+        if head is None:
+            return changed(frames)
+        return [changed(frames) if number == head else rest(frames) for number in range(heads)]
+
+    return plan
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of the names, shapes and first values of all weights, 64 hex digits: tells checkpoints apart, in no time."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta and tensor.is_floating_point():
+            first = tensor.detach().flatten()[:64].to("cpu", torch.float32)
+            digest.update(first.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _trace(arguments: dict[str, Any]) -> Tensor:
+    """A few numbers that tell a call's tensors from others."""
+    tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return torch.stack([tensor.flatten()[:3].double().cpu().sum() for tensor in tensors])

@@ -1,0 +1,116 @@
+"""Depth ``video``: the paper's probe. Whole videos are generated with each layer perturbed, and scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from freeloc.errors import ProbeError
+from freeloc.probing import perturbations
+from freeloc.probing.cells import Cell
+from freeloc.probing.scorers import find_scorer
+from freeloc.probing.subject import Subject, identity, one_layer
+from freeloc.probing.table import Label, Table
+from freeloc.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Video:
+    """Generates the probe video of every prompt with each layer perturbed alone, and scores it.
+
+    Tables: ``video.score`` (scorers, layers, perturbations, prompts), and ``video.base`` (scorers, prompts), of the
+    videos with nothing perturbed. Scores of a higher-is-better kind come as they are, others with their sign changed.
+
+    Args:
+        scorers: by name (``freeloc scorers`` lists them), or `Scorer` objects.
+        shifts: of the keys, in latent frames; by default `perturbations.default_shifts`. A window comes beside them.
+    """
+
+    name: ClassVar[str] = "video"
+
+    scorers: Sequence[str | Scorer] = ("sharpness", "dynamic degree")
+    shifts: Sequence[int] | None = None
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """What the numbers depend on."""
+        return {"scorers": [scorer.name for scorer in self._scorers()], "perturbations": self._names(subject)}
+
+    def measure(self, subject: Subject) -> dict[str, Table]:
+        """See `Video`."""
+        prompts, names, layers = subject.prompt_labels, self._names(subject), range(subject.shape.layers)
+        base = [f"video/{prompt:03}/base" for prompt in range(len(prompts))]
+        cells = [f"video/{p:03}/{layer}/{name}" for layer in layers for name in names for p in range(len(prompts))]
+        found = subject.measure([*base, *cells], partial(self._scores, subject), "video")
+        axes: dict[str, list[Label]] = {"scorers": [scorer.name for scorer in self._scorers()]}
+        scores = torch.stack([found[name]["scores"] for name in cells], dim=1).unflatten(
+            1, (len(layers), len(names), len(prompts))
+        )
+        whole = axes | {"layers": [*layers], "perturbations": [*names], "prompts": prompts}
+        unperturbed = torch.stack([found[name]["scores"] for name in base], dim=1)
+        return {"video.score": Table(scores, whole), "video.base": Table(unperturbed, axes | {"prompts": prompts})}
+
+    def _scorers(self) -> list[Scorer]:
+        found = [find_scorer(scorer) for scorer in self.scorers]
+        if not found or len({scorer.name for scorer in found}) < len(found):
+            raise ProbeError(f"expected at least one scorer, each once, found {[scorer.name for scorer in found]}")
+        return found
+
+    def _names(self, subject: Subject) -> list[str]:
+        shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts
+        return perturbations.names(shifts)
+
+    def _scores(self, subject: Subject, name: str) -> Cell:
+        """Of one video."""
+        _, prompt, layer, *kind = name.split("/")
+        if not kind:
+            with subject.under(lambda layer, frames: identity(frames)):
+                made = subject.generate(int(prompt))
+        else:
+            changed = partial(_perturbed, kind[0], subject.trained_frames)
+            with subject.under(one_layer(int(layer), changed, identity, None, subject.shape.heads)):
+                made = subject.generate(int(prompt))
+        video, text = as_video(made), str(subject.prompt_labels[int(prompt)])
+        scores = [scorer.score(video, text) * (1 if scorer.higher_is_better else -1) for scorer in self._scorers()]
+        return {"scores": torch.tensor(scores, dtype=torch.float64)}
+
+
+def _perturbed(name: str, trained_frames: int, frames: int) -> Any:
+    return perturbations.perturbed(name, frames, trained_frames)
+
+
+def as_video(made: Any) -> Tensor:
+    """The video (frames, height, width, 3) in 0..1 that a run returned: a tensor or array, or a pipeline's output.
+
+    >>> as_video(torch.rand(1, 5, 8, 8, 3)).shape
+    torch.Size([5, 8, 8, 3])
+
+    Raises:
+        ProbeError: if there is no such video in it, or more than one.
+    """
+    frames = getattr(made, "frames", made)
+    while isinstance(frames, list | tuple) and len(frames) == 1:
+        frames = frames[0]
+    if isinstance(frames, list):  # of images
+        frames = torch.stack([torch.as_tensor(_array(image)) for image in frames])
+    try:
+        video = torch.as_tensor(frames)
+    except (TypeError, ValueError, RuntimeError):
+        raise ProbeError(
+            f"expected run to return a video (frames, height, width, 3), found {type(made).__name__}"
+        ) from None
+    video = video[0] if video.ndim == 5 and len(video) == 1 else video
+    if video.ndim == 4 and video.shape[-1] != 3 and video.shape[1] == 3:  # as output_type="pt" gives it
+        video = video.movedim(1, -1)
+    if video.ndim != 4 or video.shape[-1] != 3:
+        raise ProbeError(f"expected run to return one video (frames, height, width, 3), found {tuple(video.shape)}")
+    return video.float() / 255 if video.dtype == torch.uint8 else video.float()
+
+
+def _array(image: Any) -> Any:
+    """An image as numbers."""
+    import numpy
+
+    return numpy.array(image)
