@@ -1,0 +1,26 @@
+"""The command ``freeloc``."""
+
+import argparse
+import sys
+
+from freeloc.cli import models, profiles, videos
+from freeloc.errors import FreelocError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="freeloc", description="Long videos from short-clip video models, untrained.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for module in (videos, models, profiles):
+        module.add(commands)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Errors of the user's are one message, not a traceback."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except FreelocError as error:
+        print(f"freeloc: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,129 @@
+"""freeloc adapters, check-adapter, inspect, methods, scorers: models, and what they can be patched or probed with."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from freeloc.adapter import Adapter, Refusal
+from freeloc.cli.common import Commands, positive, problems
+from freeloc.errors import FreelocError
+from freeloc.example import Example
+from freeloc.registry import registry
+
+T = TypeVar("T")
+
+
+def adapters(arguments: argparse.Namespace) -> int:
+    """List the adapters, and what went wrong with plugins."""
+    known = registry()
+    things = known.adapters.things()
+    for name, distribution, adapter in things:
+        if isinstance(adapter, Adapter):
+            print(f"{name:20} {distribution:20} {', '.join(adapter.classes)}")
+    for name, distribution, refusal in things:
+        if isinstance(refusal, Refusal):
+            print(f"{name:20} {distribution:20} {', '.join(refusal.classes)}")
+            print(f"{'':20} cannot be corrected: {refusal.reason}")
+    return problems()
+
+
+def check_adapter(arguments: argparse.Namespace) -> int:
+    """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
+    from freeloc.testing import examples, run_checks
+
+    adapter = _thing(arguments.adapter, Adapter) if ":" in arguments.adapter else None
+    found = [_example(arguments.example)] if arguments.example else examples(arguments.adapter)
+    if not found:
+        if adapter is None:
+            registry().adapters.get(arguments.adapter)
+        raise FreelocError(
+            f"no installed example runs the adapter '{arguments.adapter}': give one with --example package.module:NAME"
+        )
+    failed = 0
+    for example in found:
+        for result in run_checks(example, adapter):
+            words = result.problem or (f"not tried: {result.blocked} fails" if result.blocked else "")
+            note = f" (expected: {result.expected})" if result.expected else ""
+            print(f"{'ok    ' if result.passed else 'FAILED'} {example.label:20} {result.check} {words}{note}".rstrip())
+            failed += not result.passed
+    return 1 if failed else 0
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Say what can be seen of a model, and write a first adapter."""
+    from freeloc.adapter_file import adapter_file
+    from freeloc.inspection import inspect as inspect_model
+
+    example = _example(arguments.example)
+    frames, height, width, batch = arguments.tokens
+    seen = inspect_model(example.model(), example.inputs(frames, height, width, batch))
+    print(seen)
+    if arguments.output:
+        text, module = adapter_file(seen), arguments.output.stem
+        try:
+            arguments.output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FreelocError(f"cannot write {arguments.output}: {error.strerror}") from error
+        command = f"freeloc check-adapter {module}:ADAPTER --example {arguments.example}"
+        print(f"\nwritten: {arguments.output}. Check every line, then, in its folder: {command}")
+
+
+def _example(name: str) -> Example:
+    """An installed example by its name, or another by its place."""
+    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out="; or package.module:NAME")
+
+
+def _thing(path: str, kind: type[T]) -> T:
+    """What "package.module:NAME" names."""
+    module, _, name = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        thing = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FreelocError(f"expected package.module:NAME of an {kind.__name__}, found '{path}' ({error})") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(thing, kind):
+        raise FreelocError(f"expected {path} to be an {kind.__name__}, found {type(thing).__name__}")
+    return thing
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    """List the methods."""
+    for name, distribution, method in registry().methods.things():
+        print(f"{name:20} {distribution:20} {method.source}")
+    return problems()
+
+
+def scorers(arguments: argparse.Namespace) -> int:
+    """List the scorers."""
+    for name, distribution, scorer in registry().scorers.things():
+        print(
+            f"{name:20} {distribution:20} {'higher' if scorer.higher_is_better else 'lower'} is better: {scorer.source}"
+        )
+    return problems()
+
+
+def add(commands: Commands) -> None:
+    """Add these commands."""
+    command = commands.add_parser("adapters", help="list the models that can be patched")
+    command.set_defaults(run=adapters)
+
+    command = commands.add_parser("check-adapter", help="what must be true of an adapter, checked on a small model")
+    command.add_argument("adapter", help="its name, or package.module:NAME of one that is not installed")
+    command.add_argument("--example", help="package.module:NAME of a freeloc.testing.Example, if none is installed")
+    command.set_defaults(run=check_adapter)
+
+    command = commands.add_parser("inspect", help="what can be seen of a model that no adapter describes")
+    command.add_argument("example", help="package.module:NAME of a freeloc.testing.Example, or an installed one's name")
+    command.add_argument("--tokens", type=positive, nargs=4, default=(8, 2, 3, 2), metavar=("F", "H", "W", "B"))
+    command.add_argument("--output", type=Path, help="write a first adapter to this file")
+    command.set_defaults(run=inspect)
+
+    command = commands.add_parser("methods", help="list what a model can be patched with")
+    command.set_defaults(run=methods)
+
+    command = commands.add_parser("scorers", help="list what can judge the videos of a probe")
+    command.set_defaults(run=scorers)

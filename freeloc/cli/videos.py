@@ -1,0 +1,73 @@
+"""freeloc demo, bench, measure: videos of the tiny model, and measures of any."""
+
+import argparse
+import json
+from pathlib import Path
+
+from freeloc.cli.common import Commands, positive
+from freeloc.errors import FreelocError
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Run the tiny model at several times its trained length, directly and with freeloc."""
+    try:
+        from freeloc.tiny.demo import run
+    except ImportError as error:
+        raise FreelocError(f'the demo needs more packages ({error}): pip install "freeloc[demo]"') from error
+    run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.method)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Compare methods on the tiny model."""
+    try:
+        from freeloc.tiny.bench import full, quick
+        from freeloc.tiny.results import bench as run_bench
+    except ImportError as error:
+        raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
+    folder = arguments.output or Path("freeloc-bench-full" if arguments.full else "freeloc-bench")
+    print(run_bench(folder, full() if arguments.full else quick(), arguments.workers))
+    print(f"\nwritten: {folder}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Print every measure of video files: a line per measure, a column per file."""
+    from freeloc.metrics import MEASURES
+    from freeloc.video import read_video
+
+    found: list[dict[str, float]] = []
+    for path in arguments.videos:
+        video = read_video(path)
+        try:
+            found.append({name: function(video) for name, function in MEASURES.items()})
+        except FreelocError as error:
+            raise FreelocError(f"{path}: {error}") from error
+    names = [str(path) for path in arguments.videos]
+    if arguments.json:
+        print(json.dumps([{"file": name, **row} for name, row in zip(names, found, strict=True)]))
+        return
+    width = max(12, *(len(name) + 2 for name in names))
+    print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
+    for name in MEASURES:
+        print(f"{name:20}" + "".join(f"{row[name]:{width}.4f}" for row in found))
+
+
+def add(commands: Commands) -> None:
+    """Add these commands."""
+    command = commands.add_parser("demo", help="a tiny real model at 4x its trained length, with and without freeloc")
+    command.add_argument("--output", type=Path, default=Path("freeloc-demo"), help="folder to write to")
+    command.add_argument("--times", type=positive, default=4, help="length, in trained lengths")
+    command.add_argument("--steps", type=positive, default=12, help="denoising steps")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
+    command.set_defaults(run=demo)
+
+    command = commands.add_parser("bench", help="methods on the tiny model, measured; goes on where it was stopped")
+    command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
+    command.add_argument("--full", action="store_true", help="all settings up to 4x, some at 8x: hours, not minutes")
+    command.add_argument("--workers", type=positive, default=1, help="processes; two or more have one thread each")
+    command.set_defaults(run=bench)
+
+    command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")
+    command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
+    command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
+    command.set_defaults(run=measure)
