@@ -60,7 +60,7 @@ def profiles(draw):
     tiers = {"near_frames": near, "mid_frames": near + wider, "mid_group": group, "far_group": group + coarser}
     dense, striped = draw(small), draw(small)
     sparse = {"dense_frames": dense, "striped_frames": dense + striped, "stripe": draw(st.floats(0.01, 1))}
-    lengths = draw(st.lists(st.integers(1, 10**6).map(str), max_size=3))
+    lengths = draw(st.lists(st.integers(1, 10**6 - 1).map(str), max_size=3))
     return make_profile(
         layers,
         trained_latent_frames=draw(st.integers(1, 99)),
