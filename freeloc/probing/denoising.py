@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import einops
 import torch
 from torch import Tensor
 
@@ -96,12 +97,13 @@ def objective_of(model_or_pipeline: object) -> Objective:
     return diffusion(scheduler.alphas_cumprod, prediction)
 
 
-def encode(vae: Any, video: Tensor) -> Tensor:
-    """Latents of a real video as a diffusers VAE makes them and its pipeline scales them, (channels, frames, h, w).
+def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
+    """Latents of a real video as a diffusers VAE makes them and its pipeline scales them.
 
     Args:
         vae: such as ``pipe.vae``.
         video: (frames, height, width, 3) in 0..1. The VAE may want 4n + 1 frames, and sizes that its stride divides.
+        axes: einops names of the latents' axes, as the transformer takes one sample: ``"f c h w"`` for CogVideoX.
 
     Raises:
         ProbeError: if the VAE says no scale of its latents.
@@ -117,7 +119,9 @@ def encode(vae: Any, video: Tensor) -> Tensor:
         mean, std = (
             torch.as_tensor(config[name]).to(latents).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std")
         )
-        return (latents - mean) / std * float(config.get("scaling_factor") or 1)
+        scaled = (latents - mean) / std * float(config.get("scaling_factor") or 1)
+        return einops.rearrange(scaled, f"c f h w -> {axes}")
     if config.get("scaling_factor") is None:
         raise ProbeError(f"{type(vae).__name__} says no scale of its latents: scale them as its pipeline does")
-    return (latents - float(config.get("shift_factor") or 0)) * float(config["scaling_factor"])
+    scaled = (latents - float(config.get("shift_factor") or 0)) * float(config["scaling_factor"])
+    return einops.rearrange(scaled, f"c f h w -> {axes}")

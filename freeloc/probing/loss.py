@@ -48,14 +48,14 @@ class Loss:
 
     Table: ``loss.value`` (rest, policies, layers, levels, clips): all layers have the policy on the axis ``rest``, but
     one has that on the axis ``policies``; where both are the same, no layer differs. NaN where nothing was measured.
-    With heads ``loss.head value`` (rest, policies, layers, heads, levels, clips).
+    With heads ``loss.head value`` (rest, policies, layers, heads, levels, clips) too.
 
     Args:
         clips: latents of real videos longer than the trained length, as the transformer takes one sample of them,
             without the batch: see `encode`.
         levels: of noise, 0 clean to 1 noise.
         compared: (rest, policy) pairs to measure.
-        heads: change one head of a layer at a time.
+        heads: change one head of a layer at a time, too.
         objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow.
         argument: name of the transformer's argument that holds the noisy video; by default as the adapter says.
     """
@@ -90,7 +90,7 @@ class Loss:
                 f"expected no prompt, one, or one for each of {len(self.clips)} clips, found {len(subject.prompts)}"
             )
         shape = subject.shape
-        heads: list[int | None] = [*range(shape.heads)] if self.heads else [None]
+        heads: list[int | None] = [None, *range(shape.heads)] if self.heads else [None]
         uniform = dict.fromkeys(policy for pair in self.compared for policy in pair[:1])
         places = [
             _Place(clip, rest, changed, layer, head)
@@ -107,14 +107,14 @@ class Loss:
         for name, (clip, rest, changed, layer, head) in by_name.items():
             pair = POLICIES.index(rest), POLICIES.index(changed)
             of_pair = values[pair][..., clip]  # (layers, heads, levels)
-            (of_pair if rest == changed else of_pair[layer, head or 0])[:] = cells[name]["loss"]
+            where = 0 if head is None else 1 + head  # the layer whole, then its heads
+            (of_pair if rest == changed else of_pair[layer, where])[:] = cells[name]["loss"]
         axes: dict[str, list[Label]] = {"rest": [*POLICIES], "policies": [*POLICIES]}
         axes |= {"layers": [*range(shape.layers)], "heads": [*range(shape.heads)], "levels": [*self.levels]}
         axes |= {"clips": [f"{clip:03}" for clip in range(len(self.clips))]}
-        if self.heads:
-            return {"loss.head value": Table(values, axes)}
-        del axes["heads"]
-        return {"loss.value": Table(values[:, :, :, 0], axes)}
+        by_head = {"loss.head value": Table(values[:, :, :, 1:], axes)} if self.heads else {}
+        of_layers = {name: labels for name, labels in axes.items() if name != "heads"}
+        return {"loss.value": Table(values[:, :, :, 0], of_layers)} | by_head
 
     def _loss(self, subject: Subject, call: Any, place: _Place) -> Cell:
         """One plan on one clip, at every level."""

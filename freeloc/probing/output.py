@@ -22,12 +22,12 @@ class Output:
     The run is watched up to the last of these steps; its calls are then repeated with each perturbation.
 
     Table: ``output.change`` (layers, perturbations, steps, prompts); with heads ``output.head change`` (layers, heads,
-    perturbations, steps, prompts).
+    perturbations, steps, prompts) too.
 
     Args:
         shifts: of the keys, in latent frames; by default `perturbations.default_shifts`. A window comes beside them.
         steps: denoising steps at which it is measured; those that a run has.
-        heads: perturb one head of a layer at a time.
+        heads: perturb one head of a layer at a time, too.
     """
 
     name: ClassVar[str] = "output"
@@ -43,7 +43,7 @@ class Output:
     def measure(self, subject: Subject) -> dict[str, Table]:
         """See `Output`."""
         shape, names = subject.shape, self._names(subject)
-        heads = list(range(shape.heads)) if self.heads else [None]
+        heads = [None, *range(shape.heads)] if self.heads else [None]
         cells = [
             f"output/{prompt:03}/{layer}{'' if head is None else f'.{head}'}/{name}"
             for prompt in range(len(subject.prompt_labels))
@@ -55,13 +55,12 @@ class Output:
         found = subject.measure(cells, partial(self._change, subject, calls), "output")
         values = torch.stack([cell["change"] for cell in found.values()])  # (cells, steps)
         sizes = len(subject.prompt_labels), shape.layers, len(heads), len(names), values.shape[1]
-        values = values.view(sizes).movedim(0, -1)  # (layers, heads, perturbations, steps, prompts)
+        values = values.view(sizes).movedim(0, -1)  # (layers, whole and heads, perturbations, steps, prompts)
         axes: dict[str, list[Label]] = {"layers": list(range(shape.layers)), "heads": list(range(shape.heads))}
         axes |= {"perturbations": [*names], "steps": [*self.steps[: values.shape[3]]], "prompts": subject.prompt_labels}
-        if self.heads:
-            return {"output.head change": Table(values, axes)}
-        del axes["heads"]
-        return {"output.change": Table(values[:, 0], axes)}
+        by_head = {"output.head change": Table(values[:, 1:], axes)} if self.heads else {}
+        of_layers = {name: labels for name, labels in axes.items() if name != "heads"}
+        return {"output.change": Table(values[:, 0], of_layers)} | by_head
 
     def _names(self, subject: Subject) -> list[str]:
         if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):

@@ -1,6 +1,7 @@
 """probe: measures how sensitive each layer of a model is to positions and to context beyond the trained length."""
 
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -102,7 +103,7 @@ def probe(
         seed=seed,
         settings={chosen.name: settings},
         versions=_versions(),
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     return Sensitivity(tables, facts)
 

@@ -68,6 +68,19 @@ class Sensitivity:
     tables: Mapping[str, Table]
     facts: ProbeFacts
 
+    def __str__(self) -> str:
+        depth, facts = self._deepest, self.facts
+        found, policies = self.summary(depth), choose(self, depth, Rule())
+        lines = [
+            f"{facts.profile.model.name}, {' and '.join(map(str, facts.latent_frames))} latent frames, depth {depth}",
+            f"{'layer':>5} {'position':>10} {'context':>10}  {'policy'}",
+        ]
+        rows = zip(found.position.tolist(), found.context.tolist(), policies, strict=True)
+        lines += [
+            f"{n:5} {position:10.4g} {context:10.4g}  {own[0]}" for n, (position, context, own) in enumerate(rows)
+        ]
+        return "\n".join(lines)
+
     @property
     def depths(self) -> list[str]:
         """What was probed: ``local``, ``output``, ``loss``, ``video``."""

@@ -1,0 +1,148 @@
+"""freeloc probe: measure a diffusers model folder, and write a profile with what it rests on."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freeloc.cli.common import Commands, positive
+from freeloc.errors import FreelocError, ProbeError
+from freeloc.fitting import default_profile
+from freeloc.probing import Local, Loss, Output, Video, encode
+from freeloc.probing.probe import Depth, probe
+from freeloc.profile import Profile
+from freeloc.registry import transformers_of
+from freeloc.video import read_video
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Probe, print what was found, write the profile and its measurements."""
+    pipe, prompts = _pipeline(arguments), _prompts(arguments)
+    depth = _depth(arguments, pipe)
+
+    def generate(prompt: str) -> Any:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        kind = "np" if depth.name == "video" else "latent"
+        return pipe(prompt=prompt, generator=generator, output_type=kind, **_pipeline_arguments(arguments))
+
+    folder = arguments.folder or arguments.output.with_suffix("")
+    found = probe(
+        pipe, generate, depth, prompts=prompts, profile=_profile(arguments, pipe), folder=folder, seed=arguments.seed
+    )
+    found.to_profile(arguments.output, heads=arguments.heads)
+    print(found)
+    print(f"\nwritten: {arguments.output} and {arguments.output.with_suffix('.safetensors')}; pieces: {folder}")
+
+
+def _pipeline(arguments: argparse.Namespace) -> Any:
+    try:
+        diffusers = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise FreelocError(f'freeloc probe needs diffusers ({error}): pip install "freeloc[diffusers]"') from error
+    dtype = getattr(torch, arguments.dtype)
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(arguments.model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise FreelocError(f"cannot load the model {arguments.model}: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(arguments.device, dtype)  # older diffusers know no dtype= above
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    """Those of the command line, and of a file with one per line."""
+    prompts = list(arguments.prompt)
+    if arguments.prompts:
+        try:
+            lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProbeError(f"cannot read the prompts {arguments.prompts}: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ProbeError("expected at least one prompt: give --prompt TEXT or --prompts FILE")
+    return prompts
+
+
+def _depth(arguments: argparse.Namespace, pipe: Any) -> Depth:
+    if arguments.depth == "loss":
+        if not arguments.clips:
+            raise ProbeError("expected --clips VIDEO VIDEO ... with --depth loss: real videos as long as --frames")
+        return Loss([_clip(arguments, pipe, path) for path in arguments.clips], heads=arguments.heads)
+    if arguments.depth == "video":
+        return Video(arguments.scorer or Video.scorers)
+    return Output(heads=arguments.heads) if arguments.depth == "output" else Local()
+
+
+def _clip(arguments: argparse.Namespace, pipe: Any, path: Path) -> Tensor:
+    """Latents of a video file, cut to the length and the shape that are generated."""
+    if not (arguments.frames and arguments.height and arguments.width):
+        raise ProbeError("expected --frames, --height and --width with --depth loss: the size of the clips")
+    video = read_video(path)
+    if len(video) < arguments.frames:
+        raise ProbeError(f"{path}: expected at least {arguments.frames} frames, found {len(video)}")
+    axes = transformers_of(pipe)[0][1].grid.axes.split()
+    order = " ".join(axes[1:]) if set(axes) == {"b", "c", "f", "h", "w"} else "c f h w"
+    return encode(pipe.vae, fitted(video[: arguments.frames], arguments.height, arguments.width), order).float().cpu()
+
+
+def fitted(video: Tensor, height: int, width: int) -> Tensor:
+    """A video (frames, height, width, 3) made so large that it covers a size, and cut to it in the middle.
+
+    >>> fitted(torch.rand(5, 30, 90, 3), height=16, width=16).shape
+    torch.Size([5, 16, 16, 3])
+    """
+    scale = max(height / video.shape[1], width / video.shape[2])
+    size = max(height, round(video.shape[1] * scale)), max(width, round(video.shape[2] * scale))
+    large = F.interpolate(video.movedim(-1, 1), size, mode="bilinear", antialias=True).clamp(0, 1).movedim(1, -1)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return large[:, top : top + height, left : left + width]
+
+
+def _profile(arguments: argparse.Namespace, pipe: Any) -> str | Profile | None:
+    if arguments.trained_latent_frames and not arguments.profile:
+        return default_profile(pipe, trained_latent_frames=arguments.trained_latent_frames)
+    profile: str | None = arguments.profile
+    return profile
+
+
+def _pipeline_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        more = json.loads(arguments.arguments)
+    except ValueError as error:
+        raise ProbeError(
+            f"expected --arguments to be a JSON object, found {arguments.arguments!r} ({error})"
+        ) from error
+    if not isinstance(more, dict):
+        raise ProbeError(f"expected --arguments to be a JSON object, found {arguments.arguments!r}")
+    given = {"num_frames": arguments.frames, "height": arguments.height, "width": arguments.width}
+    given |= {"num_inference_steps": arguments.steps}
+    return {name: value for name, value in given.items() if value is not None} | more
+
+
+def add(commands: Commands) -> None:
+    """Add this command."""
+    command = commands.add_parser("probe", help="measure how sensitive each layer of a diffusers model is")
+    command.add_argument("model", help="folder of a diffusers pipeline, or its repository")
+    command.add_argument("--output", type=Path, required=True, help="profile to write, a .json file")
+    command.add_argument("--depth", choices=("local", "output", "loss", "video"), default="local")
+    command.add_argument("--prompt", action="append", default=[], help="what to generate; may be given several times")
+    command.add_argument("--prompts", type=Path, help="file with a prompt per line")
+    command.add_argument("--frames", type=positive, help="video frames: longer than the model was trained on")
+    command.add_argument("--height", type=positive, help="in pixels")
+    command.add_argument("--width", type=positive, help="in pixels")
+    command.add_argument("--steps", type=positive, help="denoising steps")
+    command.add_argument("--arguments", default="{}", help="more arguments of the pipeline, a JSON object")
+    command.add_argument("--clips", type=Path, nargs="+", metavar="VIDEO", help="real videos, for --depth loss")
+    command.add_argument("--scorer", action="append", help="for --depth video (freeloc scorers); may be repeated")
+    command.add_argument("--heads", action="store_true", help="choose for each head: not with --depth video")
+    command.add_argument("--profile", help="says the trained length and the methods' settings; by default what fits")
+    command.add_argument("--trained-latent-frames", type=positive, help="instead of a profile, for a model without one")
+    command.add_argument("--folder", type=Path, help="where pieces are kept; a stopped probe goes on there")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    command.set_defaults(run=run)

@@ -1,0 +1,148 @@
+"""``freeloc probe`` on a real pipeline folder, and real videos through its VAE."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline
+from PIL import Image
+from wan_folder import save_wan_pipeline
+
+import freeloc
+from freeloc import ProbeError, Sensitivity
+from freeloc.cli import main
+from freeloc.probing import encode
+
+SIZE = ["--frames", "33", "--height", "32", "--width", "32", "--steps", "2", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "wan"
+    save_wan_pipeline(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two videos of another shape, larger than asked for."""
+    paths = []
+    for seed in range(2):
+        noise = torch.randint(0, 255, (40, 36, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        images = [Image.fromarray(frame.numpy()) for frame in noise]
+        paths.append(tmp_path_factory.mktemp("clips") / f"{seed}.gif")
+        images[0].save(paths[-1], save_all=True, append_images=images[1:])
+    return paths
+
+
+def command(folder: Path, output: Path, *more: str) -> list[str]:
+    return ["probe", str(folder), "--output", str(output), "--trained-latent-frames", "3", *SIZE, *more]
+
+
+def test_from_a_folder_to_a_profile(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "mine.json"
+    assert main(command(folder, output, "--prompt", "a fox", "--prompt", "a hen")) == 0
+    profile, found = freeloc.load_profile(output), Sensitivity.load(tmp_path / "mine.safetensors")
+    assert profile.provenance.kind == "probed"
+    assert profile.evidence is not None
+    assert found.facts.prompts == ["a fox", "a hen"]
+    assert found.facts.latent_frames == [9]
+    assert found.table("local.logits").axes["steps"] == [0, 1]
+    printed = capsys.readouterr().out
+    assert "9 latent frames, depth local" in printed
+    assert printed.splitlines()[2].split()[-1] == profile.policy(0)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    with freeloc.patch(pipe, output) as patch:
+        pipe("a fox", num_frames=33, height=32, width=32, num_inference_steps=1, output_type="latent")
+    assert patch.report().corrected_calls
+
+
+def test_the_other_depths(folder: Path, clips: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "mine.json"
+    assert main(command(folder, output, "--prompt", "a fox", "--depth", "output", "--heads")) == 0
+    assert Sensitivity.load(output.with_suffix(".safetensors")).depths == ["output"]
+    video = ["--depth", "video", "--scorer", "contrast", "--scorer", "flicker"]
+    assert main(command(folder, output, "--prompt", "a fox", *video)) == 0
+    assert Sensitivity.load(output.with_suffix(".safetensors")).table("video.base").axes["scorers"] == [
+        "contrast",
+        "flicker",
+    ]
+    loss = ["--depth", "loss", "--clips", *map(str, clips)]
+    assert main(command(folder, output, "--prompt", "a fox", *loss)) == 0
+    found = Sensitivity.load(output.with_suffix(".safetensors"))
+    assert found.table("loss.value").axes["clips"] == ["000", "001"]
+    # Each depth keeps its pieces beside those of the others.
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["loss", "output", "video"]
+
+
+def test_prompts_of_a_file_and_arguments_of_the_pipeline(folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox\n\n a hen \n")
+    more = ["--prompts", str(prompts), "--arguments", json.dumps({"guidance_scale": 1.0, "num_inference_steps": 1})]
+    assert main(command(folder, tmp_path / "mine.json", *more)) == 0
+    found = Sensitivity.load(tmp_path / "mine.safetensors")
+    assert found.facts.prompts == ["a fox", "a hen"]
+    assert found.table("local.change").axes["steps"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "expected at least one prompt: give --prompt TEXT or --prompts FILE"),
+        (["--prompts", "nowhere.txt"], "cannot read the prompts nowhere.txt"),
+        (["--prompt", "a", "--arguments", "[]"], "expected --arguments to be a JSON object, found '[]'"),
+        (["--prompt", "a", "--arguments", "{"], "expected --arguments to be a JSON object, found '{'"),
+        (["--prompt", "a", "--depth", "loss"], "expected --clips VIDEO VIDEO ... with --depth loss"),
+        (["--prompt", "a", "--depth", "loss", "--clips", "no.gif"], "expected a video file, found nothing at no.gif"),
+        (["--prompt", "a", "--depth", "video", "--scorer", "sharpnes"], "did you mean sharpness"),
+    ],
+)
+def test_what_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    assert main(command(folder, tmp_path / "mine.json", *more)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "mine.json").exists()
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, tmp_path / "mine.json", "--prompt", "a")) == 2
+    assert "cannot load the model" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_too_short(
+    folder: Path, clips: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--prompt", "a", "--depth", "loss", "--clips", str(clips[0]), "--frames", "45"]
+    assert main(command(folder, tmp_path / "mine.json", *more)) == 2
+    assert "expected at least 45 frames, found 40" in capsys.readouterr().err
+
+
+def test_encode_undoes_what_the_pipeline_does_before_decoding(folder: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    video = torch.rand(9, 16, 24, 3, generator=torch.Generator().manual_seed(0))
+    latents = encode(pipe.vae, video)
+    assert latents.shape == (16, 3, 2, 3)
+    mean, std = (torch.tensor(pipe.vae.config[name]).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    again = pipe.vae.encode(2 * video.movedim(-1, 0)[None] - 1).latent_dist.mode()[0]
+    assert torch.allclose(latents * std + mean, again, atol=1e-5)
+    assert encode(pipe.vae, video, "f c h w").shape == (3, 16, 2, 3)
+    with pytest.raises(ProbeError, match=r"expected a video \(frames, height, width, 3\) in 0..1, found"):
+        encode(pipe.vae, 3 * video)
+
+
+def test_encode_with_a_single_scale() -> None:
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4),
+        down_block_types=("CogVideoXDownBlock3D",) * 2,
+        up_block_types=("CogVideoXUpBlock3D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=2,
+        scaling_factor=0.7,
+    )
+    video = torch.rand(5, 8, 8, 3)
+    plain = vae.encode(2 * video.movedim(-1, 0)[None] - 1).latent_dist.mode()[0]
+    assert torch.allclose(encode(vae, video), 0.7 * plain, atol=1e-5)
