@@ -14,7 +14,7 @@ from freeloc.baselines import reschedule_noise
 from freeloc.cli import main
 from freeloc.profile import POLICIES
 from freeloc.registry import registry
-from freeloc.tiny import bench, choose, scores, settings
+from freeloc.tiny import bench, choose, probes, scores, settings
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table
@@ -118,7 +118,7 @@ def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choi
     prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
     assert len(set(prompts)) == 60
     most = max(bench.full().clips.values())
-    assert bench.FIRST_SEED + most < choose.SEED
+    assert bench.FIRST_SEED + most < choose.SEED < probes.SEED - most
 
 
 def test_the_full_bench_has_every_setting_at_enough_clips():
@@ -131,6 +131,17 @@ def test_the_full_bench_has_every_setting_at_enough_clips():
     assert size.names_at(2) == size.names_at(4)
     assert size.names_at(1) == ("direct",)
     assert set(bench.quick().names_at(4)) <= set(size.names_at(8)) < set(size.names)
+
+
+def test_one_layer_at_a_time():
+    names = bench.single_layers().names_at(4)
+    assert len(names) == 2 + 3 * 8
+    assert {"direct", "vrpr everywhere"} < set(names)
+    found = settings.single_layer_settings()
+    assert settings.policies_of(found["VRPR on layer 2 only"].profile) == ["none"] * 2 + ["vrpr"] + ["none"] * 5
+    assert settings.policies_of(found["VRPR, and TSA on layer 7"].profile) == ["vrpr"] * 7 + ["vrpr+tsa"]
+    sizes = bench.full(), bench.single_layers()
+    assert (sizes[0].steps, sizes[0].guidance) == (sizes[1].steps, sizes[1].guidance)  # they share a folder
 
 
 def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):

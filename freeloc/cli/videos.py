@@ -20,13 +20,16 @@ def demo(arguments: argparse.Namespace) -> None:
 def bench(arguments: argparse.Namespace) -> None:
     """Compare methods on the tiny model."""
     try:
-        from freeloc.tiny.bench import full, quick
+        from freeloc.tiny.bench import full, quick, single_layers
         from freeloc.tiny.results import bench as run_bench
     except ImportError as error:
         raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
-    folder = arguments.output or Path("freeloc-bench-full" if arguments.full else "freeloc-bench")
-    print(run_bench(folder, full() if arguments.full else quick(), arguments.workers))
-    print(f"\nwritten: {folder}")
+    long = arguments.full or arguments.layers
+    folder = arguments.output or Path("freeloc-bench-full" if long else "freeloc-bench")
+    size = single_layers() if arguments.layers else full() if arguments.full else quick()
+    results = folder / "layers" if arguments.layers else folder
+    print(run_bench(folder, size, arguments.workers, results))
+    print(f"\nwritten: {results}")
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -63,7 +66,9 @@ def add(commands: Commands) -> None:
 
     command = commands.add_parser("bench", help="methods on the tiny model, measured; goes on where it was stopped")
     command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
-    command.add_argument("--full", action="store_true", help="all settings up to 4x, some at 8x: hours, not minutes")
+    sizes = command.add_mutually_exclusive_group()
+    sizes.add_argument("--full", action="store_true", help="all settings up to 4x, some at 8x: hours, not minutes")
+    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: hours")
     command.add_argument("--workers", type=positive, default=1, help="processes; two or more have one thread each")
     command.set_defaults(run=bench)
 

@@ -24,7 +24,7 @@ from freeloc.errors import FreelocError
 from freeloc.tiny import judge, measures, scores, world
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel
-from freeloc.tiny.settings import all_settings
+from freeloc.tiny.settings import Setting, all_settings, single_layer_settings
 from freeloc.tiny.world import PROMPTS, clips, to_latents
 
 CHUNK = 4
@@ -76,6 +76,11 @@ def quick() -> Size:
 def full() -> Size:
     """Hours: all settings up to 4 times the trained length, some at 8 times."""
     return Size({1: 48, 2: 48, 4: 48, 8: 12}, tuple(all_settings()), longest=(*SOME, "riflex", "ultravico"))
+
+
+def single_layers() -> Size:
+    """Hours: one layer at a time treated differently, at 4 times the trained length, on clips of the full size."""
+    return Size({4: 12}, ("direct", "vrpr everywhere", *single_layer_settings()))
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,11 @@ def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
-_settings = functools.cache(all_settings)
+@functools.cache
+def _settings() -> dict[str, Setting]:
+    return all_settings() | single_layer_settings()
+
+
 _pipeline = functools.cache(load_pipeline)
 
 

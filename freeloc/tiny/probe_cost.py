@@ -48,8 +48,9 @@ def main() -> None:
     ratios = sorted(second / first for first, second in pairs)
     print(
         f"{frames} latent frames, {frames * TOKENS_PER_FRAME} tokens, {arguments.steps} steps with guidance, "
-        f"{torch.get_num_threads()} threads, {arguments.repeats} repeats\nrun {plain:.2f} s, probed {with_probe:.2f} s (medians); "
-        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        f"{torch.get_num_threads()} threads, {arguments.repeats} repeats\n"
+        f"run {plain:.2f} s, probed {with_probe:.2f} s (medians); ratio "
+        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
 

@@ -29,15 +29,17 @@ IN_TABLE = (
 """Measures in the printed table; all are in the CSV."""
 
 
-def bench(folder: Path, size: Size, workers: int = 1) -> str:
-    """Run what is missing, write everything to `folder`, and return the tables."""
+def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None) -> str:
+    """Run what is missing in `folder`, write everything to `results` (by default there too), and return the tables."""
     rows = run(folder, size, workers)
     lines = scores.summary(rows) + _over_clips(folder, size)
-    scores.write_csv(folder / "clips.csv", rows)
-    scores.write_csv(folder / "summary.csv", lines)
-    figures(lines, folder)
-    drift_curves(folder, size)
-    pictures(folder, size)
+    results = results or folder
+    results.mkdir(parents=True, exist_ok=True)
+    scores.write_csv(results / "clips.csv", rows)
+    scores.write_csv(results / "summary.csv", lines)
+    figures(lines, results)
+    drift_curves(folder, size, results)
+    pictures(folder, size, results)
     return "\n\n".join(table(lines, times) for times in size.clips)
 
 
@@ -89,7 +91,7 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
         _chart(curves, path, "length, in trained lengths", measure, lengths=sorted({line["times"] for line in lines}))
 
 
-def drift_curves(folder: Path, size: Size) -> None:
+def drift_curves(folder: Path, size: Size, results: Path) -> None:
     """A PNG per length: how much colours have changed after so many frames, mean over clips."""
     for times in size.clips:
         curves: dict[str, Curve] = {}
@@ -99,7 +101,7 @@ def drift_curves(folder: Path, size: Size) -> None:
             by_clip = torch.stack([metrics.drift_curve(video) for video in videos])
             means, errors = zip(*(scores.mean_and_error(values) for values in by_clip.T.tolist()), strict=True)
             curves[setting] = (list(range(by_clip.shape[1])), list(means), list(errors))
-        _chart(curves, folder / f"{times}x-drift-curve.png", "frames apart", "distance of colours")
+        _chart(curves, results / f"{times}x-drift-curve.png", "frames apart", "distance of colours")
 
 
 Curve = tuple[list[float], list[float], list[float]]
@@ -125,7 +127,7 @@ def _chart(curves: dict[str, Curve], path: Path, across: str, up: str, lengths: 
     FigureCanvasAgg(figure).print_png(path)
 
 
-def pictures(folder: Path, size: Size) -> None:
+def pictures(folder: Path, size: Size, results: Path) -> None:
     """Contact sheets of the first two clips at every length, and a GIF of them at the middle one."""
     lengths = list(size.clips)
     for times in lengths:
@@ -134,6 +136,6 @@ def pictures(folder: Path, size: Size) -> None:
         for clip in range(2):
             prompt = first[0].prompts[clip].replace(" ", "-")
             rows = {setting: video[clip : clip + 1] for setting, video in videos.items()}
-            contact_sheet(rows, folder / f"{times}x-{clip}-{prompt}.png")
+            contact_sheet(rows, results / f"{times}x-{clip}-{prompt}.png")
         if times == lengths[len(lengths) // 2]:
-            side_by_side({name: video[:2] for name, video in videos.items()}, folder / f"{times}x.gif")
+            side_by_side({name: video[:2] for name, video in videos.items()}, results / f"{times}x.gif")

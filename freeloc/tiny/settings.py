@@ -86,6 +86,28 @@ def wrong(profile: Profile, losses: dict[str, list[float]]) -> Profile:
     return with_layers(profile, [chosen[layer] for layer in range(profile.model.layers)])
 
 
+def single_layer_settings() -> dict[str, Setting]:
+    """One layer treated differently from the rest, by name: what probes predict, to be seen in whole videos.
+
+    >>> setting = single_layer_settings()["VRPR on all but layer 3"]
+    >>> setting.profile.layers
+    {'vrpr': [0, 1, 2, 4, 5, 6, 7], 'none': [3]}
+    """
+    chosen = load_profile("tiny-wan")
+    layers = range(chosen.model.layers)
+    kinds: dict[str, tuple[Policy, Policy]] = {
+        "VRPR on layer {} only": ("none", "vrpr"),
+        "VRPR on all but layer {}": ("vrpr", "none"),
+        "VRPR, and TSA on layer {}": ("vrpr", "vrpr+tsa"),
+    }
+    settings = {}
+    for name, (rest, own) in kinds.items():
+        for layer in layers:
+            policies = [own if other == layer else rest for other in layers]
+            settings[name.format(layer)] = Setting(name.format(layer), with_layers(chosen, policies))
+    return settings
+
+
 def all_settings() -> dict[str, Setting]:
     """Every setting of the bench, by name; of those with the same plans and noise only the first."""
     chosen = load_profile("tiny-wan")
