@@ -62,8 +62,8 @@ def attend(
 ) -> Tensor:
     """Attention under a plan: each query frame calls `scaled_dot_product_attention` over the keys that it sees.
 
-    Where it sees striped frames, it does so for a chunk of its tokens at a time. Only a plan that decays logits
-    computes them itself.
+    Frames that see the same share a call; where they see striped frames, each makes one for a chunk of its tokens at a
+    time. Only a plan that decays logits computes them itself.
 
     >>> from freeloc.vrpr import vrpr_plan
     >>> q, k, v = torch.randn(3, 1, 2, 8 * 6, 24)
@@ -96,8 +96,8 @@ def attend(
         text_query = query.index_select(2, text_at)
         out[:, :, text_at] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
     call = _Call(query, key, value, tables, layout, text_at, mask, scale)
-    for frame in range(layout.frames):
-        _attend_frame(call, frame, out)
+    for frames in tables.runs:
+        _attend_frames(call, frames, out)
     return out
 
 
@@ -129,10 +129,10 @@ class _View(NamedTuple):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
-def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
-    """Write the output of one query frame, where need be a chunk of its tokens at a time."""
+def _attend_frames(call: _Call, frames: range, out: Tensor) -> None:
+    """Write the output of query frames that see the same keys, where need be a chunk of their tokens at a time."""
     query, key, value, tables, layout, text_at, _, scale = call
-    plan, n = tables.plan, layout.tokens_per_frame
+    plan, n, frame = tables.plan, layout.tokens_per_frame, frames.start
     dense, striped = tables.dense[frame], tables.striped[frame]
     seen = torch.cat([dense, striped])
     keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
@@ -140,10 +140,11 @@ def _attend_frame(call: _Call, frame: int, out: Tensor) -> None:
         keys = rotate(keys, tables.turns(frame, seen, key), tables.span, tables.rope.pairing)
     key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
     reach = plan.stripe_tokens(n)
-    chunk = max(reach, SMALLEST_CHUNK) if len(striped) else n if plan.decay is None else SMALLEST_CHUNK
+    count = n * len(frames)
+    chunk = max(reach, SMALLEST_CHUNK) if len(striped) else count if plan.decay is None else SMALLEST_CHUNK
     factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
+    for start in range(0, count, chunk):
+        stop = min(start + chunk, count)
         view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))
         first = layout.video.start + frame * n
         rows = slice(first + start, first + stop)

@@ -42,7 +42,17 @@ class PlanTables:
         self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
         self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
         self.turned = [bool((angles[row] != 0).any()) for row in self._row]
+        self.runs = self._find_runs()
+        """Frames one after the other that see the same keys in the same way: one call may serve them all."""
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def _find_runs(self) -> list[range]:
+        plan, runs = self.plan, [range(1)]
+        alone = plan.decay is not None or bool((plan.visibility == STRIPED).any())
+        for frame in range(1, plan.frames):
+            same = not alone and all(torch.equal(t[frame], t[frame - 1]) for t in (plan.visibility, self._row))
+            runs[-1:] = [range(runs[-1].start, frame + 1)] if same else [runs[-1], range(frame, frame + 1)]
+        return runs
 
     def turns(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
         """Unit complex numbers by which the keys of these frames turn, ([heads,] frames, 1, pairs)."""

@@ -518,3 +518,23 @@ def test_a_query_whose_visible_keys_the_model_masks_gets_zeros(text_last):
     assert found.isfinite().all()
     assert (found[:, :, 16:24] == 0).all()
     assert (found[:, :, :12] != 0).any(-1).all()
+
+
+def test_frames_that_see_the_same_share_a_call(monkeypatch):
+    """A shift of all keys is one call, a window one call for each of its ends and one for each frame between."""
+    from freeloc.baselines import sliding_window
+    from freeloc.probing.perturbations import shifted
+    from freeloc.vrpr import vrpr_plan
+
+    layout, rope = TokenLayout(12, 2, 3, text_last=2), TemporalRope(channels=8)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 24)
+    plain, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or plain(*args, **rest)
+    )
+    expected = {"shift": (shifted(12, 5), 1), "window": (sliding_window(12, 5), 8), "vrpr": (vrpr_plan(12, 5), 12)}
+    for name, (plan, count) in expected.items():
+        calls.clear()
+        out = attend(q, k, v, PlanTables(plan, rope, 24), layout)
+        assert len(calls) == 1 + count, name  # and one for the text
+        assert (out - attend_reference(q, k, v, plan, rope, layout)).abs().max() < 1e-5, name

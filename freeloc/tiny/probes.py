@@ -32,14 +32,14 @@ def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
     generator = torch.Generator().manual_seed(SEED)
     order = [PROMPTS[index] for index in torch.randperm(len(PROMPTS), generator=generator)]
     latents = to_latents(clips(order[:count], long_frames(times), generator))
-    scorers = [
+    scorers: list[Scorer | str] = [
         Scorer("identity", judged(identity)),
         Scorer("land as prompted", judged(pan_accuracy)),
         "sharpness",
     ]
     return {
         "local": (Local(), order[:3]),
-        "output": (Output(steps=(0, 3, 6, 9), heads=True), order[:2]),
+        "output": (Output(steps=(0, 3, 6, 9)), order[:2]),
         "loss": (Loss(list(latents)), order[:count]),
         "video": (Video(scorers), order[:2]),
     }
