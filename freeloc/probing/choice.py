@@ -107,16 +107,19 @@ def choose(sensitivity: "Sensitivity", depth: str, rule: Rule, heads: bool = Fal
         else:
             position = found.position >= rule.position * found.position.nanmean()
             context = found.context >= rule.context * found.context.nanmean()
-        chosen = [_named(*flags) for flags in zip(position.flatten().tolist(), context.flatten().tolist(), strict=True)]
+        flags = zip(position.flatten().tolist(), context.flatten().tolist(), strict=True)
+        chosen = [_named(*both, turns=bool(found.position.nan_to_num().any())) for both in flags]
     count = sensitivity.facts.profile.model.heads
     if not heads:
         return [[policy] * count for policy in chosen]
     return [chosen[first : first + count] for first in range(0, len(chosen), count)]
 
 
-def _named(position: bool, context: bool) -> Policy:
-    """The paper's rule: those sensitive to positions get VRPR, those to context both."""
-    return "vrpr+tsa" if context else "vrpr" if position else "none"
+def _named(position: bool, context: bool, turns: bool) -> Policy:
+    """The paper's rule: those sensitive to positions get VRPR, those to context both; TSA alone if nothing turns."""
+    if context:
+        return "vrpr+tsa" if turns else "tsa"
+    return "vrpr" if position and turns else "none"
 
 
 def _on_vrpr(sensitivity: "Sensitivity", heads: bool) -> dict[Policy, Tensor]:

@@ -65,8 +65,7 @@ class Output:
     def _names(self, subject: Subject) -> list[str]:
         if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):
             raise ProbeError(f"expected denoising steps from 0 on, in order, found {list(self.steps)}")
-        shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts
-        return perturbations.names(shifts)
+        return subject.perturbations(self.shifts)
 
     def _base(self, subject: Subject, prompt: int) -> list[tuple[Call, torch.Tensor]]:
         """The calls of a run, and what the transformer gives."""

@@ -44,7 +44,7 @@ def perturbed(name: str, frames: int, trained_frames: int) -> FramePlan:
 
 
 def names(shifts: Sequence[int]) -> list[str]:
-    """Of the perturbations with these shifts.
+    """Of the perturbations with these shifts, and the window.
 
     >>> names((-20, 20))
     ['-20', '+20', 'window']

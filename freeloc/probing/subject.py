@@ -18,6 +18,7 @@ from freeloc.plan import FramePlan
 from freeloc.prepared import Plans
 from freeloc.probing.calls import Call, watched
 from freeloc.probing.cells import Cell, Cells
+from freeloc.probing.perturbations import WINDOW, default_shifts, names
 from freeloc.probing.table import Label
 from freeloc.profile import Profile
 
@@ -62,6 +63,12 @@ class Subject:
         """Latent frames of the clips that the model was trained on."""
         frames: int = self.profile.model.trained_latent_frames
         return frames
+
+    def perturbations(self, shifts: Sequence[int] | None) -> list[str]:
+        """Names of the perturbations: by default with `default_shifts`; the window alone if the model has no RoPE."""
+        if all(adapter.rope_of(model) is None for model, adapter in self.found):
+            return [WINDOW]
+        return names(default_shifts(self.trained_frames) if shifts is None else shifts)
 
     @property
     def prompt_labels(self) -> list[Label]:
@@ -158,5 +165,6 @@ def fingerprint(model: nn.Module) -> str:
 
 def _trace(arguments: dict[str, Any]) -> Tensor:
     """A few numbers that tell a call's tensors from others."""
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    parts = [part for value in arguments.values() for part in (value if isinstance(value, list) else [value])]
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
     return torch.stack([tensor.flatten()[:3].double().cpu().sum() for tensor in tensors])

@@ -73,7 +73,7 @@ class Table:
         for name, label in places.items():
             labels = found.axes[name]
             kept = [index for index, other in enumerate(labels) if other != label]
-            values = found.values.index_select(list(found.axes).index(name), torch.tensor(kept))
+            values = found.values.index_select(list(found.axes).index(name), torch.tensor(kept, dtype=torch.long))
             found = Table(values, {**found.axes, name: [labels[index] for index in kept]})
         return found
 

@@ -36,11 +36,14 @@ class Video:
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """What the numbers depend on."""
-        return {"scorers": [scorer.name for scorer in self._scorers()], "perturbations": self._names(subject)}
+        return {
+            "scorers": [scorer.name for scorer in self._scorers()],
+            "perturbations": subject.perturbations(self.shifts),
+        }
 
     def measure(self, subject: Subject) -> dict[str, Table]:
         """See `Video`."""
-        prompts, names, layers = subject.prompt_labels, self._names(subject), range(subject.shape.layers)
+        prompts, names, layers = subject.prompt_labels, subject.perturbations(self.shifts), range(subject.shape.layers)
         base = [f"video/{prompt:03}/base" for prompt in range(len(prompts))]
         cells = [f"video/{p:03}/{layer}/{name}" for layer in layers for name in names for p in range(len(prompts))]
         found = subject.measure([*base, *cells], partial(self._scores, subject), "video")
@@ -57,10 +60,6 @@ class Video:
         if not found or len({scorer.name for scorer in found}) < len(found):
             raise ProbeError(f"expected at least one scorer, each once, found {[scorer.name for scorer in found]}")
         return found
-
-    def _names(self, subject: Subject) -> list[str]:
-        shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts
-        return perturbations.names(shifts)
 
     def _scores(self, subject: Subject, name: str) -> Cell:
         """Of one video."""

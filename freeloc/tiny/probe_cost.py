@@ -42,7 +42,8 @@ def main() -> None:
     def probed() -> None:
         probe(pipeline, run, Local(rows=arguments.rows or None), prompts=[prompt], profile="tiny-wan")
 
-    run(prompt), probed()
+    run(prompt)
+    probed()
     pairs = [(seconds(lambda: run(prompt)), seconds(probed)) for _ in range(arguments.repeats)]
     plain, with_probe = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratios = sorted(second / first for first, second in pairs)

@@ -1,0 +1,70 @@
+"""Every depth of probing on every installed example: what an adapter says is all that probing needs."""
+
+from typing import Any
+
+import hunyuan_double
+import opensora_double
+import pytest
+import torch
+import wan_double
+from torch import Tensor
+
+import freeloc
+from freeloc.example import Example
+from freeloc.fitting import default_profile
+from freeloc.probing import Loss, Output, Video
+from freeloc.registry import registry
+
+FRAMES, TRAINED = 8, 3
+DOUBLES = [*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES]
+EXAMPLES = [*(example for _, _, example in registry().examples.things()), *DOUBLES]
+
+RETURN_TOKENS = ("wan-original", "wan-original-vace", "hunyuan-video-original", "open-sora-1.2")
+"""Doubles that stop before tokens become a video again."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.label)
+def test_every_depth(example: Example) -> None:
+    model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
+    adapter = freeloc.find_adapter(model)
+    profile = default_profile(model, trained_latent_frames=TRAINED)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            model(**inputs)
+        return torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+
+    def probe(depth: Any = "local") -> freeloc.Sensitivity:
+        return freeloc.probe(model, run, depth, profile=profile)
+
+    local = probe().summary("local")
+    turns = adapter.rope_of(model) is not None
+    assert local.position.isfinite().all()
+    assert bool((local.position > 0).all()) == turns
+    assert (local.context > 0).all()
+
+    found = probe(Output(shifts=(2,), steps=(0,))).summary("output")
+    assert found.context.isfinite().all()
+    if turns:
+        assert (found.position > 0).sum() >= len(found.position) - 1  # the last block of some models ends in text alone
+
+    given = inputs[example.video]
+    sample = given[0]
+    if example.label == "wan-animate":  # given a condition beside the latents
+        sample = sample[: model.config.out_channels]
+    compared = (("none", "tsa"),)
+    clips = torch.stack([sample.float(), -sample.float()])
+    found = probe()
+    if example.label not in RETURN_TOKENS:
+        loss = probe(Loss(clips, levels=(0.5,), compared=compared, argument=example.video))
+        values = loss.table("loss.value").at(rest="none").values[:, :, 0]
+        assert values[[0, 2]].isfinite().all()  # none, tsa
+        assert not torch.equal(values[0], values[2])
+        found = loss.merge(found)
+
+    assert probe(Video(["contrast"], shifts=(2,))).table("video.score").values.isfinite().all()
+    expected = {"none", "vrpr", "vrpr+tsa"} if turns else {"none", "tsa"}
+    chosen = found.to_profile(depth="local")
+    assert set(chosen.layers) <= expected
+    with freeloc.patch(model, chosen, adapter=adapter):
+        run()
