@@ -1,5 +1,6 @@
 """Probing: how sensitive each layer of a model is, and what it should get."""
 
+from freeloc.probing.choice import Rule, Summary
 from freeloc.probing.denoising import Objective, diffusion, encode, flow
 from freeloc.probing.local import Local
 from freeloc.probing.loss import Loss
@@ -16,7 +17,9 @@ __all__ = [
     "Objective",
     "Output",
     "ProbeFacts",
+    "Rule",
     "Sensitivity",
+    "Summary",
     "Table",
     "Video",
     "diffusion",
