@@ -1,19 +1,25 @@
 """Profiles: which correction each layer of a model gets, as a JSON file that a person can read in a pull request."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from freeloc.errors import ProfileError
+from freeloc.files import replacing
 from freeloc.tsa import TsaSettings
 from freeloc.vrpr import Flooring, VrprSettings
 
 SCHEMA_VERSION = 1
+
+LARGEST_FILE = 1_000_000
+"""Bytes of a profile, at most."""
+
+MOST_PLACES = 10_000
+"""Layers of a model, heads of a layer, and channels of a head, at most."""
 
 Policy = Literal["none", "vrpr", "tsa", "vrpr+tsa"]
 POLICIES: tuple[Policy, ...] = ("none", "vrpr", "tsa", "vrpr+tsa")
@@ -21,6 +27,16 @@ POLICIES: tuple[Policy, ...] = ("none", "vrpr", "tsa", "vrpr+tsa")
 
 Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})$")]
 """As JSON writes the number of a layer where it is a name."""
+
+Place = Annotated[int, Field(ge=0, le=1_000_000)]
+"""Number of a layer or head. How many the model has is checked later, in better words."""
+
+Places = Annotated[list[Place], Field(max_length=MOST_PLACES)]
+
+Name = Annotated[str, Field(max_length=500)]
+
+Text = Annotated[str, Field(max_length=LARGEST_FILE)]
+"""Where its length is bounded, pydantic also refuses half of a surrogate pair, which cannot be printed."""
 
 
 class _Part(BaseModel):
@@ -38,10 +54,10 @@ class ModelFacts(_Part):
         trained_latent_frames: length of the clips that the model was trained on, in latent frames.
     """
 
-    name: str
-    layers: Annotated[int, Field(gt=0, le=10_000)]
-    heads: Annotated[int, Field(gt=0, le=10_000)]
-    head_dim: Annotated[int, Field(gt=0, le=10_000)]
+    name: Name
+    layers: Annotated[int, Field(gt=0, le=MOST_PLACES)]
+    heads: Annotated[int, Field(gt=0, le=MOST_PLACES)]
+    head_dim: Annotated[int, Field(gt=0, le=MOST_PLACES)]
     trained_latent_frames: Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -67,8 +83,8 @@ class Provenance(_Part):
     """
 
     kind: Literal["published", "probed", "default"]
-    source: str
-    notes: str = ""
+    source: Text
+    notes: Text = ""
 
 
 class Evidence(_Part):
@@ -80,7 +96,7 @@ class Evidence(_Part):
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    rule: str
+    rule: Text
 
 
 class Profile(_Part):
@@ -104,10 +120,10 @@ class Profile(_Part):
     """
 
     schema_version: Literal[1] = 1
-    adapter: str
+    adapter: Name
     model: ModelFacts
-    layers: dict[Policy, list[NonNegativeInt]]
-    heads: dict[Number, dict[Policy, list[NonNegativeInt]]] = {}
+    layers: dict[Policy, Places]
+    heads: dict[Number, dict[Policy, Places]] = {}
     vrpr: VrprPart = VrprPart()
     tsa: TsaSettings | None = None
     provenance: Provenance
@@ -164,21 +180,24 @@ class Profile(_Part):
         """Write JSON, whole or not at all.
 
         Raises:
-            ProfileError: if it cannot be written.
+            ProfileError: if it cannot be written, or would be too large to be read again.
         """
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         content = self.model_dump(exclude_none=True)
         if not self.heads:
             del content["heads"]
         text = _one_line_per_list(json.dumps(content, indent=2)) + "\n"
+        if len(text) > LARGEST_FILE:
+            raise ProfileError(
+                f"cannot write the profile {path}: expected at most {LARGEST_FILE} bytes, found {len(text)}"
+            )
         try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            with replacing(path) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        except ValueError as error:
+            raise ProfileError(f"cannot write the profile {str(path)!r}: {error}") from error
 
 
 def _one_line_per_list(text: str) -> str:

@@ -5,16 +5,21 @@ in frames, not in tokens, and positions never leave the trained range (the publi
 frames apart in a model trained on at most 20).
 """
 
+from typing import Annotated
+
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from freeloc.plan import DENSE, STRIPED, FramePlan, relative_positions
 
+Frames = Annotated[int, Field(ge=0, le=10**9)]
+"""Far beyond any video, and far below what overflows in a tensor."""
+
 
 class TsaSettings(BaseModel):
-    """Three tiers of visibility between frames.
+    """Three tiers of visibility between frames, each number of frames at most 10**9.
 
     >>> TsaSettings(dense_frames=8, striped_frames=24).stripe
     0.125
@@ -28,10 +33,10 @@ class TsaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    dense_frames: NonNegativeInt
-    striped_frames: NonNegativeInt
+    dense_frames: Frames
+    striped_frames: Frames
     stripe: float = Field(default=0.125, gt=0, le=1)
-    sink_frames: NonNegativeInt = 1
+    sink_frames: Frames = 1
 
     @model_validator(mode="after")
     def _tiers_in_order(self) -> Self:

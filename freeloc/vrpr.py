@@ -4,10 +4,10 @@ Source: FreeLOC, arXiv 2603.25209, video-based relative position re-encoding.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
@@ -20,9 +20,12 @@ floor(j / group), which differs from it by at most 1 and is therefore not always
 MID_GROUP, FAR_GROUP = 2, 8
 """Published group sizes. The far group doubles where a video is too long for it."""
 
+LARGEST = 10**9
+"""Of any setting: far beyond any video, and far below what overflows in a tensor."""
+
 
 class VrprSettings(BaseModel):
-    """Three tiers of distance between frames.
+    """Three tiers of distance between frames, each number at most 10**9.
 
     >>> VrprSettings(near_frames=10, mid_frames=14, mid_group=2, far_group=8).mid_frames
     14
@@ -36,10 +39,10 @@ class VrprSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    near_frames: int
-    mid_frames: int
-    mid_group: PositiveInt
-    far_group: PositiveInt
+    near_frames: Annotated[int, Field(le=LARGEST)]
+    mid_frames: Annotated[int, Field(le=LARGEST)]
+    mid_group: Annotated[int, Field(gt=0, le=LARGEST)]
+    far_group: Annotated[int, Field(gt=0, le=LARGEST)]
 
     @model_validator(mode="after")
     def _tiers_in_order(self) -> Self:

@@ -288,6 +288,14 @@ def test_files_of_the_same_name_have_a_column_each(files, capsys):
     assert (float(pan) > 3, float(still)) == (True, 0)
 
 
+def test_the_command_draws_how_colours_drift(files, capsys):
+    command = ["measure", str(files / "pan.mkv"), str(files / "frozen.mkv"), "--drift-chart", str(files / "drift.png")]
+    assert main(command) == 0
+    assert "drift" in capsys.readouterr().out
+    with Image.open(files / "drift.png") as picture:
+        assert picture.size == (900, 500)
+
+
 def test_a_file_that_cannot_be_measured_is_named(tmp_path, capsys):
     Image.new("RGB", (20, 20)).save(tmp_path / "one-frame.gif")
     assert main(["measure", str(tmp_path / "one-frame.gif")]) == 2

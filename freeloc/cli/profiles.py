@@ -1,11 +1,17 @@
-"""freeloc profiles: list, show, validate."""
+"""freeloc profiles: list, show, validate, diff, plot."""
 
 import argparse
+from collections.abc import Iterator
 
+from freeloc.cli import profile_pictures
 from freeloc.cli.common import Commands, problems
 from freeloc.errors import ProfileError
-from freeloc.profile_files import load_profile
+from freeloc.probing import Sensitivity
+from freeloc.profile import Profile
+from freeloc.profile_diff import differences
+from freeloc.profile_files import load_profile, measurements_path
 from freeloc.registry import registry
+from freeloc.tsa import derive_settings
 
 
 def profiles(arguments: argparse.Namespace) -> int:
@@ -27,28 +33,62 @@ def profiles(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> None:
     """Print one profile: what each layer gets, and where that comes from."""
-    profile = load_profile(arguments.profile)
-    print(f"{profile.model.name}: {profile.provenance.kind}\n{profile.provenance.source}\n{profile.provenance.notes}")
+    print("\n".join(_described(load_profile(arguments.profile))))
+
+
+def _described(profile: Profile) -> Iterator[str]:
+    model, provenance = profile.model, profile.provenance
+    yield f"{model.name}: {provenance.kind}"
+    yield from filter(None, (provenance.source, provenance.notes))
+    yield (
+        f"{'model':10} {profile.adapter}, {model.layers} layers, {model.heads} heads of {model.head_dim}, trained on "
+        f"{model.trained_latent_frames} latent frames"
+    )
     for policy, layers in profile.layers.items():
-        print(f"{policy:10} {len(layers):3} layers: {' '.join(str(layer) for layer in layers)}")
+        yield f"{policy:10} {len(layers):3} layers: {' '.join(map(str, layers))}"
+    for layer, groups in profile.heads.items():
+        own = "; ".join(f"{policy}: {' '.join(map(str, heads))}" for policy, heads in groups.items())
+        yield f"{'heads':10} of layer {layer}, other than the layer: {own}"
+    lengths = ", ".join(profile.vrpr.lengths) or "none, all by the rule"
+    yield f"{'VRPR':10} flooring by {profile.vrpr.flooring}; lengths with settings of their own: {lengths}"
+    tsa = profile.tsa or derive_settings(model.trained_latent_frames)
+    yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', by the rule'}"
+    if profile.evidence:
+        yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {profile.evidence.rule}"
 
 
 def validate(arguments: argparse.Namespace) -> None:
-    """Check profile files; the first that is wrong is an error."""
+    """Check profile files, and the measurements beside them; the first that is wrong is an error."""
     for path in arguments.profiles:
-        load_profile(path)
-        print(f"{path}: a valid profile")
+        words = "it rests on no measurements"
+        if load_profile(path).evidence:
+            found = measurements_path(path)  # whose digest is compared, too
+            depths = ", ".join(Sensitivity.load(found).depths) if found else ""
+            words = f"its measurements are beside it: {depths}" if found else "its measurements are not beside it"
+        print(f"{path}: a valid profile; {words}")
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """Print what differs; 1 if anything does, as diff does."""
+    lines = differences(load_profile(arguments.first), load_profile(arguments.second))
+    print("\n".join(lines) or "no difference")
+    return 1 if lines else 0
 
 
 def add(commands: Commands) -> None:
     """Add these commands."""
-    group = commands.add_parser("profiles", help="list, show or validate profiles")
+    group = commands.add_parser("profiles", help="list, show, validate, compare or draw profiles")
     group.set_defaults(run=profiles)
     actions = group.add_subparsers(metavar="ACTION")
     actions.add_parser("list", help="all installed ones (the default)").set_defaults(run=profiles)
     command = actions.add_parser("show", help="what each layer gets, and where that comes from")
-    command.add_argument("profile", help="name or path")
+    command.add_argument("profile", help="name, path or repository")
     command.set_defaults(run=show)
     command = actions.add_parser("validate", help="check files")
-    command.add_argument("profiles", nargs="+", help="names or paths")
+    command.add_argument("profiles", nargs="+", help="names, paths or repositories")
     command.set_defaults(run=validate)
+    command = actions.add_parser("diff", help="what differs between two; exit status 1 if anything does")
+    command.add_argument("first", help="name, path or repository")
+    command.add_argument("second", help="name, path or repository")
+    command.set_defaults(run=diff)
+    profile_pictures.add(actions)

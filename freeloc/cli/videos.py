@@ -35,15 +35,21 @@ def bench(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Print every measure of video files: a line per measure, a column per file."""
     from freeloc.metrics import MEASURES
+    from freeloc.pictures import drift_chart, write
     from freeloc.video import read_video
 
     found: list[dict[str, float]] = []
+    videos = {}
     for path in arguments.videos:
         video = read_video(path)
+        if arguments.drift_chart:
+            videos[str(path)] = [video]
         try:
             found.append({name: function(video) for name, function in MEASURES.items()})
         except FreelocError as error:
             raise FreelocError(f"{path}: {error}") from error
+    if arguments.drift_chart:
+        write(drift_chart(videos), arguments.drift_chart)
     names = [str(path) for path in arguments.videos]
     if arguments.json:
         print(json.dumps([{"file": name, **row} for name, row in zip(names, found, strict=True)]))
@@ -75,4 +81,5 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")
     command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
     command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
+    command.add_argument("--drift-chart", type=Path, metavar="PNG", help="draw how far colours drift with time")
     command.set_defaults(run=measure)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from freeloc.errors import ProbeError
+from freeloc.files import replacing
 from freeloc.probing.table import read_tensors, write_tensors
 
 # Set by accelerate launch and torchrun; by mpirun, with which accelerate starts several processes on CPUs.
@@ -87,9 +88,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            with replacing(path) as part:
+                part.write_text(text, encoding="utf-8")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ProbeError(f"cannot keep a probe in {folder}: {error}") from error

@@ -1,7 +1,6 @@
 """Sensitivity: what a probe measured, as named tensors in one file, with all that says what they are of."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +9,20 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from freeloc.errors import ProbeError
+from freeloc.errors import FreelocError, ProbeError
 from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, summary
 from freeloc.probing.table import Label, Table, read_tensors, write_tensors
 from freeloc.profile import POLICIES, Policy, Profile
-from freeloc.profile_files import digest
+from freeloc.profile_files import brief, check_version, digest, parsed, printable, problems, validated
 
 SCHEMA_VERSION = 1
+
+LARGEST_HEADER = 10_000_000
+"""Characters of what a file says beside its tensors, at most."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ProbeFacts(BaseModel):
@@ -34,7 +39,7 @@ class ProbeFacts(BaseModel):
         command: as it was started.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
     profile: Profile
     fingerprint: str
@@ -49,7 +54,9 @@ class ProbeFacts(BaseModel):
 class _Header(BaseModel):
     """What a file says beside its tensors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
     schema_version: int
     facts: ProbeFacts
@@ -129,6 +136,7 @@ class Sensitivity:
 
         Raises:
             ProbeError: if the depth was not measured.
+            ProfileError: if not all layers were measured.
         """
         depth, rule = depth or self._deepest, rule or Rule()
         policies = choose(self, depth, rule, heads)
@@ -150,14 +158,17 @@ class Sensitivity:
             measurements = Path(path).with_suffix(".safetensors")
             self.save(measurements)
             content["evidence"] = {"sha256": digest(measurements), "rule": f"{depth}: {rule}"}
-        profile = Profile.model_validate(content)
+        profile = validated(content, "what was chosen")
         if path is not None:
             profile.save(path)
         return profile
 
     @property
     def _deepest(self) -> str:
-        return next(depth for depth in BY_DEPTH if depth in self.depths)
+        found = next((depth for depth in BY_DEPTH if depth in self.depths), None)
+        if found is None:
+            raise ProbeError(f"expected measurements of a depth of {', '.join(BY_DEPTH)}, found {brief(self.depths)}")
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all.
@@ -167,9 +178,12 @@ class Sensitivity:
         """
         path = Path(path)
         axes = {name: table.axes for name, table in self.tables.items()}
-        header = _Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes)
+        try:
+            text = _Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes).model_dump_json()
+        except ValueError as error:
+            raise ProbeError(f"cannot write {path}: {printable(str(error)[:300])}") from error
         tensors = {name: table.values.contiguous() for name, table in self.tables.items()}
-        write_tensors(path, tensors, {"freeloc": header.model_dump_json()})
+        write_tensors(path, tensors, {"freeloc": text})
 
     @classmethod
     def load(cls, path: str | Path) -> "Sensitivity":
@@ -179,21 +193,14 @@ class Sensitivity:
             ProbeError: if it cannot be read, or is something else.
         """
         tensors, metadata = read_tensors(Path(path))
+        where = printable(str(path))
+        if "freeloc" not in metadata:
+            raise ProbeError(f"{where} holds no measurements of freeloc: expected metadata named 'freeloc', found none")
+        header = _header(metadata["freeloc"], where)
         try:
-            content = json.loads(metadata.get("freeloc", "null"))
-            version = content["schema_version"] if isinstance(content, dict) else None
-            if version != SCHEMA_VERSION:
-                raise ProbeError(
-                    f"{path}: expected measurements of schema_version {SCHEMA_VERSION}, found {version!r}: a newer "
-                    "file needs a newer freeloc"
-                )
-            header = _Header.model_validate(content)
-            if set(header.axes) != set(tensors):
-                raise ProbeError(f"expected the tensors {sorted(header.axes)}, found {sorted(tensors)}")
-            tables = {name: Table(tensors[name], header.axes[name]) for name in header.axes}
-        except (ValidationError, ValueError, KeyError, RecursionError) as error:
-            raise ProbeError(f"{path} holds no measurements of freeloc: {error}") from None
-        return cls(tables, header.facts)
+            return cls(_tables(tensors, header), header.facts)
+        except ProbeError as error:
+            raise ProbeError(f"{where} holds no measurements of freeloc: {error}") from None
 
     def merge(self, other: "Sensitivity") -> "Sensitivity":
         """Both: what only one has, and of what both have the prompts or clips of one after those of the other.
@@ -220,6 +227,43 @@ class Sensitivity:
             }
         )
         return Sensitivity(tables, facts)
+
+
+def _header(text: str, where: str) -> _Header:
+    """What a file says beside its tensors."""
+    refused = f"{where} holds no measurements of freeloc"
+    if len(text) > LARGEST_HEADER:
+        raise ProbeError(f"{refused}: expected metadata of at most {LARGEST_HEADER} characters, found {len(text)}")
+    try:
+        content = parsed(text)
+        if not isinstance(content, dict):
+            raise ProbeError(f"{refused}: expected metadata that is a JSON object, found {brief(content)}")
+        check_version(content.get("schema_version"), SCHEMA_VERSION, where, "measurements of ")
+        header = _Header.model_validate(content)
+        header.model_dump_json()  # what is nested so deep that it could not be written again
+    except ValidationError as error:
+        raise ProbeError(f"{refused}:\n{problems(error)}") from None
+    except FreelocError as error:
+        raise ProbeError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(f"{refused}: its metadata is not JSON: {printable(str(error)[:300])}") from None
+    return header
+
+
+def _tables(tensors: Mapping[str, Tensor], header: _Header) -> dict[str, Table]:
+    """The tensors with their axes, which must fit them and the model."""
+    if header.axes.keys() != tensors.keys():
+        raise ProbeError(f"expected the tensors {brief(sorted(header.axes))}, found {brief(sorted(tensors))}")
+    if other := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
+        raise ProbeError(f"expected tensors of floating-point numbers, found {tensors[other[0]].dtype}")
+    tables = {name: Table(tensors[name], header.axes[name]) for name in header.axes}
+    model = header.facts.profile.model
+    for axis, size in (("layers", model.layers), ("heads", model.heads)):
+        known = set(range(size))
+        for name, table in tables.items():
+            if beyond := [label for label in table.axes.get(axis, []) if label not in known]:
+                raise ProbeError(f"{brief(name)}: expected {axis} 0 to {size - 1}, found {brief(beyond[0])}")
+    return tables
 
 
 def _differing(policies: list[list[Policy]], usual: list[Policy]) -> dict[str, dict[Policy, list[int]]]:

@@ -1,6 +1,5 @@
 """Tensors whose axes have names, and the files that hold tensors."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from freeloc.errors import ProbeError
+from freeloc.files import replacing
+from freeloc.profile_files import brief, printable
 
 Label = str | int | float
 
@@ -37,7 +38,8 @@ class Table:
         sizes = tuple(len(labels) for labels in self.axes.values())
         if tuple(self.values.shape) != sizes:
             raise ProbeError(
-                f"expected a tensor of shape {sizes} for the axes {list(self.axes)}, found {[*self.values.shape]}"
+                f"expected a tensor of shape {brief(sizes)} for the axes {brief(list(self.axes))}, "
+                f"found {brief([*self.values.shape])}"
             )
 
     def mean(self, *axes: str) -> "Table":
@@ -47,7 +49,13 @@ class Table:
         return Table(self.values.nanmean(dim=over) if over else self.values, kept)
 
     def over(self, *axes: str) -> "Table":
-        """Mean over all axes but these, in this order."""
+        """Mean over all axes but these, in this order.
+
+        Raises:
+            ProbeError: if there is no such axis.
+        """
+        if missing := [name for name in axes if name not in self.axes]:
+            raise ProbeError(f"expected the axes {list(axes)}, found no {missing[0]} among {list(self.axes)}")
         found = self.mean(*(name for name in self.axes if name not in axes))
         order = [list(found.axes).index(name) for name in axes]
         return Table(found.values.permute(order), {name: found.axes[name] for name in axes})
@@ -68,9 +76,15 @@ class Table:
         return found
 
     def without(self, **places: Label) -> "Table":
-        """All but what is at these labels."""
+        """All but what is at these labels.
+
+        Raises:
+            ProbeError: if there is no such axis.
+        """
         found = self
         for name, label in places.items():
+            if name not in found.axes:
+                raise ProbeError(f"expected an axis '{name}', found {list(found.axes)}")
             labels = found.axes[name]
             kept = [index for index, other in enumerate(labels) if other != label]
             values = found.values.index_select(list(found.axes).index(name), torch.tensor(kept, dtype=torch.long))
@@ -84,15 +98,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises:
         ProbeError: if it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata)
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
+        own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # views may share their memory
+        with replacing(path) as part:
+            save_file(own, part, metadata)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ProbeError(f"cannot write {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,9 +113,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ProbeError: if it is none.
     """
+    where = f"cannot read the measurements {printable(str(path))}"
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+            raise ProbeError(f"{where}: expected a safetensors file, found a folder or a device")
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ProbeError(f"cannot read the measurements {path}: {error}") from error
+    except ProbeError:
+        raise
+    except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:  # a header can claim anything
+        raise ProbeError(f"{where}: {printable(str(error)[:300])}") from error

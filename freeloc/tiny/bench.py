@@ -21,6 +21,7 @@ from tqdm import tqdm
 import freeloc
 from freeloc import metrics, motion
 from freeloc.errors import FreelocError
+from freeloc.files import replacing
 from freeloc.tiny import judge, measures, scores, world
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel
@@ -185,9 +186,8 @@ def _digest(*modules: ModuleType | Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _make(cell: Cell, size: Size) -> Tensor:
@@ -205,9 +205,8 @@ def _make(cell: Cell, size: Size) -> Tensor:
 def _save(cell: Cell, video: Tensor) -> None:
     """Write the videos of a cell, all or none."""
     cell.path.parent.mkdir(parents=True, exist_ok=True)
-    part = cell.path.with_suffix(".part")
-    save_file({"video": (video * 255).round().byte().contiguous()}, part)
-    part.replace(cell.path)
+    with replacing(cell.path) as part:
+        save_file({"video": (video * 255).round().byte().contiguous()}, part)
 
 
 def _scored(cell: Cell) -> list[dict[str, Any]]:

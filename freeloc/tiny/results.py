@@ -1,14 +1,12 @@
 """What the bench writes: a printed table, CSV, a figure per measure, contact sheets and a GIF."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from freeloc import metrics
+from freeloc.pictures import curves, drift_chart, write
 from freeloc.tiny import scores
 from freeloc.tiny.bench import TRUE, Cell, Size, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side
@@ -81,50 +79,25 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
     """
     most = max(line["clips"] for line in lines)
     for measure in dict.fromkeys(line["measure"] for line in lines):
-        curves: dict[str, Curve] = {}
+        points: dict[str, tuple[list[float], list[float], list[float]]] = {}
         for line in lines:
             if line["measure"] == measure and (line["clips"] == most or measure not in scores.OVER_CLIPS):
-                points = curves.setdefault(line["setting"], ([], [], []))
-                for values, name in zip(points, ("times", "mean", "error"), strict=True):
+                three = points.setdefault(line["setting"], ([], [], []))
+                for values, name in zip(three, ("times", "mean", "error"), strict=True):
                     values.append(line[name])
-        path = folder / f"{measure.replace(' ', '-')}.png"
-        _chart(curves, path, "length, in trained lengths", measure, lengths=sorted({line["times"] for line in lines}))
+        lengths = sorted({line["times"] for line in lines})
+        figure = curves(points, "length, in trained lengths", measure, bold=TRUE, lengths=lengths)
+        write(figure, folder / f"{measure.replace(' ', '-')}.png")
 
 
 def drift_curves(folder: Path, size: Size, results: Path) -> None:
     """A PNG per length: how much colours have changed after so many frames, mean over clips."""
     for times in size.clips:
-        curves: dict[str, Curve] = {}
-        for setting in (TRUE, *size.names_at(times)):
-            mine = [cell for cell in cells(folder, size) if (cell.times, cell.setting) == (times, setting)]
-            videos = torch.cat([cell.video() for cell in mine]).movedim(1, -1)
-            by_clip = torch.stack([metrics.drift_curve(video) for video in videos])
-            means, errors = zip(*(scores.mean_and_error(values) for values in by_clip.T.tolist()), strict=True)
-            curves[setting] = (list(range(by_clip.shape[1])), list(means), list(errors))
-        _chart(curves, results / f"{times}x-drift-curve.png", "frames apart", "distance of colours")
-
-
-Curve = tuple[list[float], list[float], list[float]]
-"""Places, means and standard errors."""
-
-
-def _chart(curves: dict[str, Curve], path: Path, across: str, up: str, lengths: Sequence[int] | None = None) -> None:
-    """Write a line chart. True clips are black; with `lengths`, these are ticks of a logarithmic axis."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, (places, means, errors)) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
-        if name == TRUE:
-            style = {"color": "black", "linewidth": 2.5}
-        axes.plot(places, means, label=name, marker="o" if lengths else None, markersize=4, **style)
-        low, high = ([mean + sign * error for mean, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-        axes.fill_between(places, low, high, alpha=0.15, color=style["color"], linewidth=0)
-    if lengths:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths, [f"{times}x" for times in lengths])
-    axes.set(xlabel=across, ylabel=up, title=f"{up}: mean and standard error")
-    figure.legend(loc="outside right center", fontsize=8)
-    FigureCanvasAgg(figure).print_png(path)
+        videos: dict[str, list[Tensor]] = {}
+        for cell in cells(folder, size):
+            if cell.times == times:
+                videos.setdefault(cell.setting, []).extend(cell.video().movedim(1, -1))
+        write(drift_chart(videos, bold=TRUE), results / f"{times}x-drift-curve.png")
 
 
 def pictures(folder: Path, size: Size, results: Path) -> None:

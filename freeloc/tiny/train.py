@@ -15,6 +15,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from freeloc.errors import FreelocError
+from freeloc.files import replacing
 from freeloc.tiny.model import TRAINED_FRAMES, load_transformer, new_transformer, save_weights
 from freeloc.tiny.world import PROMPTS, clips, prompt_embeds, to_latents
 
@@ -83,9 +84,8 @@ def update_average(average: dict[str, Tensor], transformer: WanTransformer3DMode
 
 def save(checkpoint: Path, state: dict[str, Any]) -> None:
     """Write the checkpoint, whole or not at all, and the averaged weights beside it."""
-    part = checkpoint.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(checkpoint)
+    with replacing(checkpoint) as part:
+        torch.save(state, part)
     save_weights(state["average"], checkpoint.with_name("weights.safetensors"))
 
 

@@ -1,0 +1,60 @@
+"""freeloc profiles plot: pictures of a profile, of its plans, and of the measurements it rests on."""
+
+import argparse
+from pathlib import Path
+
+from freeloc.cli.common import Commands, positive
+from freeloc.errors import ProfileError
+from freeloc.methods import policy_plan
+from freeloc.pictures import layer_chart, plan_tables, sensitivity_map, write
+from freeloc.probing import Sensitivity
+from freeloc.profile import POLICIES, Profile
+from freeloc.profile_files import load_profile, measurements_path
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw a profile, the plan of each policy in it, and every table of its measurements."""
+    profile, folder = load_profile(arguments.profile), arguments.output
+    measured = _measurements(arguments)
+    pictures = {"layers": layer_chart(profile, measured, arguments.depth)}
+    frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
+    pictures |= {
+        f"plan-{policy}": plan_tables(
+            policy_plan(profile, policy, frames), f"{profile.model.name}: {policy}, {frames} latent frames"
+        )
+        for policy in POLICIES
+        if policy != "none" and _has(profile, policy)
+    }
+    if measured:
+        for name, table in measured.tables.items():
+            if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
+                pictures[name.replace(" ", "-")] = sensitivity_map(measured, name)
+    for name, figure in pictures.items():
+        write(figure, folder / f"{name}.png")
+        print(folder / f"{name}.png")
+
+
+def _has(profile: Profile, policy: str) -> bool:
+    return any(policy in profile.head_policies(layer) for layer in range(profile.model.layers))
+
+
+def _measurements(arguments: argparse.Namespace) -> Sensitivity | None:
+    """What was given, or what lies beside the profile."""
+    if arguments.measurements:
+        return Sensitivity.load(arguments.measurements)
+    if path := measurements_path(arguments.profile):
+        return Sensitivity.load(path)
+    if arguments.depth:
+        raise ProfileError("expected measurements with --depth: none are beside the profile, give --measurements FILE")
+    return None
+
+
+def add(actions: Commands) -> None:
+    """Add this action."""
+    command = actions.add_parser("plot", help="pictures of what each layer gets, of plans and of measurements")
+    command.add_argument("profile", help="name, path or repository")
+    command.add_argument("--output", type=Path, required=True, help="folder to write PNG files to")
+    command.add_argument("--measurements", type=Path, help="a .safetensors file; by default the one beside the profile")
+    command.add_argument("--depth", help="local, output, loss or video; by default the deepest that was measured")
+    command.add_argument("--frames", type=positive, help="latent frames of the plans; by default 4 trained lengths")
+    command.set_defaults(run=plot)

@@ -1,0 +1,68 @@
+"""Profiles in Hugging Face repositories: ``freeloc.load_profile("somebody/their-profile")``.
+
+A repository that shares a profile holds `PROFILE_FILE` and, where it was measured, `MEASUREMENTS_FILE`. It may be the
+model's own repository. What was loaded once is in huggingface_hub's cache, and is found there without a network.
+"""
+
+import re
+from pathlib import Path
+
+from freeloc.errors import ProfileError
+
+PROFILE_FILE = "freeloc-profile.json"
+MEASUREMENTS_FILE = "freeloc-profile.safetensors"
+
+_REPOSITORY = re.compile(r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]{0,255}))?", re.ASCII)
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text looks like a repository: owner/name, and perhaps @revision.
+
+    >>> is_repository("somebody/a-profile"), is_repository("somebody/a-profile@v1.0"), is_repository("wan2.1")
+    (True, True, False)
+    >>> is_repository("../profile"), is_repository("a/b/c")
+    (False, False)
+    """
+    match = _REPOSITORY.fullmatch(name)
+    return match is not None and ".." not in name
+
+
+def download(repository: str, file: str = PROFILE_FILE) -> Path:
+    """A file of a repository in the local cache, brought there if need be.
+
+    Args:
+        repository: owner/name, of the main branch, or owner/name@revision: a branch, a tag or a commit.
+        file: its name there.
+
+    Raises:
+        ProfileError: if huggingface_hub is not installed, there is no such repository, revision or file, or it can be
+            had neither from the network nor from the cache.
+    """
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise ProfileError(
+            f"'{repository}' looks like a Hugging Face repository, and reading those needs huggingface_hub ({error}): "
+            'pip install "freeloc[hub]"; or give the path of a .json file'
+        ) from error
+    match = _REPOSITORY.fullmatch(repository)
+    if match is None:
+        raise ProfileError(f"expected a repository as owner/name or owner/name@revision, found '{repository:.100}'")
+    try:
+        return Path(hf_hub_download(match["name"], file, revision=match["revision"], library_name="freeloc"))
+    except errors.LocalEntryNotFoundError:  # before its base below
+        problem = "it is not in the local cache, and the network cannot be reached or is switched off"
+    except errors.GatedRepoError:  # before its base below
+        problem = "its owner must give you access: see its page, then run 'hf auth login'"
+    except errors.RepositoryNotFoundError:
+        problem = "there is no such repository, or it is private: check its name, or run 'hf auth login'"
+    except errors.RevisionNotFoundError:
+        problem = f"it has no revision '{match['revision']}'"
+    except errors.EntryNotFoundError:
+        problem = f"it has no file {file}: ask its owner to share one (docs/profiles.md says how)"
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).split())[:300]
+    raise ProfileError(
+        f"cannot read {file} of the Hugging Face repository '{repository}': {problem}. "
+        "If you meant a file, give its whole path, ending in .json"
+    )
