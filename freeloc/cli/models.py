@@ -10,6 +10,7 @@ from freeloc.adapter import Adapter, Refusal
 from freeloc.cli.common import Commands, positive, problems
 from freeloc.errors import FreelocError
 from freeloc.example import Example
+from freeloc.probing.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
@@ -103,6 +104,8 @@ def scorers(arguments: argparse.Namespace) -> int:
         print(
             f"{name:20} {distribution:20} {'higher' if scorer.higher_is_better else 'lower'} is better: {scorer.source}"
         )
+    for family, (_, argument, words) in FAMILIES.items():
+        print(f"{f'{family}:{argument}':20} {'freeloc':20} higher is better: {words}")
     return problems()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from freeloc.errors import ProbeError
 from freeloc.metrics import MEASURES
+from freeloc.probing.judges import FAMILIES, judge
 from freeloc.registry import hookimpl, registry
 from freeloc.scorer import Scorer
 
@@ -35,9 +36,12 @@ def find_scorer(scorer: str | Scorer) -> Scorer:
 
     Raises:
         RegistryError: if none has that name (near names are suggested).
+        ProbeError: if it is a judge with weights of its own that cannot be had: see `freeloc.probing.judges`.
     """
     if isinstance(scorer, Scorer):
         return scorer
     if not isinstance(scorer, str):
         raise ProbeError(f"expected a scorer's name or a Scorer, found {scorer!r}")
+    if scorer not in registry().scorers.owners and (":" in scorer or scorer in FAMILIES):
+        return judge(scorer)
     return registry().scorers.get(scorer, way_out="; or give a freeloc.Scorer(name, function)")

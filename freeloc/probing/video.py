@@ -92,7 +92,7 @@ def as_video(made: Any) -> Tensor:
     frames = getattr(made, "frames", made)
     while isinstance(frames, list | tuple) and len(frames) == 1:
         frames = frames[0]
-    if isinstance(frames, list):  # of images
+    if isinstance(frames, list) and frames:  # of images
         frames = torch.stack([torch.as_tensor(_array(image)) for image in frames])
     try:
         video = torch.as_tensor(frames)
