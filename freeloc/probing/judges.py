@@ -116,7 +116,8 @@ def _clip(model: str) -> Callable[[Tensor, str], tuple[Tensor, Tensor]]:
     except ImportError as error:
         raise ProbeError(f"'clip:{model}' needs transformers ({error}): pip install transformers") from error
     try:
-        network, processor = CLIPModel.from_pretrained(model), CLIPProcessor.from_pretrained(model)  # in evaluation mode
+        network: Any = CLIPModel.from_pretrained(model)  # in evaluation mode
+        processor: Any = CLIPProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ProbeError(f"cannot load the CLIP model {model}: {' '.join(str(error).split())[:300]}") from error
     if torch.cuda.is_available():
