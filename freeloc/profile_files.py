@@ -1,25 +1,16 @@
 """Reading profiles: by name, from a file, with an error that says what is wrong where."""
 
 import hashlib
-import json
-import reprlib
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from freeloc import hub
-from freeloc.errors import ProfileError, RegistryError
+from freeloc.errors import FreelocError, ProfileError, RegistryError
 from freeloc.profile import LARGEST_FILE, SCHEMA_VERSION, Profile
 from freeloc.registry import registry
-
-MOST_LINES = 10
-"""Of an error that lists what is wrong."""
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
-_BRIEF.maxlist = _BRIEF.maxtuple = 8
+from freeloc.untrusted import brief, check_version, parsed, printable, problems
 
 
 def load_profile(name_or_path: str | Path | Profile) -> Profile:
@@ -143,70 +134,13 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def parsed(text: str) -> Any:
-    """What JSON says, where no object gives a field twice.
-
-    Raises:
-        ValueError, RecursionError: if it is not JSON.
-    """
-    return json.loads(text, object_pairs_hook=_each_once)
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it gives a field twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name, count = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the field '{printable(name)}' is given {count} times")
-    return found
-
-
 def validated(content: Any, where: str) -> Profile:
     """A profile from what a JSON file holds, or an error that names the first fields that are wrong."""
     version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
-    check_version(version, SCHEMA_VERSION, where)
     try:
+        check_version(version, SCHEMA_VERSION, where)
         return Profile.model_validate(content)
     except ValidationError as error:
         raise ProfileError(f"{where} is not a profile:\n{problems(error)}") from None
-
-
-def check_version(found: Any, expected: int, where: str, kind: str = "") -> None:
-    """See that a file, of profiles or of another kind, is of the version that this freeloc reads.
-
-    Raises:
-        ProfileError: if it is not.
-    """
-    if type(found) is not int or found != expected:
-        is_newer = type(found) is int and found > expected
-        newer = ". A newer file needs a newer freeloc: pip install --upgrade freeloc" if is_newer else ""
-        raise ProfileError(f"{where}: expected {kind}schema_version {expected}, found {brief(found)}{newer}")
-
-
-def problems(error: ValidationError) -> str:
-    """The first things that are wrong, a line each: the field, what is allowed, what was found."""
-    found = error.errors(include_url=False)
-    lines = []
-    for problem in found[:MOST_LINES]:
-        place = printable(".".join(str(part) for part in problem["loc"]), 80) or "profile"
-        hidden = isinstance(problem["input"], dict | Profile)
-        value = "" if hidden else f", found {brief(problem['input'])}"
-        lines.append(f"  {place}: {problem['msg'][:200]}{value}")
-    if len(found) > MOST_LINES:
-        lines.append(f"  and {len(found) - MOST_LINES} more")
-    return "\n".join(lines)
-
-
-def brief(value: Any) -> str:
-    """A value as Python writes it, and never more than a line of it."""
-    try:
-        text = _BRIEF.repr(value)
-    except ValueError:  # Python refuses to write very large integers
-        text = "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def printable(text: str, length: int = 300) -> str:
-    """A text from a stranger on one line: its end if it is long, with escapes if a terminal could not show it."""
-    shown = text if len(text) <= length else f"...{text[-length:]}"
-    return shown if shown.isprintable() else repr(shown)[1:-1]
+    except FreelocError as error:
+        raise ProfileError(str(error)) from None

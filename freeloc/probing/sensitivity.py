@@ -15,7 +15,8 @@ from freeloc.errors import FreelocError, ProbeError
 from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, summary
 from freeloc.probing.table import Label, Table, read_tensors, write_tensors
 from freeloc.profile import POLICIES, Policy, Profile
-from freeloc.profile_files import brief, check_version, digest, parsed, printable, problems, validated
+from freeloc.profile_files import digest, validated
+from freeloc.untrusted import brief, check_version, parsed, printable, problems
 
 SCHEMA_VERSION = 1
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freeloc.errors import ProbeError
 from freeloc.files import replacing
-from freeloc.profile_files import brief, printable
+from freeloc.untrusted import brief, printable
 
 Label = str | int | float
 
