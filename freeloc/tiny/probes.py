@@ -13,6 +13,7 @@ from torch import Tensor
 
 from freeloc.probing import Local, Loss, Output, Sensitivity, Video, probe
 from freeloc.probing.probe import Depth
+from freeloc.profile import Policy
 from freeloc.scorer import Scorer
 from freeloc.tiny.measures import identity, pan_accuracy
 from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
@@ -21,6 +22,9 @@ from freeloc.tiny.world import PROMPTS, clips, to_latents
 SEED = 600_000
 """Of noise and clips."""
 
+ON_VRPR: tuple[tuple[Policy, Policy], ...] = (("vrpr", "none"), ("vrpr", "tsa"), ("vrpr", "vrpr+tsa"))
+"""What is compared for single heads: with so many of them, not more than a choice needs."""
+
 
 def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], float]:
     """A measure of the tiny world as a scorer's function."""
@@ -28,7 +32,10 @@ def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], f
 
 
 def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
-    """Every depth by name, with its prompts: `count` clips for ``loss``, and fewer runs for the others."""
+    """Every depth by name, with its prompts: `count` clips for ``loss``, and fewer runs for the others.
+
+    Beside them ``heads``: the depth ``loss``, for each head.
+    """
     generator = torch.Generator().manual_seed(SEED)
     order = [PROMPTS[index] for index in torch.randperm(len(PROMPTS), generator=generator)]
     latents = to_latents(clips(order[:count], long_frames(times), generator))
@@ -41,6 +48,7 @@ def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
         "local": (Local(), order[:3]),
         "output": (Output(steps=(0, 3, 6, 9)), order[:2]),
         "loss": (Loss(list(latents)), order[:count]),
+        "heads": (Loss(list(latents), levels=(0.5, 0.85), compared=ON_VRPR, heads=True), order[:count]),
         "video": (Video(scorers), order[:2]),
     }
 
@@ -54,14 +62,15 @@ def measure(name: str, count: int, times: int, folder: Path) -> Sensitivity:
         return sample(pipeline, [prompt], noise([SEED + PROMPTS.index(prompt)], frames))[0].movedim(0, -1)
 
     depth, prompts = depths(count, times)[name]
-    return probe(pipeline, run, depth, prompts=prompts, profile="tiny-wan", folder=folder)
+    own = folder if name == depth.name else folder / name
+    return probe(pipeline, run, depth, prompts=prompts, profile="tiny-wan", folder=own)
 
 
 def main() -> None:
     """Measure, and write one file per depth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("depths", nargs="*", default=["local", "output", "loss", "video"])
-    parser.add_argument("--clips", type=int, default=12, help="for the depth loss")
+    parser.add_argument("--clips", type=int, default=12, help="for loss and heads")
     parser.add_argument("--times", type=int, default=4, help="length, in trained lengths")
     parser.add_argument("--folder", type=Path, default=Path("freeloc-probes"), help="folder to write to")
     arguments = parser.parse_args()

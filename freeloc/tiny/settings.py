@@ -17,6 +17,13 @@ from freeloc.tiny.model import long_frames
 LAYER_LOSSES = Path(__file__).parent / "layer_losses.json"
 """Mean rise of the denoising loss by policy and layer, one layer changed at a time: written by freeloc.tiny.choose."""
 
+ONLY_VRPR, WITHOUT_VRPR, WITH_TSA = (
+    "VRPR on layer {} only",
+    "VRPR on all but layer {}",
+    "VRPR, and TSA on layer {}",
+)
+"""Names of settings that treat one layer differently."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -96,9 +103,9 @@ def single_layer_settings() -> dict[str, Setting]:
     chosen = load_profile("tiny-wan")
     layers = range(chosen.model.layers)
     kinds: dict[str, tuple[Policy, Policy]] = {
-        "VRPR on layer {} only": ("none", "vrpr"),
-        "VRPR on all but layer {}": ("vrpr", "none"),
-        "VRPR, and TSA on layer {}": ("vrpr", "vrpr+tsa"),
+        ONLY_VRPR: ("none", "vrpr"),
+        WITHOUT_VRPR: ("vrpr", "none"),
+        WITH_TSA: ("vrpr", "vrpr+tsa"),
     }
     settings = {}
     for name, (rest, own) in kinds.items():

@@ -1,0 +1,70 @@
+"""How well one probe predicts another, on made-up clips whose truth is known."""
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from freeloc.tiny import bench, predictions
+from freeloc.tiny.predictions import Effects, agreement, effects, table
+from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR
+
+POSITION = [0.3, 0.1, 0.8, 0.0, 0.5, 0.2, 0.9, 0.4]
+CONTEXT = [-0.1, 0.2, 0.0, 0.3, -0.2, 0.1, 0.5, 0.4]
+
+
+def made_up(noise: float = 0.0) -> list[dict[str, str]]:
+    """Twelve clips in which each layer matters as above; less is better of the denoising loss."""
+    draw = random.Random(0)
+    settings = {"vrpr everywhere": 1.0, "direct": 0.0}
+    settings |= {WITHOUT_VRPR.format(layer): 1 - value for layer, value in enumerate(POSITION)}
+    settings |= {WITH_TSA.format(layer): 1 + value for layer, value in enumerate(CONTEXT)}
+    rows = []
+    for setting, value in settings.items():
+        for clip in range(12):
+            row = {
+                measure: str(sign * (value + draw.gauss(0, noise))) for measure, sign in predictions.MEASURES.items()
+            }
+            rows.append({"setting": setting, "clip": str(clip)} | row)
+    return rows
+
+
+def test_the_truth_is_what_a_layer_changes() -> None:
+    for measure in predictions.MEASURES:
+        found = effects(made_up(), measure)
+        assert found.position.tolist() == pytest.approx(POSITION)
+        assert found.context.tolist() == pytest.approx(CONTEXT)
+
+
+def test_a_probe_that_knows_the_order_agrees_and_noise_blurs_it() -> None:
+    knows = Effects(torch.tensor(POSITION) ** 3, torch.tensor(CONTEXT) * 7)
+    opposite = Effects(-knows.position, -knows.context)
+    lines = table({"knows": knows, "opposite": opposite}, made_up()).splitlines()
+    assert lines[0] == "| positions / context | land as prompted | sharpness | identity | denoising loss |"
+    assert lines[2] == "| knows | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 |"
+    assert lines[3].count("-1.00 / -1.00") == 4
+    assert lines[4].count("+1.00 / +1.00") == 4
+    blurred = effects(made_up(noise=1.0), "sharpness")
+    position, context = map(float, agreement(knows, blurred).split(" / "))
+    assert 0 < position < 1
+    assert context < 1
+
+
+def test_the_settings_are_those_of_the_bench() -> None:
+    names = bench.single_layers().names_at(4)
+    assert {row["setting"] for row in made_up()} <= set(names)
+
+
+def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = made_up()
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    monkeypatch.setattr("sys.argv", ["predictions", "--probes", str(tmp_path), "--bench", str(tmp_path)])
+    predictions.main()
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] == (
+        "| one half of the clips, the other | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 |"
+    )
