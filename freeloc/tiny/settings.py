@@ -24,6 +24,9 @@ ONLY_VRPR, WITHOUT_VRPR, WITH_TSA = (
 )
 """Names of settings that treat one layer differently."""
 
+HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
+"""A profile of the tiny model that tells heads apart: chosen from what ``freeloc.tiny.probes heads`` measured."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -123,6 +126,8 @@ def all_settings() -> dict[str, Setting]:
         Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in ("tsa", "vrpr", "vrpr+tsa")
     ]
     settings.append(Setting("layer-wise", chosen))
+    if HEAD_CHOICE.exists():
+        settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
     settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
     if LAYER_LOSSES.exists():
         settings.append(Setting("wrong layers", wrong(chosen, json.loads(LAYER_LOSSES.read_text())["rise"])))
