@@ -95,20 +95,25 @@ def layer_chart(profile: Profile, sensitivity: "Sensitivity | None" = None, dept
         max(6.0, 0.22 * layers + 2), sum(heights) + 1.2, f"{profile.model.name}: {profile.provenance.kind}"
     )
     rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    policies = [profile.head_policies(layer)[:heads] for layer in range(layers)]
     for axes, (name, (values, errors)) in zip(rows, bars.items(), strict=False):
         colours = [POLICY_COLOURS[profile.policy(layer)] for layer in range(layers)]
         axes.bar(range(layers), values, yerr=errors, color=colours, ecolor="#333333", capsize=2)
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_ylabel(name)
-    cells = torch.tensor([[POLICIES.index(own) for own in layer] for layer in policies]).T
-    _colours(rows[-1], cells, list(POLICY_COLOURS.values()))
-    rows[-1].set_aspect("auto")
-    rows[-1].set(xlabel="layer", ylabel="head" if profile.heads else "", xticks=_ticks(layers))
-    rows[-1].set_yticks(_ticks(heads) if profile.heads else [])
-    used = {policy: POLICY_COLOURS[policy] for policy in POLICIES if any(policy in layer for layer in policies)}
+    used = _policy_cells(rows[-1], profile, heads)
     figure.legend(handles=_patches(used), loc="outside right center", title="policy")
     return figure
+
+
+def _policy_cells(axes: "Axes", profile: Profile, heads: int) -> dict[Policy, str]:
+    """A coloured cell per layer, in so many rows of heads; the colours that were used."""
+    policies = [profile.head_policies(layer)[:heads] for layer in range(profile.model.layers)]
+    cells = torch.tensor([[POLICIES.index(own) for own in layer] for layer in policies]).T
+    _colours(axes, cells, list(POLICY_COLOURS.values()))
+    axes.set_aspect("auto")
+    axes.set(xlabel="layer", ylabel="head" if profile.heads else "", xticks=_ticks(len(policies)))
+    axes.set_yticks(_ticks(heads) if profile.heads else [])
+    return {policy: POLICY_COLOURS[policy] for policy in POLICIES if any(policy in layer for layer in policies)}
 
 
 def sensitivity_map(sensitivity: "Sensitivity", table: str) -> "Figure":
