@@ -33,7 +33,8 @@ def archives(tmp_path_factory):
 
 def data_files():
     """Files beside the code that must not be forgotten, as paths in the wheel."""
-    profiles = {f"freeloc_profiles/{path.name}" for path in (ROOT / "profiles").glob("*.json")}
+    shipped = [*(ROOT / "profiles").glob("*.json"), *(ROOT / "profiles").glob("*.safetensors")]
+    profiles = {f"freeloc_profiles/{path.name}" for path in shipped}
     return profiles | {"freeloc/py.typed", "freeloc/tiny/weights.safetensors"}
 
 

@@ -103,7 +103,7 @@ def probe(
         seed=seed,
         settings={chosen.name: settings},
         versions=_versions(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=_command(),
     )
     return Sensitivity(tables, facts)
 
@@ -115,6 +115,13 @@ def _depth(depth: str | Depth) -> Depth:
         needs = ", which needs clips: give freeloc.probing.Loss(clips)" if depth == "loss" else ""
         raise ProbeError(f"expected depth to be one of {', '.join(DEPTHS)}, or a Depth, found {depth!r}{needs}")
     return DEPTHS[depth]()
+
+
+def _command() -> str:
+    """As it was started, without the folder that the script is in."""
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    started = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
+    return shlex.join([*started, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from freeloc.errors import ProbeError
@@ -102,7 +102,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         path.parent.mkdir(parents=True, exist_ok=True)
         own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # views may share their memory
         with replacing(path) as part:
-            save_file(own, part, metadata)
+            part.write_bytes(save(own, metadata))  # save_file would let nobody else read it
     except (OSError, ValueError, SafetensorError) as error:
         raise ProbeError(f"cannot write {path}: {error}") from error
 
