@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from freeloc.profile_files import measurements_path
 from freeloc.tiny import bench, predictions
 from freeloc.tiny.predictions import Effects, agreement, effects, table
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR
@@ -63,8 +64,21 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    monkeypatch.setattr("sys.argv", ["predictions", "--probes", str(tmp_path), "--bench", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["predictions", "--bench", str(tmp_path)])
     predictions.main()
-    assert capsys.readouterr().out.rstrip().splitlines()[-1] == (
+    printed = capsys.readouterr().out.rstrip().splitlines()
+    assert printed[-1] == (
         "| one half of the clips, the other | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 |"
     )
+
+
+def test_the_table_in_docs_is_of_the_shipped_measurements() -> None:
+    shipped = measurements_path("tiny-wan")
+    assert shipped is not None
+    probes = predictions.probed([shipped])
+    docs = (Path(__file__).parent.parent / "docs" / "probe-your-model.md").read_text(encoding="utf-8")
+    for one, other in (("local", "output"), ("local", "loss"), ("output", "loss")):
+        position, context = agreement(probes[one], probes[other]).split(" / ")
+        assert f"| `{one}` with `{other}` | {position} | {context} |" in docs
+    position, context = agreement(probes["loss"], probes["loss on other clips"]).split(" / ")
+    assert f"(`freeloc.tiny.choose`) | {position} | {context} |" in docs

@@ -183,7 +183,7 @@ class Sensitivity:
             text = _Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes).model_dump_json()
         except ValueError as error:
             raise ProbeError(f"cannot write {path}: {printable(str(error)[:300])}") from error
-        tensors = {name: table.values.contiguous() for name, table in self.tables.items()}
+        tensors = {name: table.values for name, table in self.tables.items()}
         write_tensors(path, tensors, {"freeloc": text})
 
     @classmethod

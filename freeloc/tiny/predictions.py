@@ -8,7 +8,8 @@ The truth is in whole videos that `freeloc bench --layers` made: how much worse 
 import argparse
 import csv
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,11 @@ from torch import Tensor
 
 from freeloc.probing import Sensitivity
 from freeloc.probing.choice import rank_correlation
-from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR
+from freeloc.profile_files import measurements_path
+from freeloc.tiny.settings import LAYER_LOSSES, WITH_TSA, WITHOUT_VRPR
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
 """What the truth is measured by, and whether more (1) or less (-1) of it is better."""
-
-DEPTHS = ("local", "output", "loss", "video")
 
 
 class Effects(NamedTuple):
@@ -90,19 +90,28 @@ def read_rows(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
+def probed(paths: Iterable[Path]) -> dict[str, Effects]:
+    """Every depth in these files, and what `freeloc.tiny.choose` measured on other clips."""
+    probes = {}
+    for found in map(Sensitivity.load, paths):
+        for depth in found.depths:
+            summary = found.summary(depth)
+            probes[depth] = Effects(summary.position, summary.context)
+    rise = json.loads(LAYER_LOSSES.read_text(encoding="utf-8"))["rise"]
+    probes["loss on other clips"] = Effects(torch.tensor(rise["none"]), -torch.tensor(rise["vrpr+tsa"]))
+    return probes
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--probes", type=Path, default=Path("freeloc-probes"), help="what freeloc.tiny.probes wrote")
-    parser.add_argument(
-        "--bench", type=Path, default=Path("freeloc-bench-full/layers"), help="of freeloc bench --layers"
-    )
+    shipped = measurements_path("tiny-wan")
+    parser.add_argument("measurements", type=Path, nargs="*", default=[shipped], help="files; by default tiny-wan's")
+    parser.add_argument("--bench", type=Path, help="folder that freeloc bench --layers wrote to")
     arguments = parser.parse_args()
-    files = {depth: arguments.probes / f"{depth}.safetensors" for depth in DEPTHS}
-    summaries = {depth: Sensitivity.load(path).summary(depth) for depth, path in files.items() if path.exists()}
-    probes = {depth: Effects(found.position, found.context) for depth, found in summaries.items()}
+    probes = probed(arguments.measurements)
     print(among(probes))
-    if (arguments.bench / "clips.csv").exists():
+    if arguments.bench:
         print(f"\n{table(probes, read_rows(arguments.bench / 'clips.csv'))}")
 
 
