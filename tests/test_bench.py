@@ -17,10 +17,11 @@ from freeloc.registry import registry
 from freeloc.tiny import bench, choose, probes, scores, settings
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
-from freeloc.tiny.results import table
+from freeloc.tiny.results import table, tables
 
 NAMES = ("direct", "freenoise", "vrpr everywhere")
-SIZE = bench.Size({1: 4, 2: 4}, NAMES, steps=1, guidance=1.0)
+SIZE = bench.Size((bench.ALONE._replace(clips=4), bench.Part(2, 4, NAMES)), steps=1, guidance=1.0)
+ALONE = (bench.Part(1, 4, ("direct",)),)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
 def test_results_of_other_settings_are_not_mixed(done):
     folder, _ = done
     with pytest.raises(freeloc.FreelocError, match="holds a bench of other steps: give another folder, or remove"):
-        bench.run(folder, bench.Size({1: 4}, NAMES, steps=2, guidance=1.0))
+        bench.run(folder, bench.Size(ALONE, steps=2, guidance=1.0))
 
 
 def test_a_changed_setting_is_noticed(done):
@@ -117,28 +118,40 @@ def test_a_changed_setting_is_noticed(done):
 def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choice(tmp_path):
     prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
     assert len(set(prompts)) == 60
-    most = max(bench.full().clips.values())
+    most = max(part.clips for part in bench.full().parts)
     assert bench.FIRST_SEED + most < choose.SEED < probes.SEED - most
 
 
-def test_the_full_bench_has_every_setting_at_enough_clips():
+def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matter_most():
     size = bench.full()
-    assert size.clips[4] >= 48
-    assert set(size.clips) == {1, 2, 4, 8}
-    names = {"direct", "sliding-window", "clip", "self-extend", "pi", "ntk", "yarn", "riflex", "ultravico", "freenoise"}
-    names |= {"tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere"}
-    assert names <= set(size.names_at(4))
-    assert size.names_at(2) == size.names_at(4)
-    assert size.names_at(1) == ("direct",)
-    assert set(bench.quick().names_at(4)) <= set(size.names_at(8)) < set(size.names)
+    assert size.lengths == [1, 2, 4, 8]
+    assert list(size.clips_at(4)) == [bench.TRUE, *settings.all_settings()]
+    assert {size.clips_at(4)[name] for name in bench.SOME} == {48}
+    assert {size.clips_at(4)[name] for name in ("random layers 1", "random layers 2", "wrong layers")} == {16}
+    assert set(bench.SOME) < set(size.clips_at(2))
+    assert set(size.clips_at(1)) == {bench.TRUE, "direct"}
+    assert {"direct", "layer-wise"} < set(size.clips_at(8))
+    assert set(bench.quick().clips_at(4)) == {bench.TRUE, *bench.SOME}
+
+
+def test_every_cell_is_made_once_and_settings_that_there_are_not_are_left_out(tmp_path):
+    size = bench.Size((bench.Part(2, 8, ("direct", "no such")), bench.Part(2, 4, ("direct", "tsa everywhere"))))
+    assert [(cell.setting, cell.first) for cell in bench.cells(tmp_path, size)] == [
+        (bench.TRUE, 0),
+        ("direct", 0),
+        (bench.TRUE, 4),
+        ("direct", 4),
+        ("tsa everywhere", 0),
+    ]
+    assert size.clips_at(2) == {bench.TRUE: 8, "direct": 8, "tsa everywhere": 4}
 
 
 def test_one_layer_at_a_time():
-    names = bench.single_layers().names_at(4)
-    assert len(names) == 2 + 3 * 8
-    assert {"direct", "vrpr everywhere"} < set(names)
+    names = set(bench.single_layers().clips_at(4)) - {bench.TRUE}
+    assert len(names) == 1 + 2 * 8
+    assert "vrpr everywhere" in names
     found = settings.single_layer_settings()
-    assert settings.policies_of(found["VRPR on layer 2 only"].profile) == ["none"] * 2 + ["vrpr"] + ["none"] * 5
+    assert settings.policies_of(found["VRPR on all but layer 2"].profile) == ["vrpr"] * 2 + ["none"] + ["vrpr"] * 5
     assert settings.policies_of(found["VRPR, and TSA on layer 7"].profile) == ["vrpr"] * 7 + ["vrpr+tsa"]
     sizes = bench.full(), bench.single_layers()
     assert (sizes[0].steps, sizes[0].guidance) == (sizes[1].steps, sizes[1].guidance)  # they share a folder
@@ -218,8 +231,24 @@ def test_the_table_shows_the_length_that_was_asked_for():
         {"times": times, "setting": "direct", "measure": "identity", "clips": 4, "mean": times / 8, "error": 0.01}
         for times in (2, 4)
     ]
-    assert "0.5 ± 0.01" in table(lines, 4)
-    assert "0.25" not in table(lines, 4)
+    assert table(lines, 4, "4x").splitlines() == [
+        "| 4x     | clips | identity   |",
+        "| ------ | ----- | ---------- |",
+        "| direct | 4     | 0.5 ± 0.01 |",
+    ]
+
+
+def test_the_tables_compare_with_direct_sampling_and_with_the_choice_of_layers():
+    rows = [
+        {"times": 4, "setting": name, "clip": clip, "prompt": "", "identity": value + clip}
+        for name, value in ((bench.TRUE, 9.0), ("direct", 1.0), ("layer-wise", 3.0))
+        for clip in range(2)
+    ]
+    means, to_direct, to_choice = tables(rows, scores.summary(rows), [4])
+    assert [line.split()[1] for line in means.splitlines()[2:]] == ["true", "direct", "layer-wise"]
+    assert "| 4x, minus direct | clips | identity |" in to_direct
+    assert "| layer-wise       | 2     | 2 ± 0    |" in to_direct
+    assert "| direct               | 2     | -2 ± 0   |" in to_choice
 
 
 def test_each_layer_gets_what_surely_lowers_the_loss_most():
@@ -244,7 +273,7 @@ def test_the_losses_of_single_layers_are_those_of_patched_models():
 
 
 def test_the_command_needs_no_more_than_a_folder(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "quick", lambda: bench.Size({1: 4}, ("direct",), steps=1, guidance=1.0))
+    monkeypatch.setattr(bench, "quick", lambda: bench.Size(ALONE, steps=1, guidance=1.0))
     assert main(["bench", "--output", str(tmp_path / "out")]) == 0
     assert "| direct " in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.csv").exists()

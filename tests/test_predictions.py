@@ -19,7 +19,7 @@ CONTEXT = [-0.1, 0.2, 0.0, 0.3, -0.2, 0.1, 0.5, 0.4]
 def made_up(noise: float = 0.0) -> list[dict[str, str]]:
     """Twelve clips in which each layer matters as above; less is better of the denoising loss."""
     draw = random.Random(0)
-    settings = {"vrpr everywhere": 1.0, "direct": 0.0}
+    settings = {"vrpr everywhere": 1.0}
     settings |= {WITHOUT_VRPR.format(layer): 1 - value for layer, value in enumerate(POSITION)}
     settings |= {WITH_TSA.format(layer): 1 + value for layer, value in enumerate(CONTEXT)}
     rows = []
@@ -54,7 +54,7 @@ def test_a_probe_that_knows_the_order_agrees_and_noise_blurs_it() -> None:
 
 
 def test_the_settings_are_those_of_the_bench() -> None:
-    names = bench.single_layers().names_at(4)
+    names = bench.single_layers().clips_at(4)
     assert {row["setting"] for row in made_up()} <= set(names)
 
 

@@ -73,8 +73,8 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("bench", help="methods on the tiny model, measured; goes on where it was stopped")
     command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
     sizes = command.add_mutually_exclusive_group()
-    sizes.add_argument("--full", action="store_true", help="all settings up to 4x, some at 8x: hours, not minutes")
-    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: hours")
+    sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x: hours, not minutes")
+    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: an hour")
     command.add_argument("--workers", type=positive, default=1, help="processes; two or more have one thread each")
     command.set_defaults(run=bench)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,8 +36,25 @@ FIRST_SEED = 10_000
 
 TRUE = "true clips"
 
+LOSS_CLIPS = 12
+"""The first clips, on which the denoising loss is measured: paired over clips, it needs no more."""
+
 MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, world)
 """What decides the measures of a video: where it changed, videos are measured again."""
+
+
+class Part(NamedTuple):
+    """Clips of some settings at one length.
+
+    Attributes:
+        times: length, in trained lengths.
+        clips: number of clips, rounded up to fours.
+        names: settings; ones that there are not are left out.
+    """
+
+    times: int
+    clips: int
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,43 +62,65 @@ class Size:
     """How much to measure.
 
     Attributes:
-        clips: number of clips at each multiple of the trained length, rounded up to fours.
-        names: settings beyond the trained length, where the model as it is stands alone. Unknown ones are left out.
-        longest: settings at more than 4 times the trained length; by default the same.
+        parts: in this order.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
     """
 
-    clips: dict[int, int]
-    names: tuple[str, ...]
-    longest: tuple[str, ...] | None = None
-    steps: int = 12
+    parts: tuple[Part, ...]
+    steps: int = 8
     guidance: float = 3.0
 
-    def names_at(self, times: int) -> tuple[str, ...]:
-        """Settings at this multiple of the trained length."""
-        if times == 1:
-            return ("direct",)
-        names = self.names if times <= 4 or self.longest is None else self.longest
-        return tuple(name for name in names if name in _settings())
+    @property
+    def lengths(self) -> list[int]:
+        """In trained lengths, shortest first."""
+        return sorted({part.times for part in self.parts})
+
+    def clips_at(self, times: int) -> dict[str, int]:
+        """Number of clips of each setting at this length, true clips first."""
+        here = [part for part in self.parts if part.times == times]
+        counts = {TRUE: max(part.clips for part in here)}
+        for name in _settings():
+            clips = [part.clips for part in here if name in part.names]
+            if clips:
+                counts[name] = max(clips)
+        return counts
 
 
 SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
+"""The settings that matter most."""
+
+CHOICES = ("head-wise", "random layers 1", "random layers 2", "random layers 3", "wrong layers")
+"""Other choices of what layers get."""
+
+ALONE = Part(1, 48, ("direct",))
+"""At the trained length the model as it is stands alone."""
 
 
 def quick() -> Size:
     """Minutes: a few clips of the settings that matter most, up to 4 times the trained length."""
-    return Size({1: 4, 2: 4, 4: 4}, SOME, steps=8)
+    return Size((ALONE._replace(clips=4), Part(2, 4, SOME), Part(4, 4, SOME)))
 
 
 def full() -> Size:
-    """Hours: all settings up to 4 times the trained length, some at 8 times."""
-    return Size({1: 48, 2: 48, 4: 48, 8: 12}, tuple(all_settings()), longest=(*SOME, "riflex", "ultravico"))
+    """Hours: every setting; most clips of those that matter most at 4 times the trained length."""
+    methods = tuple(name for name in all_settings() if name not in (*SOME, *CHOICES))
+    return Size(
+        (
+            ALONE,
+            Part(4, 48, SOME),
+            Part(4, 16, CHOICES),
+            Part(2, 24, SOME),
+            Part(4, 8, methods),
+            Part(2, 8, methods),
+            Part(8, 4, ("direct", "sliding-window", "layer-wise")),
+        )
+    )
 
 
 def single_layers() -> Size:
-    """Hours: one layer at a time treated differently, at 4 times the trained length, on clips of the full size."""
-    return Size({4: 12}, ("direct", "vrpr everywhere", *single_layer_settings()))
+    """An hour: one layer at a time treated differently, at 4 times the trained length."""
+    return Size((Part(4, 8, ("vrpr everywhere", *single_layer_settings())),))
 
 
 @dataclass(frozen=True)
@@ -125,13 +164,15 @@ class Cell:
 
 
 def cells(folder: Path, size: Size) -> list[Cell]:
-    """All cells, short videos first, the first clips of every setting before more of any."""
-    return [
-        Cell(folder, times, name, first)
-        for times, count in size.clips.items()
-        for first in range(0, count, CHUNK)
-        for name in (TRUE, *size.names_at(times))
+    """All cells, part after part, the first clips of every setting before more of any."""
+    every = [
+        Cell(folder, part.times, name, first)
+        for part in size.parts
+        for first in range(0, part.clips, CHUNK)
+        for name in (TRUE, *part.names)
+        if name in (TRUE, *_settings())
     ]
+    return list(dict.fromkeys(every))
 
 
 def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
@@ -217,6 +258,8 @@ def _scored(cell: Cell) -> list[dict[str, Any]]:
     ]
     if cell.setting == TRUE:
         return rows
+    if cell.first >= LOSS_CLIPS:
+        return rows
     setting, generator = _settings()[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
     transformer, clean = _pipeline().transformer, to_latents(cell.true_clips(seed=1))
     with freeloc.patch(transformer, setting.profile, method=setting.method):
@@ -226,7 +269,7 @@ def _scored(cell: Cell) -> list[dict[str, Any]]:
 
 def _require_same(folder: Path, size: Size) -> None:
     """Refuse to mix videos of different weights, worlds, steps or plans in one folder."""
-    used = {name: _settings()[name].fingerprint for times in size.clips for name in size.names_at(times)}
+    used = {name: _settings()[name].fingerprint for part in size.parts for name in part.names if name in _settings()}
     wanted: dict[str, Any] = {"weights": _digest(WEIGHTS), "world": _digest(world), "steps": size.steps}
     wanted |= {"guidance": size.guidance}
     path, known = folder / "bench.json", {}

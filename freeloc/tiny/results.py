@@ -26,10 +26,15 @@ IN_TABLE = (
 )
 """Measures in the printed table; all are in the CSV."""
 
+CHOICE = "layer-wise"
+"""The setting that gives each layer what the shipped profile says."""
+
 
 def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None) -> str:
     """Run what is missing in `folder`, write everything to `results` (by default there too), and return the tables."""
+    order = [(times, name) for times in size.lengths for name in size.clips_at(times)]
     rows = run(folder, size, workers)
+    rows.sort(key=lambda row: (order.index((row["times"], row["setting"])), row["clip"]))
     lines = scores.summary(rows) + _over_clips(folder, size)
     results = results or folder
     results.mkdir(parents=True, exist_ok=True)
@@ -38,16 +43,38 @@ def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = Non
     figures(lines, results)
     drift_curves(folder, size, results)
     pictures(folder, size, results)
-    return "\n\n".join(table(lines, times) for times in size.clips)
+    return "\n\n".join(tables(rows, lines, size.lengths))
+
+
+def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: list[int]) -> list[str]:
+    """Per length the means, and the differences clip by clip to direct sampling and to the choice of layers."""
+    of_choice = scores.summary(rows, baseline=CHOICE)
+    found = []
+    for times in lengths:
+        found.append(table(lines, times, f"{times}x"))
+        for baseline, several in (("direct", lines), (CHOICE, of_choice)):
+            paired = [
+                line | {"mean": line["difference"], "error": line["difference error"]}
+                for line in several
+                if line["times"] == times and line["setting"] != TRUE and "difference" in line
+            ]
+            if paired:
+                found.append(table(paired, times, f"{times}x, minus {baseline}"))
+    return found
 
 
 def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
-    """Lines of the measures that compare sets of clips, against a second set of true clips."""
+    """Lines of the measures that compare sets of clips, against a second set of true clips.
+
+    They depend on how many clips there are: only settings with the most of a length have them.
+    """
     groups: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(folder, size):
         groups.setdefault((cell.times, cell.setting), []).append(cell)
     lines, reference = [], {}
     for (times, setting), several in groups.items():
+        if len(several) < len(groups[times, TRUE]):
+            continue
         if times not in reference:
             reference[times] = scores.Features.of(torch.cat([cell.true_clips(seed=2) for cell in several]))
         videos = torch.cat([cell.video() for cell in several])
@@ -57,14 +84,17 @@ def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
     return lines
 
 
-def table(lines: list[dict[str, Any]], times: int) -> str:
-    """Mean and standard error of each setting at one length, a Markdown table."""
+def table(lines: list[dict[str, Any]], times: int, title: str) -> str:
+    """Mean and standard error of each setting at one length, a Markdown table. It has no column without a value."""
     here = [line for line in lines if line["times"] == times]
     found = {(line["setting"], line["measure"]): f"{line['mean']:.3g} ± {line['error']:.1g}" for line in here}
-    settings = list(dict.fromkeys(line["setting"] for line in here))
-    counts = sorted({line["clips"] for line in here})
-    rows = [[f"{times}x, {counts[0]} clips", *IN_TABLE]]
-    rows += [[setting, *(found.get((setting, name), "") for name in IN_TABLE)] for setting in settings]
+    clips: dict[str, int] = {}
+    for line in here:
+        clips[line["setting"]] = max(line["clips"], clips.get(line["setting"], 0))
+    names = [name for name in IN_TABLE if any(line["measure"] == name for line in here)]
+    rows = [[title, "clips", *names]]
+    for setting, count in clips.items():
+        rows.append([setting, str(count), *(found.get((setting, name), "") for name in names)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -92,19 +122,19 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
 
 def drift_curves(folder: Path, size: Size, results: Path) -> None:
     """A PNG per length: how much colours have changed after so many frames, mean over clips."""
-    for times in size.clips:
-        videos: dict[str, list[Tensor]] = {}
+    for times in size.lengths:
+        videos: dict[str, list[Tensor]] = {name: [] for name in size.clips_at(times)}
         for cell in cells(folder, size):
             if cell.times == times:
-                videos.setdefault(cell.setting, []).extend(cell.video().movedim(1, -1))
+                videos[cell.setting].extend(cell.video().movedim(1, -1))
         write(drift_chart(videos, bold=TRUE), results / f"{times}x-drift-curve.png")
 
 
 def pictures(folder: Path, size: Size, results: Path) -> None:
     """Contact sheets of the first two clips at every length, and a GIF of them at the middle one."""
-    lengths = list(size.clips)
+    lengths = size.lengths
     for times in lengths:
-        first = [cell for cell in cells(folder, size) if cell.times == times and cell.first == 0]
+        first = [Cell(folder, times, name, 0) for name in size.clips_at(times)]
         videos = {cell.setting: cell.video() for cell in first}
         for clip in range(2):
             prompt = first[0].prompts[clip].replace(" ", "-")

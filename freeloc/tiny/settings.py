@@ -17,11 +17,7 @@ from freeloc.tiny.model import long_frames
 LAYER_LOSSES = Path(__file__).parent / "layer_losses.json"
 """Mean rise of the denoising loss by policy and layer, one layer changed at a time: written by freeloc.tiny.choose."""
 
-ONLY_VRPR, WITHOUT_VRPR, WITH_TSA = (
-    "VRPR on layer {} only",
-    "VRPR on all but layer {}",
-    "VRPR, and TSA on layer {}",
-)
+WITHOUT_VRPR, WITH_TSA = "VRPR on all but layer {}", "VRPR, and TSA on layer {}"
 """Names of settings that treat one layer differently."""
 
 HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
@@ -105,15 +101,11 @@ def single_layer_settings() -> dict[str, Setting]:
     """
     chosen = load_profile("tiny-wan")
     layers = range(chosen.model.layers)
-    kinds: dict[str, tuple[Policy, Policy]] = {
-        ONLY_VRPR: ("none", "vrpr"),
-        WITHOUT_VRPR: ("vrpr", "none"),
-        WITH_TSA: ("vrpr", "vrpr+tsa"),
-    }
+    kinds: dict[str, Policy] = {WITHOUT_VRPR: "none", WITH_TSA: "vrpr+tsa"}
     settings = {}
-    for name, (rest, own) in kinds.items():
+    for name, own in kinds.items():
         for layer in layers:
-            policies = [own if other == layer else rest for other in layers]
+            policies: list[Policy] = [own if other == layer else "vrpr" for other in layers]
             settings[name.format(layer)] = Setting(name.format(layer), with_layers(chosen, policies))
     return settings
 
