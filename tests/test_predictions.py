@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from freeloc.probing import Sensitivity
 from freeloc.profile_files import measurements_path
 from freeloc.tiny import bench, predictions
 from freeloc.tiny.predictions import Effects, agreement, effects, table
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 POSITION = [0.3, 0.1, 0.8, 0.0, 0.5, 0.2, 0.9, 0.4]
 CONTEXT = [-0.1, 0.2, 0.0, 0.3, -0.2, 0.1, 0.5, 0.4]
@@ -72,13 +75,15 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     )
 
 
-def test_the_table_in_docs_is_of_the_shipped_measurements() -> None:
+def test_the_tables_in_docs_are_of_the_shipped_measurements() -> None:
     shipped = measurements_path("tiny-wan")
     assert shipped is not None
-    probes = predictions.probed([shipped])
-    docs = (Path(__file__).parent.parent / "docs" / "probe-your-model.md").read_text(encoding="utf-8")
+    found = Sensitivity.load(shipped)
+    probes = predictions.probed([found])
+    docs = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("probe-your-model.md", "long-video-bench.md")}
     for one, other in (("local", "output"), ("local", "loss"), ("output", "loss")):
         position, context = agreement(probes[one], probes[other]).split(" / ")
-        assert f"| `{one}` with `{other}` | {position} | {context} |" in docs
-    position, context = agreement(probes["loss"], probes["loss on other clips"]).split(" / ")
-    assert f"(`freeloc.tiny.choose`) | {position} | {context} |" in docs
+        assert f"| `{one}` with `{other}` | {position} | {context} |" in docs["probe-your-model.md"]
+    position, context = agreement(*predictions.halves(found)).split(" / ")
+    assert f"with the other | {position} | {context} |" in docs["probe-your-model.md"]
+    assert predictions.changes(found) in docs["long-video-bench.md"]

@@ -8,7 +8,6 @@ The truth is in whole videos that `freeloc bench --layers` made: how much worse 
 import argparse
 import csv
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,8 @@ from torch import Tensor
 from freeloc.probing import Sensitivity
 from freeloc.probing.choice import rank_correlation
 from freeloc.profile_files import measurements_path
-from freeloc.tiny.settings import LAYER_LOSSES, WITH_TSA, WITHOUT_VRPR
+from freeloc.tiny.scores import mean_and_error
+from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
 """What the truth is measured by, and whether more (1) or less (-1) of it is better."""
@@ -90,27 +90,48 @@ def read_rows(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
-def probed(paths: Iterable[Path]) -> dict[str, Effects]:
-    """Every depth in these files, and what `freeloc.tiny.choose` measured on other clips."""
+def probed(measurements: Iterable[Sensitivity]) -> dict[str, Effects]:
+    """Every depth of these measurements."""
     probes = {}
-    for found in map(Sensitivity.load, paths):
+    for found in measurements:
         for depth in found.depths:
             summary = found.summary(depth)
             probes[depth] = Effects(summary.position, summary.context)
-    rise = json.loads(LAYER_LOSSES.read_text(encoding="utf-8"))["rise"]
-    probes["loss on other clips"] = Effects(torch.tensor(rise["none"]), -torch.tensor(rise["vrpr+tsa"]))
     return probes
 
 
+def halves(found: Sensitivity) -> tuple[Effects, Effects]:
+    """What ``loss`` says on every other clip, and on the rest."""
+    losses = measured_losses(found)
+    of_half = [{policy: value[:, first::2].mean(dim=1) for policy, value in losses.items()} for first in (0, 1)]
+    even, odd = (Effects(loss["none"] - loss["vrpr"], loss["vrpr"] - loss["vrpr+tsa"]) for loss in of_half)
+    return even, odd
+
+
+def changes(found: Sensitivity) -> str:
+    """By how many thousandths the loss changes if one layer alone has something else than VRPR, a Markdown table."""
+    losses = measured_losses(found)
+    vrpr = losses.pop("vrpr")
+    lines = [["layer", *(str(layer) for layer in range(len(vrpr)))]]
+    for policy, value in losses.items():
+        found_here = [mean_and_error((1000 * row).tolist()) for row in value - vrpr]
+        lines.append([policy, *(f"{mean:+.1f} ± {error:.1f}" for mean, error in found_here)])
+    return _markdown(lines)
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     shipped = measurements_path("tiny-wan")
     parser.add_argument("measurements", type=Path, nargs="*", default=[shipped], help="files; by default tiny-wan's")
     parser.add_argument("--bench", type=Path, help="folder that freeloc bench --layers wrote to")
     arguments = parser.parse_args()
-    probes = probed(arguments.measurements)
+    measurements = [Sensitivity.load(path) for path in arguments.measurements]
+    probes = probed(measurements)
     print(among(probes))
+    for found in measurements:
+        if "loss" in found.depths:
+            print(f"\nloss, one half of the clips with the other: {agreement(*halves(found))}\n\n{changes(found)}")
     if arguments.bench:
         print(f"\n{table(probes, read_rows(arguments.bench / 'clips.csv'))}")
 

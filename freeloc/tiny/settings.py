@@ -1,21 +1,20 @@
 """The settings that the bench compares: every method by name, and choices of layers, good, random and bad."""
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from freeloc.baselines import BASELINES
 from freeloc.methods import layer_plans
 from freeloc.plan import FramePlan, Method
-from freeloc.profile import Policy, Profile
-from freeloc.profile_files import load_profile
+from freeloc.probing import Sensitivity
+from freeloc.profile import POLICIES, Policy, Profile
+from freeloc.profile_files import load_profile, measurements_path
 from freeloc.registry import registry
 from freeloc.tiny.model import long_frames
-
-LAYER_LOSSES = Path(__file__).parent / "layer_losses.json"
-"""Mean rise of the denoising loss by policy and layer, one layer changed at a time: written by freeloc.tiny.choose."""
 
 WITHOUT_VRPR, WITH_TSA = "VRPR on all but layer {}", "VRPR, and TSA on layer {}"
 """Names of settings that treat one layer differently."""
@@ -73,12 +72,19 @@ def shuffled(profile: Profile, seed: int) -> Profile:
     return with_layers(profile, policies)
 
 
-def wrong(profile: Profile, losses: dict[str, list[float]]) -> Profile:
-    """The same policies on as many layers, each where it raised the loss most.
+def measured_losses(found: Sensitivity) -> dict[Policy, Tensor]:
+    """Denoising loss by the policy that one layer has while the others have VRPR, (layers, clips)."""
+    losses = found.table("loss.value").at(rest="vrpr")
+    return {policy: losses.at(policies=policy).over("layers", "clips").values for policy in POLICIES}
+
+
+def wrong(profile: Profile, losses: dict[Policy, Tensor]) -> Profile:
+    """The same policies on as many layers, each where the loss is highest with it: see `measured_losses`.
 
     The policies take turns from the rarest to the commonest, each taking the layers where it is worst among those left.
 
-    >>> losses = {"vrpr": [0.0] * 8, "tsa": [3.0, 9, 1, 0, 0, 0, 0, 8]}
+    >>> from torch import tensor, zeros
+    >>> losses = {"vrpr": zeros(8, 1), "tsa": tensor([[3.0], [9], [1], [0], [0], [0], [0], [8]])}
     >>> wrong(with_layers(load_profile("tiny-wan"), ["vrpr"] * 6 + ["tsa"] * 2), losses).layers["tsa"]
     [1, 7]
     """
@@ -86,7 +92,8 @@ def wrong(profile: Profile, losses: dict[str, list[float]]) -> Profile:
     left = list(range(profile.model.layers))
     chosen: dict[int, Policy] = {}
     for policy in sorted(counts, key=lambda policy: counts[policy]):
-        worst = sorted(left, key=lambda layer: losses[policy][layer], reverse=True)[: counts[policy]]
+        rise = (losses[policy] - losses["vrpr"]).mean(dim=1).tolist()
+        worst = sorted(left, key=rise.__getitem__, reverse=True)[: counts[policy]]
         chosen |= dict.fromkeys(worst, policy)
         left = [layer for layer in left if layer not in chosen]
     return with_layers(profile, [chosen[layer] for layer in range(profile.model.layers)])
@@ -121,8 +128,9 @@ def all_settings() -> dict[str, Setting]:
     if HEAD_CHOICE.exists():
         settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
     settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
-    if LAYER_LOSSES.exists():
-        settings.append(Setting("wrong layers", wrong(chosen, json.loads(LAYER_LOSSES.read_text())["rise"])))
+    measured = measurements_path("tiny-wan")
+    if measured:
+        settings.append(Setting("wrong layers", wrong(chosen, measured_losses(Sensitivity.load(measured)))))
     different: dict[str, Setting] = {}
     for setting in settings:
         different.setdefault(setting.fingerprint, setting)
