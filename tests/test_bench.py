@@ -13,14 +13,14 @@ import freeloc
 from freeloc.baselines import reschedule_noise
 from freeloc.cli import main
 from freeloc.registry import registry
-from freeloc.tiny import bench, probes, scores, settings
+from freeloc.tiny import bench, probes, scores, settings, sizes
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table, tables
 
 NAMES = ("direct", "freenoise", "vrpr everywhere")
-SIZE = bench.Size((bench.ALONE._replace(clips=4), bench.Part(2, 4, NAMES)), steps=1, guidance=1.0)
-ALONE = (bench.Part(1, 4, ("direct",)),)
+SIZE = sizes.Size((sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES)), steps=1, guidance=1.0)
+ALONE = (sizes.Part(1, 4, ("direct",)),)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_everything_that_was_promised_is_there(done):
     with Image.open(folder / "2x.gif") as gif:
         assert gif.n_frames == 41
     assert len(list(folder.glob("2x-[01]-*.png"))) == 2
-    for setting in (*NAMES, bench.TRUE):
+    for setting in (*NAMES, sizes.TRUE):
         assert f"| {setting} " in tables
     with (folder / "clips.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -97,7 +97,7 @@ def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
 def test_results_of_other_settings_are_not_mixed(done):
     folder, _ = done
     with pytest.raises(freeloc.FreelocError, match="holds a bench of other steps: give another folder, or remove"):
-        bench.run(folder, bench.Size(ALONE, steps=2, guidance=1.0))
+        bench.run(folder, sizes.Size(ALONE, steps=2, guidance=1.0))
 
 
 def test_a_changed_setting_is_noticed(done):
@@ -117,43 +117,59 @@ def test_a_changed_setting_is_noticed(done):
 def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choice(tmp_path):
     prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
     assert len(set(prompts)) == 60
-    most = max(part.clips for part in bench.full().parts)
+    most = max(part.clips for part in sizes.full().parts)
     assert bench.FIRST_SEED + most < probes.SEED
 
 
 def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matter_most():
-    size = bench.full()
+    size = sizes.full()
     assert size.lengths == [1, 2, 4, 8]
-    assert list(size.clips_at(4)) == [bench.TRUE, *settings.all_settings()]
-    assert {size.clips_at(4)[name] for name in bench.SOME} == {48}
+    assert list(size.clips_at(4)) == [sizes.TRUE, *settings.all_settings()]
+    assert {size.clips_at(4)[name] for name in sizes.SOME} == {48}
     assert {size.clips_at(4)[name] for name in ("random layers 1", "random layers 2", "wrong layers")} == {16}
-    assert set(bench.SOME) < set(size.clips_at(2))
-    assert set(size.clips_at(1)) == {bench.TRUE, "direct"}
+    assert set(sizes.SOME) < set(size.clips_at(2))
+    assert set(size.clips_at(1)) == {sizes.TRUE, "direct"}
     assert {"direct", "layer-wise"} < set(size.clips_at(8))
-    assert set(bench.quick().clips_at(4)) == {bench.TRUE, *bench.SOME}
+    assert set(sizes.quick().clips_at(4)) == {sizes.TRUE, *sizes.SOME}
 
 
 def test_every_cell_is_made_once_and_settings_that_there_are_not_are_left_out(tmp_path):
-    size = bench.Size((bench.Part(2, 8, ("direct", "no such")), bench.Part(2, 4, ("direct", "tsa everywhere"))))
+    size = sizes.Size((sizes.Part(2, 8, ("direct", "no such")), sizes.Part(2, 4, ("direct", "tsa everywhere"))))
     assert [(cell.setting, cell.first) for cell in bench.cells(tmp_path, size)] == [
-        (bench.TRUE, 0),
+        (sizes.TRUE, 0),
         ("direct", 0),
-        (bench.TRUE, 4),
+        (sizes.TRUE, 4),
         ("direct", 4),
         ("tsa everywhere", 0),
     ]
-    assert size.clips_at(2) == {bench.TRUE: 8, "direct": 8, "tsa everywhere": 4}
+    assert size.clips_at(2) == {sizes.TRUE: 8, "direct": 8, "tsa everywhere": 4}
+
+
+def test_others_methods_and_profiles_are_compared_too(tmp_path):
+    mine = tmp_path / "mine.json"
+    MIXED.save(mine)
+    size = SIZE.with_others(["ultravico", str(mine)])
+    assert size.clips_at(1) == SIZE.clips_at(1)
+    assert size.clips_at(2) == SIZE.clips_at(2) | {"ultravico": 4, "mine": 4}
+    assert size.settings["mine"].fingerprint == settings.Setting("", MIXED).fingerprint
+    MIXED.save(tmp_path / "layer-wise.json")
+    with pytest.raises(freeloc.FreelocError, match="two settings have the name 'layer-wise': give the file"):
+        bench.cells(tmp_path, SIZE.with_others([str(tmp_path / "layer-wise.json")]))
+    with pytest.raises(freeloc.FreelocError, match="no method is named 'riflx'; did you mean riflex"):
+        SIZE.with_others(["riflx"])
+    with pytest.raises(freeloc.FreelocError, match="a profile of the tiny model, 8 layers of 4 heads, found 30 of 12"):
+        SIZE.with_others(["wan2.1"])
 
 
 def test_one_layer_at_a_time():
-    names = set(bench.single_layers().clips_at(4)) - {bench.TRUE}
+    names = set(sizes.single_layers().clips_at(4)) - {sizes.TRUE}
     assert len(names) == 1 + 2 * 8
     assert "vrpr everywhere" in names
     found = settings.single_layer_settings()
     assert settings.policies_of(found["VRPR on all but layer 2"].profile) == ["vrpr"] * 2 + ["none"] + ["vrpr"] * 5
     assert settings.policies_of(found["VRPR, and TSA on layer 7"].profile) == ["vrpr"] * 7 + ["vrpr+tsa"]
-    sizes = bench.full(), bench.single_layers()
-    assert (sizes[0].steps, sizes[0].guidance) == (sizes[1].steps, sizes[1].guidance)  # they share a folder
+    full, layers = sizes.full(), sizes.single_layers()
+    assert (full.steps, full.guidance) == (layers.steps, layers.guidance)  # they share a folder
 
 
 def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
@@ -244,7 +260,7 @@ def test_the_table_shows_the_length_that_was_asked_for():
 def test_the_tables_compare_with_direct_sampling_and_with_the_choice_of_layers():
     rows = [
         {"times": 4, "setting": name, "clip": clip, "prompt": "", "identity": value + clip}
-        for name, value in ((bench.TRUE, 9.0), ("direct", 1.0), ("layer-wise", 3.0))
+        for name, value in ((sizes.TRUE, 9.0), ("direct", 1.0), ("layer-wise", 3.0))
         for clip in range(2)
     ]
     means, to_direct, to_choice = tables(rows, scores.summary(rows), [4])
@@ -260,7 +276,7 @@ def test_one_value_has_no_standard_error():
 
 
 def test_the_command_needs_no_more_than_a_folder(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "quick", lambda: bench.Size(ALONE, steps=1, guidance=1.0))
+    monkeypatch.setattr(sizes, "quick", lambda: sizes.Size(ALONE, steps=1, guidance=1.0))
     assert main(["bench", "--output", str(tmp_path / "out")]) == 0
     assert "| direct " in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.csv").exists()

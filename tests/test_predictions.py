@@ -9,7 +9,7 @@ import torch
 
 from freeloc.probing import Sensitivity
 from freeloc.profile_files import measurements_path
-from freeloc.tiny import bench, predictions
+from freeloc.tiny import predictions, sizes
 from freeloc.tiny.predictions import Effects, agreement, effects, table
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR
 
@@ -57,7 +57,7 @@ def test_a_probe_that_knows_the_order_agrees_and_noise_blurs_it() -> None:
 
 
 def test_the_settings_are_those_of_the_bench() -> None:
-    names = bench.single_layers().clips_at(4)
+    names = sizes.single_layers().clips_at(4)
     assert {row["setting"] for row in made_up()} <= set(names)
 
 

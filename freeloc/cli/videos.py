@@ -20,13 +20,14 @@ def demo(arguments: argparse.Namespace) -> None:
 def bench(arguments: argparse.Namespace) -> None:
     """Compare methods on the tiny model."""
     try:
-        from freeloc.tiny.bench import full, quick, single_layers
         from freeloc.tiny.results import bench as run_bench
+        from freeloc.tiny.sizes import full, quick, single_layers
     except ImportError as error:
         raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
     long = arguments.full or arguments.layers
     folder = arguments.output or Path("freeloc-bench-full" if long else "freeloc-bench")
     size = single_layers() if arguments.layers else full() if arguments.full else quick()
+    size = size.with_others(arguments.also)
     results = folder / "layers" if arguments.layers else folder
     print(run_bench(folder, size, arguments.workers, results))
     print(f"\nwritten: {results}")
@@ -75,6 +76,9 @@ def add(commands: Commands) -> None:
     sizes = command.add_mutually_exclusive_group()
     sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x: hours, not minutes")
     sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: an hour")
+    command.add_argument(
+        "--also", nargs="+", default=[], metavar="NAME", help="methods (freeloc methods), or profiles of the tiny model"
+    )
     command.add_argument("--workers", type=positive, default=1, help="processes; two or more have one thread each")
     command.set_defaults(run=bench)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ from freeloc.files import replacing
 from freeloc.tiny import judge, measures, scores, world
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel
-from freeloc.tiny.settings import Setting, all_settings, single_layer_settings
+from freeloc.tiny.sizes import TRUE, Size
 from freeloc.tiny.world import PROMPTS, clips, to_latents
 
 CHUNK = 4
@@ -34,93 +34,11 @@ CHUNK = 4
 FIRST_SEED = 10_000
 """Seed of the first clip's noise. Choices of layers are made on other seeds."""
 
-TRUE = "true clips"
-
 LOSS_CLIPS = 12
 """The first clips, on which the denoising loss is measured: paired over clips, it needs no more."""
 
 MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, world)
 """What decides the measures of a video: where it changed, videos are measured again."""
-
-
-class Part(NamedTuple):
-    """Clips of some settings at one length.
-
-    Attributes:
-        times: length, in trained lengths.
-        clips: number of clips, rounded up to fours.
-        names: settings; ones that there are not are left out.
-    """
-
-    times: int
-    clips: int
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much to measure.
-
-    Attributes:
-        parts: in this order.
-        steps: denoising steps.
-        guidance: scale of classifier-free guidance.
-    """
-
-    parts: tuple[Part, ...]
-    steps: int = 8
-    guidance: float = 3.0
-
-    @property
-    def lengths(self) -> list[int]:
-        """In trained lengths, shortest first."""
-        return sorted({part.times for part in self.parts})
-
-    def clips_at(self, times: int) -> dict[str, int]:
-        """Number of clips of each setting at this length, true clips first."""
-        here = [part for part in self.parts if part.times == times]
-        counts = {TRUE: max(part.clips for part in here)}
-        for name in _settings():
-            clips = [part.clips for part in here if name in part.names]
-            if clips:
-                counts[name] = max(clips)
-        return counts
-
-
-SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
-"""The settings that matter most."""
-
-CHOICES = ("head-wise", "random layers 1", "random layers 2", "random layers 3", "wrong layers")
-"""Other choices of what layers get."""
-
-ALONE = Part(1, 48, ("direct",))
-"""At the trained length the model as it is stands alone."""
-
-
-def quick() -> Size:
-    """Minutes: a few clips of the settings that matter most, up to 4 times the trained length."""
-    return Size((ALONE._replace(clips=4), Part(2, 4, SOME), Part(4, 4, SOME)))
-
-
-def full() -> Size:
-    """Hours: every setting; most clips of those that matter most at 4 times the trained length."""
-    methods = tuple(name for name in all_settings() if name not in (*SOME, *CHOICES))
-    return Size(
-        (
-            ALONE,
-            Part(4, 48, SOME),
-            Part(4, 16, CHOICES),
-            Part(2, 24, SOME),
-            Part(4, 8, methods),
-            Part(2, 8, methods),
-            Part(8, 4, ("direct", "sliding-window", "layer-wise")),
-        )
-    )
-
-
-def single_layers() -> Size:
-    """An hour: one layer at a time treated differently, at 4 times the trained length."""
-    return Size((Part(4, 8, ("vrpr everywhere", *single_layer_settings())),))
 
 
 @dataclass(frozen=True)
@@ -170,7 +88,7 @@ def cells(folder: Path, size: Size) -> list[Cell]:
         for part in size.parts
         for first in range(0, part.clips, CHUNK)
         for name in (TRUE, *part.names)
-        if name in (TRUE, *_settings())
+        if name in (TRUE, *size.settings)
     ]
     return list(dict.fromkeys(every))
 
@@ -204,15 +122,10 @@ def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
     path, measured_by = cell.path.with_suffix(".json"), _digest(*MEASURED_BY)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if found.get("measured by") != measured_by:
-        found = {"measured by": measured_by, "rows": _scored(cell)}
+        found = {"measured by": measured_by, "rows": _scored(cell, size)}
         _write(path, json.dumps(found))
     rows: list[dict[str, Any]] = found["rows"]
     return rows
-
-
-@functools.cache
-def _settings() -> dict[str, Setting]:
-    return all_settings() | single_layer_settings()
 
 
 _pipeline = functools.cache(load_pipeline)
@@ -235,7 +148,7 @@ def _make(cell: Cell, size: Size) -> Tensor:
     """The videos of a cell, (clips, 3, latent_frames, height, width)."""
     if cell.setting == TRUE:
         return cell.true_clips()
-    setting = _settings()[cell.setting]
+    setting = size.settings[cell.setting]
     initial = noise((FIRST_SEED + index for index in cell.indices), cell.latent_frames)
     if setting.method and setting.method.noise:
         initial = setting.method.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
@@ -250,7 +163,7 @@ def _save(cell: Cell, video: Tensor) -> None:
         save_file({"video": (video * 255).round().byte().contiguous()}, part)
 
 
-def _scored(cell: Cell) -> list[dict[str, Any]]:
+def _scored(cell: Cell, size: Size) -> list[dict[str, Any]]:
     """Rows of measures of the clips of a cell."""
     rows: list[dict[str, Any]] = [
         {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt} | scores.of_clip(video, prompt)
@@ -260,7 +173,7 @@ def _scored(cell: Cell) -> list[dict[str, Any]]:
         return rows
     if cell.first >= LOSS_CLIPS:
         return rows
-    setting, generator = _settings()[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
+    setting, generator = size.settings[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
     transformer, clean = _pipeline().transformer, to_latents(cell.true_clips(seed=1))
     with freeloc.patch(transformer, setting.profile, method=setting.method):
         losses = scores.denoising_loss(transformer, clean, cell.prompts, generator)
@@ -269,7 +182,8 @@ def _scored(cell: Cell) -> list[dict[str, Any]]:
 
 def _require_same(folder: Path, size: Size) -> None:
     """Refuse to mix videos of different weights, worlds, steps or plans in one folder."""
-    used = {name: _settings()[name].fingerprint for part in size.parts for name in part.names if name in _settings()}
+    known_names = {name for part in size.parts for name in part.names if name in size.settings}
+    used = {name: size.settings[name].fingerprint for name in sorted(known_names)}
     wanted: dict[str, Any] = {"weights": _digest(WEIGHTS), "world": _digest(world), "steps": size.steps}
     wanted |= {"guidance": size.guidance}
     path, known = folder / "bench.json", {}

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from freeloc.pictures import curves, drift_chart, write
 from freeloc.tiny import scores
-from freeloc.tiny.bench import TRUE, Cell, Size, cells, run
+from freeloc.tiny.bench import Cell, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side
+from freeloc.tiny.sizes import TRUE, Size
 
 IN_TABLE = (
     "identity",

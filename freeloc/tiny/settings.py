@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from freeloc.baselines import BASELINES
+from freeloc.errors import FreelocError
 from freeloc.methods import layer_plans
 from freeloc.plan import FramePlan, Method
 from freeloc.probing import Sensitivity
@@ -135,3 +136,25 @@ def all_settings() -> dict[str, Setting]:
     for setting in settings:
         different.setdefault(setting.fingerprint, setting)
     return {setting.name: setting for setting in different.values()}
+
+
+def setting_of(name: str) -> Setting:
+    """A method by its name, or a profile of the tiny model as `load_profile` takes it, ready for the bench.
+
+    >>> setting_of("riflex").name, setting_of("profiles/tiny-wan.json").name
+    ('riflex', 'tiny-wan')
+
+    Raises:
+        FreelocError: if there is none, or the profile is of another model.
+    """
+    own = load_profile("tiny-wan")
+    if not ("/" in name or name.endswith(".json") or name in registry().profiles.owners):
+        method = registry().methods.get(name, way_out="; or give a profile of the tiny model")
+        return Setting(name, own, method)
+    profile = load_profile(name)
+    if (profile.model.layers, profile.model.heads) != (own.model.layers, own.model.heads):
+        raise FreelocError(
+            f"expected a profile of the tiny model, {own.model.layers} layers of {own.model.heads} heads, found "
+            f"{profile.model.layers} of {profile.model.heads} in {name}"
+        )
+    return Setting(Path(name).stem, profile)
