@@ -31,6 +31,9 @@ SEEN = {"not seen": "#ffffff", "striped": "#f0b400", "dense": "#30408f"}
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]
 """Places, means and standard errors."""
 
+Point = tuple[float, float]
+"""Mean and standard error."""
+
 
 def write(figure: "Figure", path: str | Path) -> None:
     """Write a PNG file, whole or not at all; the same figure gives the same bytes.
@@ -186,6 +189,25 @@ def curves(
         axes.set_xticks(lengths, [f"{times}x" for times in lengths])
     axes.set(xlabel=across, ylabel=up)
     figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+def scatter(points: Mapping[str, tuple[Point, Point]], across: str, up: str, bold: str = "") -> "Figure":
+    """Two measures against each other, a cross of standard errors with its name at each mean.
+
+    Args:
+        points: by name, (mean, standard error) across and up.
+        across, up: what the axes show.
+        bold: name of a point to compare with, drawn in black.
+    """
+    figure = _figure(9, 6, f"{up} over {across}: mean and standard error")
+    axes = figure.add_subplot()
+    for index, (name, ((x, x_error), (y, y_error))) in enumerate(points.items()):
+        colour = "black" if name == bold else f"C{index % 10}"
+        axes.errorbar(x, y, xerr=x_error, yerr=y_error, marker="*" if name == bold else "o", color=colour, elinewidth=1)
+        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
+    axes.margins(x=0.15)
+    axes.set(xlabel=across, ylabel=up)
     return figure
 
 

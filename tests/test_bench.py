@@ -44,6 +44,7 @@ def test_everything_that_was_promised_is_there(done):
         "frame-distance",
         "denoising-loss",
         "2x-drift-curve",
+        "2x-trade-off",
     ):
         with Image.open(folder / f"{name}.png") as figure:
             assert figure.width > 500

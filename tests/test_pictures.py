@@ -19,6 +19,7 @@ from freeloc.pictures import (
     drift_chart,
     layer_chart,
     plan_tables,
+    scatter,
     sensitivity_map,
     write,
 )
@@ -213,3 +214,12 @@ def test_profiles_plot(local: Sensitivity, tmp_path: Path, capsys: pytest.Captur
     assert main(["profiles", "plot", "wan2.1", "--depth", "local", "--output", str(tmp_path / "none")]) == 2
     assert "expected measurements with --depth" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_points_have_their_names_and_errors() -> None:
+    axes = scatter({"a": ((1.0, 0.1), (2.0, 0.2)), "true": ((3.0, 0.1), (4.0, 0.2))}, "drift", "motion", "true").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a", "true"]
+    assert [text.xy for text in axes.texts] == [(1.0, 2.0), (3.0, 4.0)]
+    across, up = (bars.get_segments()[0].tolist() for bars in axes.containers[0].lines[2])
+    assert across == [[pytest.approx(0.9), 2.0], [pytest.approx(1.1), 2.0]]
+    assert up == [[1.0, pytest.approx(1.8)], [1.0, pytest.approx(2.2)]]

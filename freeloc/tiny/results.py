@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeloc.pictures import curves, drift_chart, write
+from freeloc.pictures import Point, curves, drift_chart, scatter, write
 from freeloc.tiny import scores
 from freeloc.tiny.bench import Cell, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side
@@ -42,6 +42,8 @@ def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = Non
     scores.write_csv(results / "clips.csv", rows)
     scores.write_csv(results / "summary.csv", lines)
     figures(lines, results)
+    for times in size.lengths:
+        trade_off(lines, times, results)
     drift_curves(folder, size, results)
     pictures(folder, size, results)
     return "\n\n".join(tables(rows, lines, size.lengths))
@@ -119,6 +121,16 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
         lengths = sorted({line["times"] for line in lines})
         figure = curves(points, "length, in trained lengths", measure, bold=TRUE, lengths=lengths)
         write(figure, folder / f"{measure.replace(' ', '-')}.png")
+
+
+def trade_off(lines: list[dict[str, Any]], times: int, folder: Path) -> None:
+    """A PNG: how well the land moves against how far colours drift, a point per setting."""
+    found: dict[str, dict[str, Point]] = {}
+    for line in lines:
+        if line["times"] == times:
+            found.setdefault(line["setting"], {})[line["measure"]] = line["mean"], line["error"]
+    points = {name: (of["drift"], of["land as prompted"]) for name, of in found.items()}
+    write(scatter(points, "drift", "land as prompted", bold=TRUE), folder / f"{times}x-trade-off.png")
 
 
 def drift_curves(folder: Path, size: Size, results: Path) -> None:
