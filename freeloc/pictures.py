@@ -193,7 +193,7 @@ def curves(
 
 
 def scatter(points: Mapping[str, tuple[Point, Point]], across: str, up: str, bold: str = "") -> "Figure":
-    """Two measures against each other, a cross of standard errors with its name at each mean.
+    """Two measures against each other: each mean with a cross of standard errors.
 
     Args:
         points: by name, (mean, standard error) across and up.
@@ -203,11 +203,12 @@ def scatter(points: Mapping[str, tuple[Point, Point]], across: str, up: str, bol
     figure = _figure(9, 6, f"{up} over {across}: mean and standard error")
     axes = figure.add_subplot()
     for index, (name, ((x, x_error), (y, y_error))) in enumerate(points.items()):
-        colour = "black" if name == bold else f"C{index % 10}"
-        axes.errorbar(x, y, xerr=x_error, yerr=y_error, marker="*" if name == bold else "o", color=colour, elinewidth=1)
-        axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour)
-    axes.margins(x=0.15)
+        style: dict[str, Any] = {"color": f"C{index % 10}", "marker": "os^"[index // 10 % 3], "markersize": 7}
+        if name == bold:
+            style = {"color": "black", "marker": "*", "markersize": 14}
+        axes.errorbar(x, y, xerr=x_error, yerr=y_error, label=name, linestyle="", elinewidth=1, **style)
     axes.set(xlabel=across, ylabel=up)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 

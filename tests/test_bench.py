@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from freeloc.tiny import bench, probes, scores, settings, sizes
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table, tables
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 NAMES = ("direct", "freenoise", "vrpr everywhere")
 SIZE = sizes.Size((sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES)), steps=1, guidance=1.0)
@@ -269,6 +273,40 @@ def test_the_tables_compare_with_direct_sampling_and_with_the_choice_of_layers()
     assert "| 4x, minus direct | clips | identity |" in to_direct
     assert "| layer-wise       | 2     | 2 ± 0    |" in to_direct
     assert "| direct               | 2     | -2 ± 0   |" in to_choice
+
+
+def read(path):
+    """Rows of a CSV file, numbers as numbers, without empty places."""
+
+    def number(name, text):
+        if name in ("setting", "measure", "prompt"):
+            return text
+        return int(text) if name in ("times", "clip", "clips") else float(text)
+
+    with path.open(newline="") as file:
+        return [{name: number(name, text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+
+
+def test_the_tables_in_docs_are_of_the_rows_beside_them():
+    rows, lines = read(DOCS / "long-video-bench" / "clips.csv"), read(DOCS / "long-video-bench" / "summary.csv")
+    page = (DOCS / "long-video-bench.md").read_text()
+    shown = [each for each in tables(rows, lines, [1, 2, 4, 8]) if each in page]
+    assert [each.split("|")[1].strip() for each in shown] == [
+        "1x",
+        "2x",
+        "4x",
+        "4x, minus direct",
+        "4x, minus layer-wise",
+        "8x",
+    ]
+    assert page.count("| true clips ") == len([1, 2, 4, 8]) + 1  # and beside the paper's
+    means = {(line["setting"], line["measure"]): line["mean"] for line in lines if line["times"] == 4}
+    for name in ("direct", "layer-wise", "vrpr everywhere"):
+        ours = " | ".join(f"{means[name, measure]:.3f}" for measure in ("drift", "land as prompted", "sharpness"))
+        assert re.search(rf"^\| {re.escape(name)} \|.* \| {re.escape(ours)} \|$", page, flags=re.MULTILINE)
+    by_setting = {(row["setting"], row["clip"]): row for row in rows if row["times"] == 4}
+    assert sum(setting == "layer-wise" for setting, _ in by_setting) == 48
+    assert {line["mean"] for line in scores.summary(rows)} <= {line["mean"] for line in lines}
 
 
 def test_one_value_has_no_standard_error():

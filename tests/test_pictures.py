@@ -218,8 +218,8 @@ def test_profiles_plot(local: Sensitivity, tmp_path: Path, capsys: pytest.Captur
 
 def test_points_have_their_names_and_errors() -> None:
     axes = scatter({"a": ((1.0, 0.1), (2.0, 0.2)), "true": ((3.0, 0.1), (4.0, 0.2))}, "drift", "motion", "true").axes[0]
-    assert [text.get_text() for text in axes.texts] == ["a", "true"]
-    assert [text.xy for text in axes.texts] == [(1.0, 2.0), (3.0, 4.0)]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a", "true"]
+    assert [bars.lines[0].get_xydata().tolist() for bars in axes.containers] == [[[1.0, 2.0]], [[3.0, 4.0]]]
     across, up = (bars.get_segments()[0].tolist() for bars in axes.containers[0].lines[2])
     assert across == [[pytest.approx(0.9), 2.0], [pytest.approx(1.1), 2.0]]
     assert up == [[1.0, pytest.approx(1.8)], [1.0, pytest.approx(2.2)]]
