@@ -75,7 +75,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
     sizes = command.add_mutually_exclusive_group()
     sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x: hours, not minutes")
-    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: an hour")
+    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: hours")
     command.add_argument(
         "--also", nargs="+", default=[], metavar="NAME", help="methods (freeloc methods), or profiles of the tiny model"
     )

@@ -101,7 +101,7 @@ def full() -> Size:
 
 
 def single_layers() -> Size:
-    """An hour: one layer at a time treated differently, at 4 times the trained length."""
+    """Hours: one layer at a time treated differently, at 4 times the trained length."""
     return Size((Part(4, 8, ("vrpr everywhere", *single_layer_settings())),))
 
 
