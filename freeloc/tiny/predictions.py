@@ -8,7 +8,7 @@ The truth is in whole videos that `freeloc bench --layers` made: how much worse 
 import argparse
 import csv
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,20 @@ from torch import Tensor
 
 from freeloc.probing import Sensitivity
 from freeloc.probing.choice import rank_correlation
+from freeloc.profile import Policy
 from freeloc.profile_files import measurements_path
 from freeloc.tiny.scores import mean_and_error
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
 """What the truth is measured by, and whether more (1) or less (-1) of it is better."""
+
+
+Losses = dict[Policy, Tensor]
+"""By the policy that one layer has while the others have VRPR, (layers, clips): less is better."""
+
+Rows = list[dict[str, str]]
+"""Of ``clips.csv``: a clip of a setting each."""
 
 
 class Effects(NamedTuple):
@@ -32,22 +40,28 @@ class Effects(NamedTuple):
     context: Tensor
 
 
-Rows = list[dict[str, str]]
-"""Of ``clips.csv``: a clip of a setting each."""
-
-
-def effects(rows: Rows, measure: str, counts: Callable[[int], bool] = lambda clip: True) -> Effects:
-    """The truth by one measure, mean over the clips that count."""
+def in_videos(rows: Rows, measure: str) -> Losses:
+    """The truth by one measure, its sign turned where more of it is better."""
     found: dict[str, list[float]] = {}
-    for row in rows:
-        if counts(int(row["clip"])):
-            found.setdefault(row["setting"], []).append(MEASURES[measure] * float(row[measure]))
-    mean = {setting: sum(values) / len(values) for setting, values in found.items()}
-    layers = range(sum(WITH_TSA.format(layer) in mean for layer in range(len(mean))))
-    base = mean["vrpr everywhere"]
-    without = [base - mean[WITHOUT_VRPR.format(layer)] for layer in layers]
-    with_tsa = [mean[WITH_TSA.format(layer)] - base for layer in layers]
-    return Effects(torch.tensor(without, dtype=torch.float64), torch.tensor(with_tsa, dtype=torch.float64))
+    for row in sorted(rows, key=lambda row: int(row["clip"])):
+        found.setdefault(row["setting"], []).append(-MEASURES[measure] * float(row[measure]))
+    layers = range(sum(WITH_TSA.format(layer) in found for layer in range(len(found))))
+    names: dict[Policy, str] = {"none": WITHOUT_VRPR, "vrpr": "vrpr everywhere", "vrpr+tsa": WITH_TSA}
+    return {
+        policy: torch.tensor([found[name.format(layer)] for layer in layers], dtype=torch.float64)
+        for policy, name in names.items()
+    }
+
+
+def effects(losses: Losses, clips: slice = slice(None)) -> Effects:
+    """What these losses say, mean over clips."""
+    none, vrpr, both = (losses[policy][:, clips].mean(dim=1) for policy in ("none", "vrpr", "vrpr+tsa"))
+    return Effects(none - vrpr, vrpr - both)
+
+
+def halves(losses: Losses) -> tuple[Effects, Effects]:
+    """What they say on every other clip, and on the rest."""
+    return effects(losses, slice(0, None, 2)), effects(losses, slice(1, None, 2))
 
 
 def agreement(first: Effects, second: Effects) -> str:
@@ -63,12 +77,11 @@ def agreement(first: Effects, second: Effects) -> str:
 
 def table(probes: dict[str, Effects], rows: Rows) -> str:
     """Each probe beside the truth by each measure, a Markdown table; last, one half of the clips beside the other."""
-    truths = {measure: effects(rows, measure) for measure in MEASURES}
+    truths = {measure: in_videos(rows, measure) for measure in MEASURES}
     lines = [["positions / context", *MEASURES]]
-    lines += [[name, *(agreement(found, truth) for truth in truths.values())] for name, found in probes.items()]
-    even = {measure: effects(rows, measure, lambda clip: clip % 2 == 0) for measure in MEASURES}
-    odd = {measure: effects(rows, measure, lambda clip: clip % 2 == 1) for measure in MEASURES}
-    lines.append(["one half of the clips, the other", *(agreement(even[name], odd[name]) for name in MEASURES)])
+    for name, found in probes.items():
+        lines.append([name, *(agreement(found, effects(truth)) for truth in truths.values())])
+    lines.append(["one half of the clips, the other", *(agreement(*halves(truth)) for truth in truths.values())])
     return _markdown(lines)
 
 
@@ -91,31 +104,26 @@ def read_rows(path: Path) -> Rows:
 
 
 def probed(measurements: Iterable[Sensitivity]) -> dict[str, Effects]:
-    """Every depth of these measurements."""
+    """Every depth of these measurements; ``video`` once for each scorer."""
     probes = {}
     for found in measurements:
         for depth in found.depths:
-            summary = found.summary(depth)
-            probes[depth] = Effects(summary.position, summary.context)
+            scorers = found.table("video.base").axes["scorers"] if depth == "video" else [None]
+            for scorer in scorers:
+                summary = found.summary(depth, scorer=None if scorer is None else str(scorer))
+                name = depth if scorer is None else f"{depth}, {scorer}"
+                probes[name] = Effects(summary.position, summary.context)
     return probes
 
 
-def halves(found: Sensitivity) -> tuple[Effects, Effects]:
-    """What ``loss`` says on every other clip, and on the rest."""
-    losses = measured_losses(found)
-    of_half = [{policy: value[:, first::2].mean(dim=1) for policy, value in losses.items()} for first in (0, 1)]
-    even, odd = (Effects(loss["none"] - loss["vrpr"], loss["vrpr"] - loss["vrpr+tsa"]) for loss in of_half)
-    return even, odd
-
-
-def changes(found: Sensitivity) -> str:
-    """By how many thousandths the loss changes if one layer alone has something else than VRPR, a Markdown table."""
-    losses = measured_losses(found)
-    vrpr = losses.pop("vrpr")
+def changes(losses: Losses) -> str:
+    """By how many thousandths it gets worse if one layer alone has something else than VRPR, a Markdown table."""
+    vrpr = losses["vrpr"]
     lines = [["layer", *(str(layer) for layer in range(len(vrpr)))]]
     for policy, value in losses.items():
-        found_here = [mean_and_error((1000 * row).tolist()) for row in value - vrpr]
-        lines.append([policy, *(f"{mean:+.1f} ± {error:.1f}" for mean, error in found_here)])
+        if policy != "vrpr":
+            found = [mean_and_error((1000 * row).tolist()) for row in value - vrpr]
+            lines.append([policy, *(f"{mean:+.1f} ± {error:.1f}" for mean, error in found)])
     return _markdown(lines)
 
 
@@ -131,9 +139,13 @@ def main() -> None:
     print(among(probes))
     for found in measurements:
         if "loss" in found.depths:
-            print(f"\nloss, one half of the clips with the other: {agreement(*halves(found))}\n\n{changes(found)}")
+            losses = measured_losses(found)
+            print(f"\nloss, one half of the clips with the other: {agreement(*halves(losses))}\n\n{changes(losses)}")
     if arguments.bench:
-        print(f"\n{table(probes, read_rows(arguments.bench / 'clips.csv'))}")
+        rows = read_rows(arguments.bench / "clips.csv")
+        print(f"\n{table(probes, rows)}")
+        for measure in MEASURES:
+            print(f"\n{measure}\n\n{changes(in_videos(rows, measure))}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
         "output": (Output(steps=(0, 3, 6, 9)), order[:2]),
         "loss": (Loss(list(latents)), order[:count]),
         "heads": (Loss(list(latents), levels=(0.5, 0.85), compared=ON_VRPR, heads=True), order[:count]),
-        "video": (Video(scorers), order[:2]),
+        "video": (Video(scorers), order[:6]),
     }
 
 
