@@ -216,6 +216,16 @@ def test_profiles_plot(local: Sensitivity, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "none").exists()
 
 
+def test_no_table_is_drawn_outside_the_folder(local: Sensitivity, tmp_path: Path) -> None:
+    mine, axes = tmp_path / "there" / "mine.json", {"layers": [*range(8)], "heads": [*range(4)]}
+    mine.parent.mkdir()
+    extra = {name: Table(torch.zeros(8, 4), axes) for name in ("../../escaped/local", str(tmp_path / "absolute"))}
+    Sensitivity({**local.tables, **extra}, local.facts).to_profile(mine, depth="local")
+    status = main(["profiles", "plot", str(mine), "--output", str(tmp_path / "there" / "made"), "--frames", "9"])
+    assert status in (0, 2)  # drawn under another name, or refused
+    assert list(tmp_path.iterdir()) == [mine.parent]
+
+
 def test_points_have_their_names_and_errors() -> None:
     axes = scatter({"a": ((1.0, 0.1), (2.0, 0.2)), "true": ((3.0, 0.1), (4.0, 0.2))}, "drift", "motion", "true").axes[0]
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a", "true"]

@@ -1,6 +1,7 @@
 """freeloc profiles plot: pictures of a profile, of its plans, and of the measurements it rests on."""
 
 import argparse
+import re
 from pathlib import Path
 
 from freeloc.cli.common import Commands, positive
@@ -28,10 +29,19 @@ def plot(arguments: argparse.Namespace) -> None:
     if measured:
         for name, table in measured.tables.items():
             if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
-                pictures[name.replace(" ", "-")] = sensitivity_map(measured, name)
+                pictures[file_name(name)] = sensitivity_map(measured, name)
     for name, figure in pictures.items():
         write(figure, folder / f"{name}.png")
         print(folder / f"{name}.png")
+
+
+def file_name(table: str) -> str:
+    """What the picture of a stranger's table is called: it stays in the folder.
+
+    >>> file_name("local.head change"), file_name("../../escaped/local"), file_name("/tmp/absolute")
+    ('local.head-change', '..-..-escaped-local', '-tmp-absolute')
+    """
+    return re.sub(r"[^\w.+]", "-", table)
 
 
 def _has(profile: Profile, policy: str) -> bool:
