@@ -37,6 +37,10 @@ def run_of(model: Any, frames: int = 9, steps: int = 3) -> Callable[..., Tensor]
     return run
 
 
+def clips(frames: int = 9, count: int = 2, channels: int = 4) -> Tensor:
+    return torch.randn(count, channels, frames, 6, 10, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return make_wan()
@@ -260,6 +264,36 @@ def test_another_probe_in_the_folder_is_refused(model: Any, tmp_path: Path) -> N
         freeloc.probe(model, run_of(model), profile=PROFILE, folder=tmp_path)
 
 
+def test_what_a_run_depends_on_is_part_of_what_a_folder_holds(model: Any, tmp_path: Path) -> None:
+    ask: dict[str, Any] = {"profile": PROFILE, "prompts": ["a"], "folder": tmp_path}
+    found = freeloc.probe(model, run_of(model), **ask, run_settings={"frames": 9, "size": (6, 10)})
+    assert found.facts.settings["local"]["run"] == {"frames": 9, "size": [6, 10]}
+    again = freeloc.probe(model, run_of(model), **ask, run_settings={"frames": 9, "size": (6, 10)})
+    assert again.facts == found.facts
+    with pytest.raises(ProbeError, match="holds a probe with another run: give another folder"):
+        freeloc.probe(model, run_of(model, frames=14), **ask, run_settings={"frames": 14, "size": (6, 10)})
+    with pytest.raises(ProbeError, match="expected run_settings of numbers, texts, lists and objects of these"):
+        freeloc.probe(model, run_of(model), **ask, run_settings={"run": run_of})
+
+
+@pytest.mark.parametrize("changed", [{"objective": flow(timesteps=1)}, {"argument": "hidden_states"}])
+def test_another_objective_or_argument_is_another_loss(model: Any, tmp_path: Path, changed: dict[str, Any]) -> None:
+    ask: dict[str, Any] = {"profile": PROFILE, "folder": tmp_path}
+    few: dict[str, Any] = {"levels": (0.5,), "compared": (("none", "vrpr"),)}
+    freeloc.probe(model, run_of(model), Loss(clips(), **few), **ask)
+    with pytest.raises(ProbeError, match="holds a probe with another loss"):
+        freeloc.probe(model, run_of(model), Loss(clips(), **few, **changed), **ask)
+    freeloc.probe(model, run_of(model), Loss(clips(), **few, objective=flow()), **ask)  # which is the usual one
+
+
+def test_pieces_of_another_length_are_refused(model: Any, tmp_path: Path) -> None:
+    ask: dict[str, Any] = {"profile": PROFILE, "prompts": ["a", "bb"], "folder": tmp_path}
+    freeloc.probe(model, run_of(model), **ask)
+    (tmp_path / "local" / "local" / "001.safetensors").unlink()
+    with pytest.raises(ProbeError, match=r"expected every run to be as long as the others, found 9 .* and then 14"):
+        freeloc.probe(model, run_of(model, frames=14), **ask)
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
@@ -294,10 +328,6 @@ def test_a_profile_of_another_model_is_refused(model: Any) -> None:
         freeloc.probe(model, run_of(model), profile="wan2.1")
 
 
-def clips(frames: int = 9, count: int = 2, channels: int = 4) -> Tensor:
-    return torch.randn(count, channels, frames, 6, 10, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -317,9 +347,18 @@ def test_clips_that_are_refused(model: Any, make: Callable[[], Loss], words: str
         freeloc.probe(model, run_of(model), make(), profile=PROFILE)
 
 
-def test_clips_of_the_trained_length_are_refused(model: Any) -> None:
-    with pytest.raises(ProbeError, match="expected clips longer than the trained 4 latent frames, found 4"):
-        freeloc.probe(model, run_of(model, frames=4), Loss(clips(4)), profile=PROFILE)
+@pytest.mark.parametrize("depth", [Local(), Output(steps=(0,)), Loss(clips(4)), Video(["contrast"])])
+def test_a_run_of_the_trained_length_is_refused_at_once(model: Any, depth: Any) -> None:
+    run, ran = run_of(model, frames=4), []
+
+    def video(prompt: str) -> Tensor:
+        ran.append(prompt)
+        return run(prompt)[0, :3].movedim(0, -1).sigmoid()
+
+    words = "expected a run longer than the trained 4 latent frames, found 4: .* Run it with 5 latent frames or more"
+    with pytest.raises(ProbeError, match=words):
+        freeloc.probe(model, video, depth, profile=PROFILE, prompts=["a", "bb"])
+    assert ran == ["a"]
 
 
 def test_prompts_of_clips(model: Any) -> None:

@@ -58,6 +58,21 @@ def test_from_a_folder_to_a_profile(folder: Path, tmp_path: Path, capsys: pytest
     assert patch.report().corrected_calls
 
 
+def test_another_run_does_not_take_the_pieces_of_the_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = command(folder, tmp_path / "mine.json", "--prompt", "a fox")
+    assert main(ask) == 0
+    whole = (tmp_path / "mine.safetensors").read_bytes()
+    for more in (["--frames", "37"], ["--width", "48"], ["--steps", "1"], ["--arguments", '{"guidance_scale": 1.0}']):
+        assert main([*ask, *more]) == 2
+        assert "holds a probe with another run: give another folder" in capsys.readouterr().err
+    assert (tmp_path / "mine.safetensors").read_bytes() == whole
+    settings = Sensitivity.load(tmp_path / "mine.safetensors").facts.settings["local"]["run"]
+    assert settings["dtype"] == "float32"
+    assert settings["arguments"] == {"num_frames": 33, "height": 32, "width": 32, "num_inference_steps": 2}
+
+
 def test_the_other_depths(folder: Path, clips: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "mine.json"
     assert main(command(folder, output, "--prompt", "a fox", "--depth", "output", "--heads")) == 0
@@ -96,6 +111,7 @@ def test_prompts_of_a_file_and_arguments_of_the_pipeline(folder: Path, tmp_path:
         (["--prompt", "a", "--depth", "loss"], "expected --clips VIDEO VIDEO ... with --depth loss"),
         (["--prompt", "a", "--depth", "loss", "--clips", "no.gif"], "expected a video file, found nothing at no.gif"),
         (["--prompt", "a", "--depth", "video", "--scorer", "sharpnes"], "did you mean sharpness"),
+        (["--prompt", "a", "--depth", "video", "--heads"], "expected --heads with another depth than video"),
     ],
 )
 def test_what_is_refused(

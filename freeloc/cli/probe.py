@@ -22,20 +22,29 @@ from freeloc.video import read_video
 
 def run(arguments: argparse.Namespace) -> None:
     """Probe, print what was found, write the profile and its measurements."""
-    pipe, prompts = _pipeline(arguments), _prompts(arguments)
+    prompts, more = _prompts(arguments), _pipeline_arguments(arguments)
+    if arguments.heads and arguments.depth == "video":
+        raise ProbeError("expected --heads with another depth than video, which perturbs whole layers")
+    pipe = _pipeline(arguments)
     depth = _depth(arguments, pipe)
 
     def generate(prompt: str) -> Any:
         generator = torch.Generator().manual_seed(arguments.seed)
         kind = "np" if depth.name == "video" else "latent"
-        return pipe(prompt=prompt, generator=generator, output_type=kind, **_pipeline_arguments(arguments))
+        return pipe(prompt=prompt, generator=generator, output_type=kind, **more)
 
     folder = arguments.folder or arguments.output.with_suffix("")
     found = probe(
-        pipe, generate, depth, prompts=prompts, profile=_profile(arguments, pipe), folder=folder, seed=arguments.seed
+        pipe,
+        generate,
+        depth,
+        prompts=prompts,
+        profile=_profile(arguments, pipe),
+        folder=folder,
+        run_settings={"model": arguments.model, "dtype": arguments.dtype, "arguments": more},
+        seed=arguments.seed,
     )
-    found.to_profile(arguments.output, heads=arguments.heads)
-    print(found)
+    print(found.text(found.to_profile(arguments.output, heads=arguments.heads)))
     print(f"\nwritten: {arguments.output} and {arguments.output.with_suffix('.safetensors')}; pieces: {folder}")
 
 

@@ -1,7 +1,7 @@
 """What a diffusion transformer was trained to predict, so that its loss on any real video can be measured."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,19 @@ class Objective:
     def noisy(self, latents: Tensor, noise: Tensor, level: float) -> Tensor:
         """The model's input."""
         return self.signal(level) * latents + self.noise(level) * noise
+
+    def numbers(self, levels: Sequence[float]) -> list[list[float]]:
+        """What tells it from others: signal, noise, timestep, target of latents alone and of noise alone, per level."""
+        one, none = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
+        return [
+            [
+                float(self.signal(level)),
+                float(self.noise(level)),
+                float(self.timestep(level)),
+                *(float(self.target(*pair, level).sum()) for pair in ((one, none), (none, one))),
+            ]
+            for level in levels
+        ]
 
 
 def flow(timesteps: float = 1000.0) -> Objective:

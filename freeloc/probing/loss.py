@@ -13,7 +13,7 @@ from freeloc.methods import policy_plan
 from freeloc.plan import FramePlan
 from freeloc.probing.calls import TIMES, Call
 from freeloc.probing.cells import Cell
-from freeloc.probing.denoising import Objective, objective_of
+from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.subject import Subject, one_layer
 from freeloc.probing.table import Label, Table
 from freeloc.profile import POLICIES, Policy
@@ -81,7 +81,14 @@ class Loss:
     def settings(self, subject: Subject) -> dict[str, Any]:
         """What the numbers depend on."""
         sums = [float(clip.double().abs().sum()) for clip in self.clips]
-        return {"levels": list(self.levels), "clips": [f"{value:.9g}" for value in sums]}
+        found = {"levels": list(self.levels), "clips": [f"{value:.9g}" for value in sums]}
+        # What is usual is left out: so folders that were begun before these were noted go on.
+        objective = self._objective(subject).numbers(self.levels)
+        if objective != flow().numbers(self.levels):
+            found["objective"] = objective
+        if self.argument is not None:
+            found["argument"] = self.argument
+        return found
 
     def measure(self, subject: Subject) -> dict[str, Table]:
         """See `Loss`."""
@@ -116,6 +123,9 @@ class Loss:
         of_layers = {name: labels for name, labels in axes.items() if name != "heads"}
         return {"loss.value": Table(values[:, :, :, 0], of_layers)} | by_head
 
+    def _objective(self, subject: Subject) -> Objective:
+        return self.objective or objective_of(subject.pipeline)
+
     def _loss(self, subject: Subject, call: Any, place: _Place) -> Cell:
         """One plan on one clip, at every level."""
         plans = {policy: partial(_plan, subject, policy) for policy in (place.rest, place.changed)}
@@ -123,16 +133,11 @@ class Loss:
         observed = call(place.clip if len(subject.prompts) > 1 else 0)
         with subject.under(plan):
             losses = [self._at(subject, observed, place.clip, level) for level in self.levels]
-        if max(subject.latent_frames) <= subject.trained_frames:
-            raise ProbeError(
-                f"expected clips longer than the trained {subject.trained_frames} latent frames, found "
-                f"{max(subject.latent_frames)}: at that length no plan changes anything"
-            )
         return {"loss": torch.tensor(losses, dtype=torch.float64)}
 
     def _at(self, subject: Subject, call: Call, clip: int, level: float) -> float:
         """Mean squared error of the prediction at one level, mean over the batch that the run calls the model with."""
-        objective, grid = self.objective or objective_of(subject.pipeline), subject.found[0][1].grid
+        objective, grid = self._objective(subject), subject.found[0][1].grid
         name = self.argument or (grid.argument if isinstance(grid.argument, str) else "hidden_states")
         axes = grid.axes.split()
         channels = axes.index("c") if "c" in axes else 1

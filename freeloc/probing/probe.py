@@ -1,9 +1,10 @@
 """probe: measures how sensitive each layer of a model is to positions and to context beyond the trained length."""
 
+import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -47,6 +48,7 @@ def probe(
     profile: str | Path | Profile | None = None,
     adapter: Adapter | None = None,
     folder: str | Path | None = None,
+    run_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Sensitivity:
     """Measure how each layer depends on positions and on context beyond the trained length.
@@ -74,6 +76,8 @@ def probe(
         adapter: describes the model; by default found from its class.
         folder: where every piece of the work is kept as soon as it is done. A probe that was stopped goes on there;
             with `accelerate launch` or `torchrun` several processes share the work.
+        run_settings: what `run` depends on beside the prompt (frames, size, steps ...), as JSON can hold it: noted with
+            the measurements. A probe with others does not go on in the folder.
         seed: of what freeloc draws itself: sampled tokens, the noise of clips.
 
     Raises:
@@ -93,6 +97,8 @@ def probe(
     settings = chosen.settings(subject)
     what = {"model": print_of_model, "prompts": labels, "seed": seed, chosen.name: settings}
     what["profile"] = loaded.model_dump(mode="json", include={"model", "vrpr", "tsa"})
+    of_run = {"run": _json(run_settings)} if run_settings else {}
+    what |= of_run
     subject.cells = Cells(Path(folder) / chosen.name if folder else None, what)
     tables = chosen.measure(subject)
     facts = ProbeFacts(
@@ -101,7 +107,7 @@ def probe(
         latent_frames=sorted(subject.latent_frames),
         prompts=labels,
         seed=seed,
-        settings={chosen.name: settings},
+        settings={chosen.name: settings | of_run},
         versions=_versions(),
         command=_command(),
     )
@@ -115,6 +121,14 @@ def _depth(depth: str | Depth) -> Depth:
         needs = ", which needs clips: give freeloc.probing.Loss(clips)" if depth == "loss" else ""
         raise ProbeError(f"expected depth to be one of {', '.join(DEPTHS)}, or a Depth, found {depth!r}{needs}")
     return DEPTHS[depth]()
+
+
+def _json(settings: Mapping[str, Any]) -> Any:
+    """Settings as a file gives them back."""
+    try:
+        return json.loads(json.dumps(dict(settings)))
+    except (TypeError, ValueError) as error:
+        raise ProbeError(f"expected run_settings of numbers, texts, lists and objects of these: {error}") from error
 
 
 def _command() -> str:

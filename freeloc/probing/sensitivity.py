@@ -77,17 +77,32 @@ class Sensitivity:
     facts: ProbeFacts
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, profile: Profile | None = None) -> str:
+        """A line per layer: how sensitive it is, and what a profile gives it; by default the one that would be chosen.
+
+        Raises:
+            ProbeError: if no known depth was measured.
+        """
         depth, facts = self._deepest, self.facts
-        found, policies = self.summary(depth), choose(self, depth, Rule())
+        found, why = self.summary(depth), []
+        if profile is not None:
+            chosen = [profile.head_policies(layer) for layer in range(profile.model.layers)]
+        else:
+            try:
+                chosen = choose(self, depth, Rule())
+            except ProbeError as error:  # the numbers are shown all the same
+                chosen, why = [[] for _ in found.position], [f"no policy: {error}"]
         lines = [
             f"{facts.profile.model.name}, {' and '.join(map(str, facts.latent_frames))} latent frames, depth {depth}",
             f"{'layer':>5} {'position':>10} {'context':>10}  {'policy'}",
         ]
-        rows = zip(found.position.tolist(), found.context.tolist(), policies, strict=True)
+        rows = zip(found.position.tolist(), found.context.tolist(), chosen, strict=True)
         lines += [
-            f"{n:5} {position:10.4g} {context:10.4g}  {own[0]}" for n, (position, context, own) in enumerate(rows)
+            f"{n:5} {position:10.4g} {context:10.4g}  {_told(own)}" for n, (position, context, own) in enumerate(rows)
         ]
-        return "\n".join(lines)
+        return "\n".join(lines + why)
 
     @property
     def depths(self) -> list[str]:
@@ -275,6 +290,12 @@ def _differing(policies: list[list[Policy]], usual: list[Policy]) -> dict[str, d
             if policy != usual[layer]:
                 found.setdefault(str(layer), {}).setdefault(policy, []).append(head)
     return found
+
+
+def _told(policies: Sequence[Policy]) -> str:
+    """What the heads of a layer get."""
+    counts = Counter(policies).most_common()
+    return counts[0][0] if len(counts) == 1 else ", ".join(f"{policy} x{count}" for policy, count in counts) or "?"
 
 
 def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:

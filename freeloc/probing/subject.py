@@ -50,7 +50,9 @@ class Subject:
     cells: Cells = field(init=False)
     """The pieces of the work."""
     latent_frames: set[int] = field(default_factory=set)
-    """Lengths of the videos that were seen."""
+    """Lengths of a run's videos: of all runs the same."""
+    _seen: set[int] = field(default_factory=set)
+    """Lengths that the work on one piece has seen so far."""
 
     @property
     def shape(self) -> ModelShape:
@@ -80,27 +82,49 @@ class Subject:
         return self.run(self.prompts[prompt]) if self.prompts else self.run()
 
     def measure(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
-        """These pieces, from disk where they are."""
+        """These pieces, from disk where they are.
+
+        Raises:
+            ProbeError: if a run makes no call, or its video is too short, or not as long as those before.
+        """
 
         def noted(name: str) -> Cell:
-            before = set(self.latent_frames)
-            self.latent_frames.clear()
-            try:
-                return make(name) | {"latent frames": torch.tensor(sorted(self.latent_frames))}
-            finally:
-                self.latent_frames |= before
+            self._seen.clear()
+            return self._checked(make(name) | {"latent frames": torch.tensor(sorted(self._seen))})
 
+        for name in filter(self.cells.has, names):
+            self._checked(self.cells.get(name, noted))
         found = self.cells.all(names, noted, title)
-        for cell in found.values():
-            self.latent_frames.update(cell["latent frames"].tolist())
+        for cell in found.values():  # those of other processes, too
+            self._checked(cell)
         return found
+
+    def _checked(self, cell: Cell) -> Cell:
+        """A piece whose video is longer than the trained clips, and as long as the others."""
+        frames = set(cell["latent frames"].tolist())
+        if not frames:
+            raise self.no_call()
+        if max(frames) <= self.trained_frames:
+            raise ProbeError(
+                f"expected a run longer than the trained {self.trained_frames} latent frames, found {max(frames)}: at "
+                f"that length no correction changes anything. Run it with {self.trained_frames + 1} latent frames or "
+                "more, best several times the trained length"
+            )
+        if self.latent_frames and frames != self.latent_frames:
+            both = [" and ".join(map(str, sorted(lengths))) for lengths in (self.latent_frames, frames)]
+            raise ProbeError(
+                f"expected every run to be as long as the others, found {both[0]} latent frames and then {both[1]}: if "
+                "the folder holds pieces of another length, give another folder"
+            )
+        self.latent_frames = frames
+        return cell
 
     @contextmanager
     def under(self, plan: PlanOfLayer, observer: Observer | None = None) -> Iterator[None]:
         """What runs inside has these plans, and tells the observer of its attention calls."""
 
         def noting(layer: int, frames: int) -> Plans:
-            self.latent_frames.add(frames)
+            self._seen.add(frames)
             return plan(layer, frames)
 
         hooks = install(self.found, self.profile.model.name, lambda layer: "probe", noting, observer)
