@@ -5,25 +5,25 @@ around each attention module hands the module's one attention call to the engine
 the identity, nothing is touched.
 """
 
-import importlib
 import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, TemporalRope
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope
 from freeloc.attention import TokenLayout
 from freeloc.errors import LayoutError
 from freeloc.grid import GridReader
-from freeloc.interception import Attention, FunctionTakeover, NameTakeover, ProductTakeover, Takeover
+from freeloc.interception import HeldAttributes, Takeover, takeover_of
+from freeloc.kernel_call import as_output, read_call
 from freeloc.prepared import HeadGroup, Plans, PreparedPlans, attend_groups
 from freeloc.report import LayerReport
+from freeloc.running import Call, Noted, Open
 
 _layers: "weakref.WeakValueDictionary[int, LayerHook]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -48,7 +48,7 @@ Observer = Callable[[SeenAttention], None]
 
 
 class ModelHook:
-    """One patched transformer: its plans, and the grid of the call that is running."""
+    """One patched transformer: its plans, and what the call that is running says."""
 
     def __init__(
         self,
@@ -64,12 +64,8 @@ class ModelHook:
         self.method_name = method_name
         self.observer = observer
         """Told of every attention call; then even layers with nothing to correct are taken over."""
-        # Tensors: torch.compile guards numbers, which would make it compile every layer and every length anew, but not
-        # what is in a tensor.
-        self.grids: Tensor | None = None
-        """(1 or samples, 3): latent frames, rows, columns."""
-        self.step = torch.ones((), dtype=torch.float64)
-        """Positions per latent frame."""
+        self.call = Noted[Call]()
+        self.open = Open()
         shape = adapter.shape(model)
         self.rope = adapter.rope_of(model)
         nothing = torch.zeros(1, dtype=torch.float64)
@@ -79,43 +75,47 @@ class ModelHook:
         reads = adapter.grid.of == "transformer"
         self.reader = GridReader(adapter, model, model if reads else places[0][3])
         self.layers = [LayerHook(self, site, layer, path) for site, layer, path, _ in places]
-        self._removers: list[RemovableHandle] = []
         note = self.note_grid if reads else self.forget_grid
-        self._removers.append(model.register_forward_pre_hook(note, with_kwargs=True))
+        self._remover = model.register_forward_pre_hook(note, with_kwargs=True)
         first_id = RemovableHandle.next_id
-        for hook, (_, _, _, module) in zip(self.layers, places, strict=True):
+        for layer, (_, _, _, module) in zip(self.layers, places, strict=True):
             RemovableHandle.next_id = first_id  # torch.compile guards ids: with equal ones, equal layers share a graph
-            self._removers.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-            self._removers.append(module.register_forward_hook(hook.after, with_kwargs=True, always_call=True))
+            layer.hook(module)
         _forget_compiled()
 
     def remove(self) -> None:
-        """Take all hooks off. Idempotent."""
-        for remover in self._removers:
-            remover.remove()
-        if self._removers:
-            _forget_compiled()
-        self._removers.clear()
+        """Take all hooks off, and give back what this thread has taken over. Idempotent."""
+        self.close()
+        self._remover.remove()
+        for layer in self.layers:
+            layer.remove()
+        _forget_compiled()
+
+    def close(self) -> None:
+        """Give back what an interrupted forward in this thread has left: no hook runs after a KeyboardInterrupt."""
+        while self.open.calls:
+            layer, takeover = self.open.calls.pop()
+            layer.close(takeover)
 
     def note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a transformer whose input shows the grid."""
+        self.close()
         given = self.reader.given(args, kwargs)
         frames, height, width = self.reader.of_model(module, given)
-        self.grids = torch.tensor([[frames, height, width]])
-        if self.rope is not None and self.rope.step is not None:
-            self.step = torch.tensor(self.rope.step(module, given), dtype=torch.float64)
         length = len(range(frames))  # torch.compile may have made `frames` a symbol; a length is a number
-        corrected = _corrected_layers(self.layers[0].handle, length)
-        for layer, corrects in zip(self.layers, corrected, strict=True):
-            layer.corrects = corrects
+        for layer, corrects in zip(self.layers, _corrected_layers(self.layers[0].handle, length), strict=True):
+            layer.corrects.note(corrects)
+        step = self.rope.step(module, given) if self.rope is not None and self.rope.step is not None else 1.0
+        self.call.note(Call(torch.tensor([[frames, height, width]]), torch.tensor(step, dtype=torch.float64)))
 
     def forget_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of a transformer that passes a table of sizes per sample to its attention modules."""
-        self.grids = None
+        self.close()
+        self.call.note(None)
 
     def require_executable(self, frames: int) -> None:
-        """Refuse, before anything runs, plans for so many latent frames that a model without RoPE cannot execute."""
-        if self.rope is None:
+        """Refuse, before anything runs, plans for so many latent frames that the model's RoPE cannot execute."""
+        if self.rope is None or self.frequencies.ndim > 1:
             for layer in self.layers:
                 layer.groups(frames, 1.0)
 
@@ -127,12 +127,12 @@ class LayerHook:
         self.model = model
         self.site = site
         self.report = LayerReport(layer, path, model.method_name(layer))
-        self.corrects: bool | None = None
-        """Whether the call that is running is to be corrected; None until the model has run."""
+        self.corrects = Noted[bool]()
+        """Whether the call that is running is to be corrected."""
         self._by_frames: dict[tuple[int, float], list[HeadGroup]] = {}
-        self._takeover: Takeover | None = None
-        self._held: list[tuple[Any, str, bool, Any]] = []
-        self._values = {attribute: _import(value) for attribute, value in site.while_running.items()}
+        self._held = HeldAttributes(site.while_running)
+        self._removers: list[RemovableHandle] = []
+        self._removed = False
         self._register()
 
     def _register(self) -> None:
@@ -144,71 +144,71 @@ class LayerHook:
         self.__dict__.update(state)
         self._register()
 
+    def hook(self, module: nn.Module) -> None:
+        """Register both."""
+        self._removers = [
+            module.register_forward_pre_hook(self.before, with_kwargs=True),
+            module.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Take both off; what another thread has taken over is given back first, by `after`."""
+        self._removed = True
+        self._removers[0].remove()
+        if not self._held.users:
+            self._removers[1].remove()
+
+    def close(self, takeover: Takeover) -> None:
+        """The end of a call."""
+        takeover.leave()
+        self._held.release()
+        if self._removed:
+            self.remove()
+
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: take the attention call over, if the plan says so."""
+        if not self._corrects(module, args, kwargs):
+            return
+        takeover = takeover_of(self.site.kernel, module, self.attention)
+        self._held.hold(module)
+        takeover.enter()
+        self.model.open.calls.append((self, takeover))
+
+    def _corrects(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether there is something to correct in this call."""
         if self.model.adapter.grid.of == "attention":
             reader = self.model.reader
-            self.model.grids = reader.of_samples(module, reader.given(args, kwargs))
-            lengths = [int(frames) for frames, _, _ in self.model.grids.tolist()]
-            self.corrects = True in [self.needs_correction(frames) for frames in lengths]
-        if self.corrects is None:
+            grids = reader.of_samples(module, reader.given(args, kwargs))
+            self.model.call.note(Call(grids, torch.ones((), dtype=torch.float64)))
+            return True in [self.needs_correction(int(frames)) for frames, _, _ in grids.tolist()]
+        if self.corrects.value is None:
             raise LayoutError(f"{self.report.path} ran, but not through its transformer's forward: the grid is unknown")
-        if not self.corrects:
-            return
-        for attribute, value in self._values.items():
-            parent, _, name = attribute.rpartition(".")
-            owner = attrgetter(parent)(module) if parent else module
-            own = name in owner.__dict__
-            self._held.append((owner, name, own, getattr(owner, name, None)))
-            setattr(owner, name, value)
-        takeover = _takeover(self.site.kernel, type(module).__module__, self.attention)
-        takeover.enter()
-        self._takeover = takeover
+        return self.corrects.value
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook, called after an exception too: give the call back, and make sure that one was taken."""
-        takeover, self._takeover = self._takeover, None
-        while self._held:
-            owner, name, own, value = self._held.pop()
-            if own:
-                setattr(owner, name, value)
-            else:
-                delattr(owner, name)
-        if takeover is None:
+        opened = self.model.open.calls
+        if not opened or opened[-1][0] is not self:
             return
-        takeover.leave()
+        takeover = opened.pop()[1]
+        self.close(takeover)
         if takeover.calls == 0 and output is not None and not (self.site.idle and kwargs.get(self.site.idle)):
             raise LayoutError(
                 f"{self.report.path} ({type(module).__name__}) made no call of {self.site.kernel.function}, so nothing "
-                "could be corrected. Linear attention and kernels that cannot be seen are not supported"
+                "could be corrected. Linear attention, attention that is answered from a cache, and kernels or "
+                "replacements of that function that cannot be seen are not supported"
             )
 
-    def attention(self, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    def attention(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """What the attention module's kernel call computes while it is taken over."""
-        kernel = self.site.kernel
-        given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
-        for name, neutral in kernel.neutral.items():
-            if given.get(name, neutral) != neutral:
-                raise LayoutError(
-                    f"{self.report.path}: expected {name}={neutral} in its attention, found {given[name]}"
-                )
-        if missing := [name for name in (kernel.query, kernel.key, kernel.value) if name not in given]:
-            raise LayoutError(
-                f"{self.report.path}: expected {missing} among the arguments of its attention, found {[*given]}"
-            )
-        query, key, value = given[kernel.query], given[kernel.key], given[kernel.value]
-        if kernel.layout == "b l h d":
-            query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        mask = given.get(kernel.mask) if kernel.mask else None
-        scale = given.get(kernel.scale) if kernel.scale else None
-        valid = given.get(kernel.valid_keys) if kernel.valid_keys else None
-        if kernel.segments and given.get(kernel.segments) is not None:
-            ends = given[kernel.segments]
-            valid = ends[1::2] - ends[0:-1:2]
+        try:
+            given = read_call(self.site.kernel, args, kwargs)
+        except LayoutError as error:
+            raise LayoutError(f"{self.report.path}: {error}") from None
+        call = self.model.call.value
+        assert call is not None  # `before` has seen to it
         run: Any = torch.ops.freeloc.attention if torch.compiler.is_compiling() else _attention
-        out: Tensor = run(query, key, value, mask, valid, scale, self.ticket, self.model.grids, self.model.step)
-        out = out.transpose(1, 2) if kernel.layout == "b l h d" else out
-        return out.flatten(2) if kernel.output == "b l (h d)" else out
+        return as_output(self.site.kernel, run(*given, self.ticket, *call))
 
     def run(
         self,
@@ -259,7 +259,7 @@ class LayerHook:
 
     def needs_correction(self, frames: int) -> bool:
         """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
-        groups = self.groups(frames, float(self.model.step))
+        groups = self.groups(frames, 1.0)  # a plan that changes nothing does so at any step
         if self.model.observer is not None or not all(group.tables.plan.is_identity for group in groups):
             return True
         why = "which the profile leaves alone" if self.report.method == "none" else "for which the plan changes nothing"
@@ -296,8 +296,16 @@ def _attention(
     for sample, length in enumerate(lengths):
         grid = sizes[sample if len(sizes) > 1 else 0]
         q, k, v = (tensor[sample : sample + 1, :, :length] for tensor in (query, key, value))
-        out[sample : sample + 1, :, :length] = layer.run(q, k, v, grid, mask, scale, float(step))
+        own = None if mask is None else _of_sample(mask, sample, length)
+        out[sample : sample + 1, :, :length] = layer.run(q, k, v, grid, own, scale, float(step))
     return out
+
+
+def _of_sample(mask: Tensor, sample: int, length: int) -> Tensor:
+    """The part of a mask, of whichever axes it has, that is about one sample's first tokens."""
+    if mask.ndim == 4 and mask.shape[0] > 1:
+        mask = mask[sample : sample + 1]
+    return mask[..., :length] if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., :length, :length]
 
 
 # All that torch.compile sees of the engine is one opaque call.
@@ -311,21 +319,6 @@ def model_hooks(model: nn.Module) -> Iterator[ModelHook]:
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, ModelHook):
             yield owner
-
-
-def _takeover(kernel: Kernel, module: str, attention: Attention) -> Takeover:
-    """A way to see this kernel, of a module whose class is defined in that Python module."""
-    if kernel.function == SDPA.function:
-        return FunctionTakeover(attention)
-    if kernel.function == MATMUL.function:
-        return ProductTakeover(attention)
-    where, _, name = kernel.function.rpartition(":")
-    return NameTakeover(attention, where or module, name)
-
-
-def _import(path: str) -> Any:
-    module, _, names = path.partition(":")
-    return attrgetter(names)(importlib.import_module(module))
 
 
 def _forget_compiled() -> None:

@@ -29,8 +29,15 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
         layer: 0 to ``profile.model.layers - 1``.
         frames: latent frames of the video, at least 1.
         head: one of the layer's heads; by default the layer's own plan, which most profiles give to all its heads.
+
+    Raises:
+        FreelocError: if there is no such layer or head.
     """
-    return policy_plan(profile, profile.policy(layer) if head is None else profile.head_policies(layer)[head], frames)
+    if head is None:
+        return policy_plan(profile, profile.policy(layer), frames)
+    if head not in range(profile.model.heads):
+        raise FreelocError(f"expected a head from 0 to {profile.model.heads - 1}, found {head}")
+    return policy_plan(profile, profile.head_policies(layer)[head], frames)
 
 
 def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:

@@ -25,9 +25,11 @@ class Patch:
     def __init__(self, hooks: list[ModelHook], profile: Profile) -> None:
         self.profile = profile
         self._hooks = hooks
+        self._removed = False
 
     def remove(self) -> None:
         """Leave the model as it was before `patch`. Idempotent."""
+        self._removed = True
         for hook in self._hooks:
             hook.remove()
 
@@ -37,6 +39,8 @@ class Patch:
         return Report(label, [layer.report for hook in self._hooks for layer in hook.layers])
 
     def __enter__(self) -> "Patch":
+        if self._removed:
+            raise PatchError("this patch was removed already and corrects nothing: patch the model again")
         return self
 
     def __exit__(
@@ -65,8 +69,8 @@ def patch(
     Args:
         model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is
             patched.
-        profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`; by default the one
-            installed profile that fits the model, or, with a method, a default one.
+        profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`; by default the
+            installed profile that fits the model, a published one before probed and these before default ones.
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function

@@ -68,6 +68,11 @@ class FramePlan:
 
     def __post_init__(self) -> None:
         positions, visibility = self.positions, self.visibility
+        if not isinstance(positions, Tensor) or not isinstance(visibility, Tensor):
+            raise FreelocError(
+                f"expected positions and visibility as tensors, found {type(positions).__name__} and "
+                f"{type(visibility).__name__}"
+            )
         frames = len(positions)
         if positions.shape != (frames, frames) or visibility.shape != (frames, frames) or frames == 0:
             raise FreelocError(

@@ -56,9 +56,12 @@ class PreparedPlans:
         """The plans of a layer at a length, each with the heads that have it; `step` positions per latent frame.
 
         Raises:
-            LayoutError: if they are for another number of frames or of heads.
+            LayoutError: if they are none, or for another number of frames or of heads.
         """
         plans = self._plan(layer, frames)
+        several = [plans] if isinstance(plans, FramePlan) else plans
+        if not isinstance(several, Sequence) or not all(isinstance(plan, FramePlan) for plan in several):
+            raise LayoutError(f"expected the method to make a FramePlan, or a list with one per head, found {plans!r}")
         alike = [(plans, None)] if isinstance(plans, FramePlan) else self._alike(plans)
         for plan, _ in alike:
             if plan.frames != frames:

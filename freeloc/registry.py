@@ -222,8 +222,11 @@ def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple
     """Every described transformer in a model: itself, inside wrappers (compiled, PEFT), or in a pipeline's components.
 
     Raises:
-        AdapterError: if there is none, and the message says what was looked at; or if one is refused, and why.
+        AdapterError: if that is none, or none is found, and the message says what was looked at; or if one is refused,
+            and why.
     """
+    if not isinstance(adapter, Adapter | None):
+        raise AdapterError(f"expected adapter to be a freeloc.Adapter, or left out to find it, found {adapter!r}")
     parts = components(model)
     known = [adapter] if adapter else [thing for owners in registry().adapters.owners.values() for _, thing in owners]
     found: dict[int, nn.Module] = {}

@@ -87,7 +87,7 @@ def _turns(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
         distinct, row = _moves(plan).unique(return_inverse=True)
         return distinct.view(-1, *[1] * frequencies.ndim) * frequencies, row
     if frequencies.ndim > 1:
-        raise FreelocError(
+        raise PatchError(
             "this method changes the frequencies of RoPE by a rule for one set of them, and each head of this model "
             "has its own: choose another method"
         )

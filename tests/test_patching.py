@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import freeloc
+from freeloc.testing import examples
 
 HOOK_DICTS = [
     "_forward_pre_hooks",
@@ -336,6 +337,35 @@ class TestBadInput:
     def test_an_unknown_method(self, small_wan):
         with pytest.raises(freeloc.FreelocError, match="no method is named 'vprr'; did you mean vrpr"):
             freeloc.patch(small_wan, make_profile(), method="vprr")
+
+    @pytest.mark.parametrize("made", [None, torch.zeros(9, 9), [torch.zeros(9, 9)] * 2, []])
+    def test_a_method_that_makes_no_plan(self, small_wan, run, made):
+        wording = "expected (the method to make a FramePlan|a plan for each of 2 heads)"
+        with (
+            freeloc.patch(small_wan, make_profile(), method=lambda profile, layer, frames: made),
+            pytest.raises(freeloc.LayoutError, match=wording),
+        ):
+            run(small_wan, 9)
+
+    def test_a_plan_of_lists(self):
+        with pytest.raises(freeloc.FreelocError, match="as tensors, found list and list"):
+            freeloc.FramePlan([[0.0]], [[2]])
+
+    def test_a_name_in_place_of_an_adapter(self, small_wan):
+        with pytest.raises(freeloc.AdapterError, match=r"expected adapter to be a freeloc.Adapter.*found 'wan'"):
+            freeloc.patch(small_wan, make_profile(), adapter="wan")
+
+    def test_no_such_head(self):
+        with pytest.raises(freeloc.FreelocError, match="expected a head from 0 to 1, found 9"):
+            freeloc.frame_plan(make_profile(), layer=0, frames=9, head=9)
+
+    @pytest.mark.parametrize("method", ["riflex", "yarn"])
+    def test_frequencies_that_heads_do_not_share_are_refused_before_anything_runs(self, method):
+        model = next(example for example in examples("mochi")).model()
+        profile = freeloc.default_profile(model, trained_latent_frames=4)
+        with pytest.raises(freeloc.PatchError, match="each head of this model has its own"):
+            freeloc.patch(model, profile, method=method)
+        freeloc.patch(model, profile).remove()
 
     def test_a_plan_for_another_number_of_frames(self, small_wan, run):
         def wrong(profile, layer, frames):
