@@ -8,6 +8,11 @@ from freeloc.profile import POLICIES, SCHEMA_VERSION, Policy, Profile
 from freeloc.profile_files import load_profile, validated
 from freeloc.registry import registry, transformers_of
 
+KINDS = ("published", "probed", "default")
+"""Of provenance, the best first."""
+
+NOT_MEASURED = "freeloc.default_profile(model, trained_latent_frames=...) makes one that is not measured."
+
 
 def require_fit(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
     """Refuse a model that a profile was not made for.
@@ -26,8 +31,7 @@ def require_fit(profile: Profile, shape: ModelShape, adapter_names: tuple[str, .
         fitting = ", ".join(name for name, _ in fitting_profiles(shape, adapter_names)) or "none"
         raise ProfileError(
             f"the profile for {profile.model.name} does not fit this model: expected {'; '.join(wrong)}. "
-            f"Installed profiles that fit: {fitting}. "
-            "freeloc.default_profile(model) makes one that is not measured."
+            f"Installed profiles that fit: {fitting}. {NOT_MEASURED}"
         )
 
 
@@ -46,25 +50,38 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
 
 
 def fitting_profile(transformer: nn.Module, adapter: Adapter, any_layers: bool = False) -> Profile:
-    """The one installed profile that fits a model.
+    """What is used where no profile is given: of the installed ones that fit the model, the one of the best kind.
 
-    With `any_layers`, for when a method replaces the choice of layers: where none or several fit, a default one.
+    A published one comes before probed ones, these before default ones: so one more profile for a model does not
+    change what its users have, unless it is of a better kind.
+
+    With `any_layers`, for when a method replaces the choice of layers, several of the best kind will do if they agree
+    on the methods' settings: their settings in a default profile.
 
     Raises:
-        ProfileError: if none does, or several do.
-        AdapterError: with `any_layers`, if the model's trained length is not known.
+        ProfileError: if none fits, several of the best kind do, or those that fit differ in the trained length.
+        AdapterError: with `any_layers`, if none fits.
     """
     fitting = fitting_profiles(adapter.shape(transformer), (adapter.name, adapter.family))
-    if len(fitting) == 1:
-        return fitting[0][1]
-    if any_layers:
-        return default_profile(transformer, adapter=adapter)
-    names = ", ".join(name for name, _ in fitting)
-    found = f"several installed ones fit: {names}" if names else "none installed fits"
-    raise ProfileError(
-        f"expected profile=... for this {type(transformer).__name__}: {found}. "
-        "freeloc.default_profile(model) makes one that is not measured."
-    )
+    if not fitting and any_layers:
+        return default_profile(transformer, adapter=adapter)  # which says that the trained length is not known
+    best_kind = min((profile.provenance.kind for _, profile in fitting), key=KINDS.index, default=None)
+    best = [(name, profile) for name, profile in fitting if profile.provenance.kind == best_kind]
+    lengths = {profile.model.trained_latent_frames for _, profile in fitting}
+    if len(lengths) == 1:
+        first = best[0][1]
+        if len(best) == 1:
+            return first
+        if any_layers and all((profile.vrpr, profile.tsa) == (first.vrpr, first.tsa) for _, profile in best):
+            settings = {"vrpr": first.vrpr, "tsa": first.tsa}
+            return default_profile(transformer, adapter=adapter).model_copy(update=settings)
+    found = "none installed fits"
+    if len(lengths) > 1:
+        each = (f"{name} ({profile.model.trained_latent_frames})" for name, profile in fitting)
+        found = f"the installed ones that fit differ in the trained length: {', '.join(each)}"
+    elif best:
+        found = f"several installed ones fit: {', '.join(name for name, _ in best)}"
+    raise ProfileError(f"expected profile=... for this {type(transformer).__name__}: {found}. {NOT_MEASURED}")
 
 
 def default_profile(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import freeloc
 from freeloc.profile import POLICIES
+from freeloc.registry import registry
 
 SHIPPED = {  # layers, heads, head_dim, trained latent frames, provenance
     "wan2.1": (30, 12, 128, 21, "published"),
@@ -263,7 +264,7 @@ class TestRefusals:
             "the profile for small does not fit this model: expected 30 layers, found 40. Installed profiles that fit: "
         )
         assert str(told.value).startswith(expected)
-        assert "freeloc.default_profile(model) makes one" in str(told.value)
+        assert "freeloc.default_profile(model, trained_latent_frames=...) makes one" in str(told.value)
 
     def test_installed_profiles_that_fit_are_named(self):
         model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)
@@ -288,7 +289,8 @@ class TestNoProfileGiven:
 
     def test_none_fits(self, small_wan):
         wording = (
-            r"expected profile=\.\.\. for this WanTransformer3DModel: none installed fits\. freeloc\.default_profile\("
+            r"expected profile=\.\.\. for this WanTransformer3DModel: none installed fits\. "
+            r"freeloc\.default_profile\(model, trained_latent_frames=\.\.\.\) makes"
         )
         with pytest.raises(freeloc.ProfileError, match=wording):
             freeloc.patch(small_wan)
@@ -306,6 +308,56 @@ class TestNoProfileGiven:
     def test_a_method_for_a_model_of_unknown_trained_length(self, small_wan):
         with pytest.raises(freeloc.AdapterError, match="is not known: make a profile with "):
             freeloc.patch(small_wan, method="riflex")
+
+
+class TestOneMoreProfile:
+    """A pull request or a package adds a profile for a model that has one already."""
+
+    @pytest.fixture
+    def install(self, monkeypatch, tmp_path):
+        def one(name, like, kind="probed", **changes):
+            profile = freeloc.load_profile(like)
+            provenance = profile.provenance.model_copy(update={"kind": kind})
+            profile = profile.model_copy(update={"provenance": provenance, "layers": {"tsa": [*range(30)]}} | changes)
+            profile.save(tmp_path / f"{name}.json")
+            monkeypatch.setitem(registry().profiles.owners, name, [("a package", tmp_path / f"{name}.json")])
+            return profile
+
+        return one
+
+    @pytest.mark.parametrize("method", [None, "vrpr"])
+    @pytest.mark.parametrize("kind", ["probed", "default"])
+    def test_the_published_one_stays(self, install, kind, method):
+        without_settings = {"vrpr": freeloc.load_profile("mochi").vrpr, "tsa": None}
+        install("another", "wan2.1", kind, **without_settings)
+        with freeloc.patch(released_wan(30, 12), method=method) as patch:
+            assert patch.profile == freeloc.load_profile("wan2.1")
+
+    def test_a_probed_one_comes_before_default_ones(self, install):
+        probed = install("another", "wan2.2-ti2v-5b")
+        with freeloc.patch(released_wan(30, 24)) as patch:
+            assert patch.profile == probed
+
+    def test_two_of_the_best_kind_are_named_unless_a_method_needs_no_more_than_they_agree_on(self, install):
+        install("another", "wan2.1", "published")
+        model, both = released_wan(30, 12), r"several installed ones fit: another, wan2\.1\. freeloc\."
+        with pytest.raises(freeloc.ProfileError, match=both):
+            freeloc.patch(model)
+        with freeloc.patch(model, method="vrpr") as patch:
+            wan = freeloc.load_profile("wan2.1")
+            assert (patch.profile.vrpr, patch.profile.tsa) == (wan.vrpr, wan.tsa)
+            assert patch.profile.provenance.kind == "default"
+        install("another", "wan2.1", "published", tsa=None)
+        with pytest.raises(freeloc.ProfileError, match=both):
+            freeloc.patch(model, method="vrpr")
+
+    @pytest.mark.parametrize("method", [None, "vrpr"])
+    def test_another_trained_length_is_told(self, install, method):
+        facts = freeloc.load_profile("wan2.1").model.model_copy(update={"trained_latent_frames": 41})
+        install("longer", "wan2.1", model=facts)
+        told = r"the installed ones that fit differ in the trained length: longer \(41\), wan2\.1 \(21\)\. freeloc\."
+        with pytest.raises(freeloc.ProfileError, match=told):
+            freeloc.patch(released_wan(30, 12), method=method)
 
 
 class TestDefaultProfile:
