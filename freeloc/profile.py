@@ -1,6 +1,7 @@
 """Profiles: which correction each layer of a model gets, as a JSON file that a person can read in a pull request."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -186,18 +187,24 @@ class Profile(_Part):
         content = self.model_dump(exclude_none=True)
         if not self.heads:
             del content["heads"]
-        text = _one_line_per_list(json.dumps(content, indent=2)) + "\n"
-        if len(text) > LARGEST_FILE:
+        text = _one_line_per_list(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
+        data = re.sub(r"[^ -~\n]", _escaped, text).encode()
+        if len(data) > LARGEST_FILE:
             raise ProfileError(
-                f"cannot write the profile {path}: expected at most {LARGEST_FILE} bytes, found {len(text)}"
+                f"cannot write the profile {path}: expected at most {LARGEST_FILE} bytes, found {len(data)}"
             )
         try:
             with replacing(path) as part:
-                part.write_text(text, encoding="utf-8")
+                part.write_bytes(data)
         except OSError as error:
             raise ProfileError(f"cannot write the profile {path}: {error.strerror}") from error
         except ValueError as error:
             raise ProfileError(f"cannot write the profile {str(path)!r}: {error}") from error
+
+
+def _escaped(letter: re.Match[str]) -> str:
+    """A letter as people write it, or as JSON escapes it where it would not be seen."""
+    return letter[0] if letter[0].isprintable() else json.dumps(letter[0])[1:-1]
 
 
 def _one_line_per_list(text: str) -> str:

@@ -51,6 +51,16 @@ def test_shipped_files_are_as_save_writes_them(path, tmp_path):
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
+def test_letters_are_saved_as_they_are_and_what_is_not_seen_is_escaped(tmp_path):
+    notes = 'Größe "1.3B", 风景 🦊 \\ \n \x1b[2J \x9b \u202e \u2028 \ufeff \U000e0041'
+    profile = make_profile(provenance={"kind": "probed", "source": "a test", "notes": notes})
+    profile.save(tmp_path / "mine.json")
+    text = (tmp_path / "mine.json").read_bytes().decode()
+    told = r'"Größe \"1.3B\", 风景 🦊 \\ \n \u001b[2J \u009b \u202e \u2028 \ufeff \udb40\udc41"'
+    assert f'"notes": {told}' in text
+    assert freeloc.load_profile(tmp_path / "mine.json") == profile
+
+
 @st.composite
 def profiles(draw):
     count = draw(st.integers(1, 12))
@@ -67,7 +77,11 @@ def profiles(draw):
         trained_latent_frames=draw(st.integers(1, 99)),
         vrpr={"flooring": draw(st.sampled_from(["distance", "position"])), "lengths": dict.fromkeys(lengths, tiers)},
         tsa=draw(st.sampled_from([None, sparse])),
-        provenance={"kind": "probed", "source": draw(st.text(max_size=20)), "notes": draw(st.text('[]{},:"\\n\\\\ '))},
+        provenance={
+            "kind": "probed",
+            "source": draw(st.text(max_size=20)),
+            "notes": draw(st.text('[]{},:"\\n\\\\ ä\x9b\u2028')),
+        },
     )
 
 
