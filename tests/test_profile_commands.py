@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import freeloc
+from freeloc import ProbeError
 from freeloc.cli import main
 from freeloc.probing import ProbeFacts, Sensitivity, Table
 from freeloc.profile import Profile
@@ -39,6 +40,15 @@ def probed(tmp_path: Path) -> Path:
     )  # fmt: skip
     Sensitivity(tables, facts).to_profile(tmp_path / "mine.json", heads=True)
     return tmp_path / "mine.json"
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.safetensors", "wan2.1-fox", "mine.JSON"])
+def test_a_profile_that_would_not_lie_beside_its_measurements_is_not_written(probed: Path, name: str) -> None:
+    found, before = Sensitivity.load(probed.with_suffix(".safetensors")), set(probed.parent.iterdir())
+    with pytest.raises(ProbeError, match=r"expected a path that ends in \.json to write the profile to, found .*"):
+        found.to_profile(probed.with_name(name))
+    assert set(probed.parent.iterdir()) == before
+    assert Sensitivity.load(probed.with_suffix(".safetensors")).depths == ["local"]
 
 
 def test_show_tells_all_that_a_profile_says(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
