@@ -45,7 +45,7 @@ def probed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["mine", "mine.safetensors", "wan2.1-fox", "mine.JSON"])
 def test_a_profile_that_would_not_lie_beside_its_measurements_is_not_written(probed: Path, name: str) -> None:
     found, before = Sensitivity.load(probed.with_suffix(".safetensors")), set(probed.parent.iterdir())
-    with pytest.raises(ProbeError, match=r"expected a path that ends in \.json to write the profile to, found .*"):
+    with pytest.raises(ProbeError, match=r"expected a path that ends in \.json for the profile, found .*"):
         found.to_profile(probed.with_name(name))
     assert set(probed.parent.iterdir()) == before
     assert Sensitivity.load(probed.with_suffix(".safetensors")).depths == ["local"]

@@ -155,7 +155,7 @@ class Sensitivity:
             ProfileError: if not all layers were measured.
         """
         if path is not None and Path(path).suffix != ".json":  # the measurements' file, or their folder, might be it
-            raise ProbeError(f"expected a path that ends in .json to write the profile to, found {printable(str(path))}")
+            raise ProbeError(f"expected a path that ends in .json for the profile, found {printable(str(path))}")
         depth, rule = depth or self._deepest, rule or Rule()
         policies = choose(self, depth, rule, heads)
         usual = [Counter(of_heads).most_common(1)[0][0] for of_heads in policies]
