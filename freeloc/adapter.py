@@ -3,89 +3,15 @@
 An adapter holds names and numbers only, so that importing one imports no model library.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from freeloc.adapter_checks import check_types, require
 from freeloc.errors import AdapterError
-
-
-@dataclass(frozen=True)
-class TemporalRope:
-    """The pairs of channels of each head that the temporal axis of a 3-D RoPE rotates.
-
-    >>> rope = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
-    >>> rope.span(128), rope.frequencies(128).shape
-    ((0, 44), torch.Size([22]))
-
-    Args:
-        channels: number of temporal channels; or an attribute path of the model to it, or a function from head_dim.
-        first: the first channel of the block that they are paired in.
-        pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
-            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block); or an attribute path that is true on
-            models that have half-split ones, or such a path and a value, ``"config.rope_type=split"``.
-        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position; or an attribute path.
-        within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
-            ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
-        frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
-            (pairs,), or (heads, pairs) where each head has its own, 0 for pairs that are not temporal.
-        step: from the model and the arguments of its forward, by name, to the positions per latent frame; 1 by default.
-        present: attribute path that is false on a model of the class which has no RoPE.
-    """
-
-    channels: int | str | Callable[[int], int]
-    first: int = 0
-    pairing: str = "(pair two)"
-    theta: float | str = 10_000.0
-    within: int | Callable[[int], int] | None = None
-    frequencies_from: Callable[[Any], Tensor] | None = None
-    step: Callable[[Any, Mapping[str, Any]], float] | None = None
-    present: str | None = None
-
-    def pairs(self, head_dim: int) -> int:
-        """Number of temporal pairs of a head."""
-        count = self.channels(head_dim) if callable(self.channels) else int(self.channels)
-        if count < 2 or count % 2 or self.first + count > head_dim:
-            raise AdapterError(f"expected an even number of temporal channels within {head_dim}, found {count}")
-        return count // 2
-
-    def span(self, head_dim: int) -> tuple[int, int]:
-        """First channel of the block over which the pairing goes, and the one after its last."""
-        own = 2 * self.pairs(head_dim)
-        block = self.within if isinstance(self.within, int | None) else self.within(head_dim)
-        block = own if block is None else block
-        if block < own or block % 2 or self.first + block > head_dim:
-            raise AdapterError(
-                f"expected {own} to {head_dim - self.first} paired channels, an even number, found {block}"
-            )
-        return self.first, self.first + block
-
-    def frequencies(self, head_dim: int) -> Tensor:
-        """Radians per position of each temporal pair, (pairs,) float64."""
-        pairs = self.pairs(head_dim)
-        return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-
-    def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
-        """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
-        if self.frequencies_from is None:
-            return self.frequencies(head_dim)
-        read = self.frequencies_from(model).detach()
-        if read.is_meta:
-            raise AdapterError(
-                f"the frequencies of this {type(model).__name__}'s RoPE are weights, and now offloaded or not loaded: "
-                "patch it before offloading"
-            )
-        found = read.to("cpu", torch.float64)
-        if found.ndim not in (1, 2) or found.shape[-1] != self.pairs(head_dim) or not found.isfinite().all():
-            raise AdapterError(
-                f"expected finite frequencies for {self.pairs(head_dim)} pairs, or (heads, {self.pairs(head_dim)}), "
-                f"found shape {tuple(found.shape)}"
-            )
-        return found
+from freeloc.rope import TemporalRope as TemporalRope
 
 
 @dataclass(frozen=True)
@@ -108,6 +34,16 @@ class TokenGrid:
     patch: str | tuple[int | str, int | str, int | str] = "config.patch_size"
     of: Literal["transformer", "attention"] = "transformer"
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.of == "attention":
+            right, expected = self.axes == "sample (f h w)", "'sample (f h w)', the table that an attention module gets"
+        else:
+            named = sorted(name for name in self.axes.split() if name in ("f", "h", "w"))
+            right = named == ["f", "h", "w"] or self.axes == "sample token (f h w)"
+            expected = "each axis of the argument by a name, frames f, rows h and columns w, as in 'b c f h w'"
+        require(right, "TokenGrid.axes", expected, self.axes)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -145,6 +81,9 @@ class Kernel:
     valid_keys: str | None = None
     segments: str | None = None
     neutral: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 SDPA = Kernel(
@@ -185,6 +124,14 @@ class AttentionSite:
     while_running: Mapping[str, str] = field(default_factory=dict)
     idle: str | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        one = self.path.split(".").count("*") == self.path.count("*") == 1
+        require(one, "AttentionSite.path", "one * for the number of the block, as in 'blocks.*.attn'", self.path)
+        for attribute, value in self.while_running.items():
+            word = f"AttentionSite.while_running[{attribute!r}]"
+            require(":" in value, word, "where a value is, 'package.module:NAME', as in 'builtins:False'", value)
+
     def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
         """(layer beside which it runs or None, path, module) of every place in the model that the path names."""
         before, after = self.path.split("*")
@@ -194,7 +141,7 @@ class AttentionSite:
             raise AdapterError(
                 f"{type(model).__name__} has no '{before.rstrip('.')}', where its adapter expects {self.path}"
             ) from error
-        numbers = attrgetter(self.layers)(model) if self.layers else None
+        numbers = _read(model, self.layers) if self.layers else None
         for index, (name, _) in enumerate(blocks.named_children()):
             path = f"{before}{name}{after}"
             try:
@@ -218,6 +165,11 @@ class _Described:
 
     name: str
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for path in self.classes:
+            require("." in path, f"{type(self).__name__}.classes", "qualified names, 'package.module.Class'", path)
 
     def claims(self, model: object) -> int | None:
         """How far up the model's bases the class that this names stands (0: it is its own), or None."""
@@ -277,36 +229,52 @@ class Adapter(_Described):
     def shape(self, model: nn.Module) -> ModelShape:
         """Count the model's layers and read its sizes."""
         layers = len({layer for _, layer, _, _ in self.places(model)})
-        return ModelShape(layers, int(self._read(model, self.heads)), int(self._read(model, self.head_dim)))
+        return ModelShape(layers, _number(model, self.heads), _number(model, self.head_dim))
 
     def patch_size(self, model: nn.Module) -> tuple[int, int, int]:
         """Latent frames, rows and columns that make one token."""
         patch = self.grid.patch
-        found = self._read(model, patch) if isinstance(patch, str) else patch
-        sizes = [self._read(model, size) if isinstance(size, str) else size for size in found]
+        found = _read(model, patch) if isinstance(patch, str) else patch
+        three = isinstance(found, Sequence) and len(found) == 3
+        remedy = f"name each of frames, rows and columns, as in (1, {patch!r}, {patch!r})"
+        require(three, f"TokenGrid.patch {patch!r}", "the place of three numbers", found, remedy)
+        sizes = [_read(model, size) if isinstance(size, str) else size for size in found]
         frames, height, width = (1 if size is None else int(size) for size in sizes)
         return frames, height, width
 
     def rope_of(self, model: nn.Module) -> TemporalRope | None:
         """The rope with the model's own numbers in place of attribute paths; None if this very model has none."""
         rope = self.rope
-        if rope is None or (rope.present and not self._read(model, rope.present)):
+        if rope is None or (rope.present and not _read(model, rope.present)):
             return None
-        channels = self._read(model, rope.channels) if isinstance(rope.channels, str) else rope.channels
-        theta = self._read(model, rope.theta) if isinstance(rope.theta, str) else rope.theta
+        channels = _read(model, rope.channels) if isinstance(rope.channels, str) else rope.channels
+        theta = _read(model, rope.theta) if isinstance(rope.theta, str) else rope.theta
         pairing = rope.pairing
         if not pairing.startswith("("):
             path, _, value = pairing.partition("=")
-            found = self._read(model, path)
+            found = _read(model, path)
             pairing = "(two pair)" if (found == value if value else found) else "(pair two)"
         return replace(rope, channels=channels, theta=theta, pairing=pairing)
 
-    def _read(self, model: nn.Module, path: str) -> Any:
-        found: Any = model
-        try:
-            for name in path.split("."):
+
+def _number(model: nn.Module, path: str) -> int:
+    found = _read(model, path)
+    try:
+        return int(found)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"expected a number at {type(model).__name__}.{path}, found {found!r}") from error
+
+
+def _read(model: nn.Module, path: str) -> Any:
+    """What is at a path of attributes, items of sequences by number, and items of mappings by name."""
+    found: Any = model
+    try:
+        for name in path.split("."):
+            if isinstance(found, Mapping) and name in found:
+                found = found[name]
+            else:
                 item = name.isdigit() and not isinstance(found, nn.Module)
                 found = found[int(name)] if item else getattr(found, name)
-            return found
-        except (AttributeError, IndexError, TypeError) as error:
-            raise AdapterError(f"adapter '{self.name}' expects {type(model).__name__}.{path}: {error}") from error
+        return found
+    except (AttributeError, IndexError, TypeError) as error:
+        raise AdapterError(f"its adapter expects {type(model).__name__}.{path}: {error}") from error

@@ -26,7 +26,7 @@ def run(tmp_path_factory):
 
 
 def installed(source, site):
-    """Install what is in a folder, take its package away, and return what runs a program that sees what is installed."""
+    """Install what is in a folder, take its package away, and return what runs a program that sees it installed."""
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
     done = subprocess.run([*pip, "--target", str(site), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
