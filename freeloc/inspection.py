@@ -180,7 +180,7 @@ def _find_grid(
 
 def _size_path(model: nn.Module, site: str, value: int, kind: Literal["heads", "head_dim"]) -> str | None:
     """An attribute path that holds the number of heads, or of channels per head: of the configuration, or of a site."""
-    config = dict(getattr(model, "config", None) or {})
+    config = _config(model)
     own = {name: getattr(model, name, None) for name in vars(model)}
     of_site = vars(model.get_submodule(site))
     places = [("config.", config), ("", own), (f"{site}.", of_site)]
@@ -196,7 +196,13 @@ def _size_path(model: nn.Module, site: str, value: int, kind: Literal["heads", "
 
 def _patch_path(model: nn.Module, patch: tuple[int, int, int]) -> str | None:
     """An attribute path that holds the patch size."""
-    for name, value in dict(getattr(model, "config", None) or {}).items():
+    for name, value in _config(model).items():
         if "patch" in name and isinstance(value, list | tuple) and tuple(value) == patch:
             return f"config.{name}"
     return None
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """What the model's configuration holds by name: a mapping, or the attributes of an object."""
+    config = getattr(model, "config", None)
+    return dict(config) if isinstance(config, Mapping) else dict(getattr(config, "__dict__", {}))

@@ -1,10 +1,14 @@
 """What can be seen of a model that no adapter describes, and whether the file written from it holds."""
 
+from dataclasses import make_dataclass, replace
+from types import SimpleNamespace
+
 import opensora_double
 import pytest
 import torch
 from freeloc_toy.examples import EXAMPLE as TOY
 from torch import nn
+from transformers import PretrainedConfig
 
 import freeloc
 from freeloc.adapter_file import adapter_file
@@ -44,6 +48,33 @@ def test_what_is_seen_is_what_is_there():
     assert (seen.grid.tokens, seen.grid.patch, seen.grid.axes) == ((8, 2, 3), (2, 2, 2), "b f c h w")
     assert seen.grid.text_first > 0 == seen.grid.text_last
     assert (seen.rope.first, seen.rope.pairing, seen.rope.theta) == (0, "(pair two)", 10_000.0)
+
+
+def with_config(config):
+    model = TOY.model()
+    model.config = config
+    return model
+
+
+CONFIGS = {
+    "dict": dict,
+    "namespace": SimpleNamespace,
+    "dataclass": lambda **values: make_dataclass("Config", values)(**values),
+    "transformers": PretrainedConfig,
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_configuration_of_any_kind_is_looked_into(kind):
+    values = {"num_heads": 2, "head_dim": 12, "patch_size": (1, 2, 2)}
+    example = replace(TOY, model=lambda: with_config(CONFIGS[kind](**values)))
+    seen, adapter = look(example), written(example)
+    assert (seen.heads, seen.head_dim, seen.patch_path) == ("config.num_heads", "config.head_dim", "config.patch_size")
+    assert (adapter.shape(example.model()).heads, adapter.patch_size(example.model())) == (2, (1, 2, 2))
+
+
+def test_a_configuration_that_holds_nothing_is_no_problem():
+    assert look(replace(TOY, model=lambda: with_config("small"))).heads == "heads"
 
 
 def test_a_temporal_attention_of_its_own_is_told_from_the_spatial_one():
