@@ -152,6 +152,24 @@ def test_the_command_says_what_it_wants(name, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no-such-adapter", "no adapter is named 'no-such-adapter'"),
+        ("sana-video", "'sana-video' is refused, so there is nothing to check: its self-attention is linear"),
+    ],
+)
+@pytest.mark.parametrize("example", [[], ["--example", "wan"]], ids=["its examples", "another example"])
+def test_the_command_checks_no_adapter_that_is_none(name, message, example, capsys):
+    assert main(["check-adapter", name, *example]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_checks_the_named_adapter_on_another_ones_example(capsys):
+    assert main(["check-adapter", "mochi", "--example", "wan"]) == 1
+    assert "FAILED wan                  check_it_matches_its_class_only" in capsys.readouterr().out
+
+
 def test_checking_an_adapter_without_an_example_says_what_to_give(capsys):
     assert main(["check-adapter", "wan-original"]) == 2
     assert "--example package.module:NAME" in capsys.readouterr().err

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 from freeloc.adapter import Adapter, Refusal
 from freeloc.cli.common import Commands, positive, problems
-from freeloc.errors import FreelocError
+from freeloc.errors import AdapterError, FreelocError
 from freeloc.example import Example
 from freeloc.probing.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
+WAY_OUT = "; or package.module:NAME"
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -34,13 +35,14 @@ def check_adapter(arguments: argparse.Namespace) -> int:
     """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
     from freeloc.testing import examples, run_checks
 
-    adapter = _thing(arguments.adapter, Adapter) if ":" in arguments.adapter else None
-    found = [_example(arguments.example)] if arguments.example else examples(arguments.adapter)
+    name = arguments.adapter
+    adapter = _thing(name, Adapter) if ":" in name else registry().adapters.get(name, way_out=WAY_OUT)
+    if isinstance(adapter, Refusal):
+        raise AdapterError(f"'{name}' is refused, so there is nothing to check: {adapter.reason}")
+    found = [_example(arguments.example)] if arguments.example else examples(name)
     if not found:
-        if adapter is None:
-            registry().adapters.get(arguments.adapter)
         raise FreelocError(
-            f"no installed example runs the adapter '{arguments.adapter}': give one with --example package.module:NAME"
+            f"no installed example runs the adapter '{name}': give one with --example package.module:NAME"
         )
     failed = 0
     for example in found:
@@ -73,7 +75,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def _example(name: str) -> Example:
     """An installed example by its name, or another by its place."""
-    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out="; or package.module:NAME")
+    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out=WAY_OUT)
 
 
 def _thing(path: str, kind: type[T]) -> T:
