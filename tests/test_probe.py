@@ -417,6 +417,43 @@ def test_objectives() -> None:
         diffusion(pipe.scheduler.alphas_cumprod, "sample")
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_objective_is_what_the_scheduler_steps_with(inverted: bool) -> None:
+    """With the target for the model's output each step ends where the next level is; inverted as in Mochi."""
+    from types import SimpleNamespace
+
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=inverted)
+    found = objective_of(SimpleNamespace(scheduler=scheduler))
+    clean, noise = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(5)
+    latents = noise
+    for step, told in enumerate(scheduler.timesteps):
+        level = 1 - float(told) / 1000 if inverted else float(told) / 1000
+        assert found.timestep(level) == pytest.approx(float(told), abs=1e-3)
+        assert torch.allclose(latents, found.noisy(clean, noise, level), atol=1e-5), step
+        latents = scheduler.step(found.target(clean, noise, level), told, latents, return_dict=False)[0]
+    assert torch.allclose(latents, clean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (80 / 81, r"at a timestep near 1000, found 0\.98.*: if the model counts time in another way, give Loss"),
+        (0.0, r"at a timestep near 1000, found 0:"),
+    ],
+)
+def test_a_run_that_counts_time_in_another_way_is_refused(model: Any, time: float, words: str) -> None:
+    def run() -> None:
+        model(**wan_inputs(9, batch=1) | {"timestep": torch.tensor([time])})
+
+    few: dict[str, Any] = {"levels": (0.5,), "compared": (("none", "vrpr"),)}
+    with pytest.raises(ProbeError, match=words):
+        freeloc.probe(model, run, Loss(clips(), **few), profile=PROFILE)
+    freeloc.probe(model, run, Loss(clips(), **few, objective=flow(timesteps=1)), profile=PROFILE)
+
+
 def test_a_fingerprint_tells_weights_apart(model: Any) -> None:
     assert fingerprint(model) == fingerprint(make_wan())
     assert fingerprint(model) != fingerprint(make_wan(seed=1))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, DiffusionPipeline
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLLTXVideo, DiffusionPipeline, LTXImageToVideoPipeline
 from PIL import Image
 from wan_folder import save_wan_pipeline
 
@@ -162,3 +162,27 @@ def test_encode_with_a_single_scale() -> None:
     video = torch.rand(5, 8, 8, 3)
     plain = vae.encode(2 * video.movedim(-1, 0)[None] - 1).latent_dist.mode()[0]
     assert torch.allclose(encode(vae, video), 0.7 * plain, atol=1e-5)
+
+
+def test_encode_with_the_statistics_that_ltx_keeps_as_buffers() -> None:
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False,) * 3,
+        patch_size=1,
+    )
+    vae.latents_mean.copy_(torch.linspace(-1, 1, 8))
+    vae.latents_std.copy_(torch.linspace(1, 3, 8))
+    video = torch.rand(5, 8, 8, 3)
+    plain = vae.encode(2 * video.movedim(-1, 0)[None] - 1).latent_dist.mode()
+    expected = LTXImageToVideoPipeline._normalize_latents(plain, vae.latents_mean, vae.latents_std)[0]
+    assert torch.allclose(encode(vae, video), expected, atol=1e-5)
+    vae.latents_std = vae.latents_std[:3]
+    with pytest.raises(ProbeError, match="mean and deviation of each of 8 channels, found 8 and 3"):
+        encode(vae, video)

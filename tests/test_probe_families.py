@@ -12,7 +12,8 @@ from torch import Tensor
 import freeloc
 from freeloc.example import Example
 from freeloc.fitting import default_profile
-from freeloc.probing import Loss, Output, Video
+from freeloc.probing import Loss, Output, Video, flow
+from freeloc.probing.calls import TIMES
 from freeloc.registry import registry
 
 FRAMES, TRAINED = 8, 3
@@ -56,7 +57,9 @@ def test_every_depth(example: Example) -> None:
     clips = torch.stack([sample.float(), -sample.float()])
     found = probe()
     if example.label not in RETURN_TOKENS:
-        loss = probe(Loss(clips, levels=(0.5,), compared=compared, argument=example.video))
+        told = next(inputs[name] for name in TIMES if name in inputs)
+        objective = flow(timesteps=1) if told.max() <= 1 else None
+        loss = probe(Loss(clips, levels=(0.5,), compared=compared, argument=example.video, objective=objective))
         values = loss.table("loss.value").at(rest="none").values[:, :, 0]
         assert values[[0, 2]].isfinite().all()  # none, tsa
         assert not torch.equal(values[0], values[2])
@@ -68,3 +71,19 @@ def test_every_depth(example: Example) -> None:
     assert set(chosen.layers) <= expected
     with freeloc.patch(model, chosen, adapter=adapter):
         run()
+
+
+def test_a_flow_map_is_asked_for_its_velocity() -> None:
+    example = next(example for example in EXAMPLES if example.label == "anyflow")
+    model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
+    clean = inputs["hidden_states"]
+    loss = Loss([clean[0], -clean[0]], levels=(0.3,), compared=(("none", "tsa"),))
+    profile = default_profile(model, trained_latent_frames=TRAINED)
+    found = freeloc.probe(model, lambda: model(**inputs), loss, profile=profile).table("loss.value")
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(300))
+    times = torch.full_like(inputs["timestep"], 300.0)
+    given = inputs | {"hidden_states": 0.7 * clean + 0.3 * noise, "timestep": times, "r_timestep": times}
+    with torch.no_grad():
+        expected = (model(**given)[0] - (noise - clean)).square().mean()
+    own = found.at(rest="none", policies="none", layers=0, levels=0.3, clips="000").values
+    assert float(own) == pytest.approx(float(expected), rel=1e-5)

@@ -15,6 +15,9 @@ from freeloc.errors import ProbeError
 TIMES = ("timestep", "timesteps", "t", "sigma")
 """Names that models give the argument that says how noisy their input is."""
 
+UNTIL = ("r_timestep", "timestep_r")
+"""Names of the time that a flow map goes to (AnyFlow, MeanFlow): it predicts the velocity where both are the same."""
+
 
 @dataclass(frozen=True)
 class Call:

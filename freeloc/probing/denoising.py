@@ -45,7 +45,7 @@ class Objective:
         ]
 
 
-def flow(timesteps: float = 1000.0) -> Objective:
+def flow(timesteps: float = 1000.0, *, inverted: bool = False) -> Objective:
     """Rectified flow: noise - latents at (1 - level) latents + level noise (arXiv 2403.03206).
 
     >>> objective = flow()
@@ -53,13 +53,14 @@ def flow(timesteps: float = 1000.0) -> Objective:
     (3.0, 250.0)
 
     Args:
-        timesteps: the timestep of pure noise: 1000 as in diffusers, 1 in some original code.
+        timesteps: the timestep of pure noise: 1000 as in most of diffusers, 1 in Cosmos 2 and some original code.
+        inverted: time runs from noise at 0 to clean latents at `timesteps`, and latents - noise is predicted: Mochi.
     """
     return Objective(
         signal=lambda level: 1 - level,
         noise=lambda level: level,
-        target=lambda latents, noise, level: noise - latents,
-        timestep=lambda level: timesteps * level,
+        target=lambda latents, noise, level: latents - noise if inverted else noise - latents,
+        timestep=lambda level: timesteps * (1 - level if inverted else level),
     )
 
 
@@ -104,7 +105,7 @@ def objective_of(model_or_pipeline: object) -> Objective:
     config = getattr(scheduler, "config", {})
     prediction = str(config.get("prediction_type", ""))
     if "Flow" in type(scheduler).__name__ or prediction.startswith("flow"):
-        return flow(float(config.get("num_train_timesteps", 1000)))
+        return flow(float(config.get("num_train_timesteps", 1000)), inverted=bool(config.get("invert_sigmas")))
     if getattr(scheduler, "alphas_cumprod", None) is None:
         raise ProbeError(f"what a model with {type(scheduler).__name__} predicts is not known: give objective=...")
     return diffusion(scheduler.alphas_cumprod, prediction)
@@ -119,7 +120,7 @@ def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
         axes: einops names of the latents' axes, as the transformer takes one sample: ``"f c h w"`` for CogVideoX.
 
     Raises:
-        ProbeError: if the VAE says no scale of its latents.
+        ProbeError: if the VAE says no scale of its latents, or another one for each frame.
     """
     if video.ndim != 4 or video.shape[-1] != 3 or video.min() < 0 or video.max() > 1:
         raise ProbeError(f"expected a video (frames, height, width, 3) in 0..1, found {tuple(video.shape)}")
@@ -128,13 +129,23 @@ def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
     with torch.no_grad():
         latents: Tensor = vae.encode(pixels).latent_dist.mode()[0]
     config = vae.config
-    if config.get("latents_mean") is not None:
-        mean, std = (
-            torch.as_tensor(config[name]).to(latents).view(-1, 1, 1, 1) for name in ("latents_mean", "latents_std")
-        )
+    mean, std = (_of_channels(vae, name) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        if not len(mean) == len(std) == len(latents):
+            raise ProbeError(
+                f"expected {type(vae).__name__} to say mean and deviation of each of {len(latents)} channels, found "
+                f"{len(mean)} and {len(std)}: scale its latents as its pipeline does"
+            )
+        mean, std = (value.to(latents).view(-1, 1, 1, 1) for value in (mean, std))
         scaled = (latents - mean) / std * float(config.get("scaling_factor") or 1)
         return einops.rearrange(scaled, f"c f h w -> {axes}")
     if config.get("scaling_factor") is None:
         raise ProbeError(f"{type(vae).__name__} says no scale of its latents: scale them as its pipeline does")
     scaled = (latents - float(config.get("shift_factor") or 0)) * float(config["scaling_factor"])
     return einops.rearrange(scaled, f"c f h w -> {axes}")
+
+
+def _of_channels(vae: Any, name: str) -> Tensor | None:
+    """What a VAE says of its latents' channels: in its config, or as a buffer (LTX-Video)."""
+    value = vae.config[name] if name in vae.config else getattr(vae, name, None)
+    return None if value is None else torch.as_tensor(value).flatten()

@@ -11,7 +11,7 @@ from torch import Tensor
 from freeloc.errors import ProbeError
 from freeloc.methods import policy_plan
 from freeloc.plan import FramePlan
-from freeloc.probing.calls import TIMES, Call
+from freeloc.probing.calls import TIMES, UNTIL, Call
 from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.subject import Subject, one_layer
@@ -106,7 +106,7 @@ class Loss:
             for layer in (range(shape.layers) if rest != changed else [0])
             for head in (heads if rest != changed else [None])
         ]
-        call = lru_cache(maxsize=1)(lambda prompt: next(iter(subject.first_calls(prompt, [0]).values())))
+        call = lru_cache(maxsize=1)(partial(self._first_call, subject))
         by_name = {_name(place): place for place in places}
         cells = subject.measure(list(by_name), lambda name: self._loss(subject, call, by_name[name]), "loss")
         sizes = len(POLICIES), len(POLICIES), shape.layers, len(heads), len(self.levels), len(self.clips)
@@ -125,6 +125,13 @@ class Loss:
 
     def _objective(self, subject: Subject) -> Objective:
         return self.objective or objective_of(subject.pipeline)
+
+    def _first_call(self, subject: Subject, prompt: int) -> Call:
+        """How the run calls the transformer when it begins, from noise."""
+        call = next(iter(subject.first_calls(prompt, [0]).values()))
+        if self.objective is None:  # who gives one knows the model's times
+            _require_noise(call, objective_of(subject.pipeline))
+        return call
 
     def _loss(self, subject: Subject, call: Any, place: _Place) -> Cell:
         """One plan on one clip, at every level."""
@@ -145,9 +152,8 @@ class Loss:
         generator = torch.Generator().manual_seed(subject.seed + 1_000_003 * clip + round(1000 * level))
         noise = torch.randn(clean.shape, generator=generator)
         video = _in_place_of(call.arguments.get(name), objective.noisy(clean, noise, level), channels, name)
-        times = {
-            key: _filled(value, objective.timestep(level)) for key, value in call.arguments.items() if key in TIMES
-        }
+        given = {key: value for key in (*TIMES, *UNTIL) if (value := call.arguments.get(key)) is not None}
+        times = {key: _filled(value, objective.timestep(level)) for key, value in given.items()}
         found = call.run(**({name: video} | times)).float().cpu()
         target = objective.target(clean, noise, level)
         # A model may predict its variance too, in channels of its own.
@@ -159,6 +165,21 @@ class Loss:
 
 def _plan(subject: Subject, policy: Policy, frames: int) -> FramePlan:
     return policy_plan(subject.profile, policy, frames)
+
+
+def _require_noise(call: Call, objective: Objective) -> None:
+    """Refuse a run whose first call has a time of another scale or direction than the objective's."""
+    clean, noise = objective.timestep(0.0), objective.timestep(1.0)
+    for name in TIMES:
+        if call.arguments.get(name) is None:
+            continue
+        told = torch.as_tensor(call.arguments[name], dtype=torch.float64).flatten()
+        nearest = float(told[(told - noise).abs().argmin()])
+        if abs(nearest - noise) > 0.9 * abs(clean - noise):
+            raise ProbeError(
+                f"expected the run to begin with noise, at a {name} near {noise:g}, found {nearest:g}: if the model "
+                "counts time in another way, give Loss(objective=...), such as freeloc.probing.flow(timesteps=1)"
+            )
 
 
 def _name(place: _Place) -> str:
