@@ -15,6 +15,7 @@ from freeloc.files import replacing
 from freeloc.metrics import drift_curve
 from freeloc.plan import FramePlan
 from freeloc.profile import POLICIES, Policy, Profile
+from freeloc.untrusted import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,9 +95,8 @@ def layer_chart(profile: Profile, sensitivity: "Sensitivity | None" = None, dept
     layers, heads = profile.model.layers, profile.model.heads if profile.heads else 1
     bars = _bars(profile, sensitivity, depth) if sensitivity else {}
     heights = [2.2] * len(bars) + [max(0.5, 0.22 * heads)]
-    figure = _figure(
-        max(6.0, 0.22 * layers + 2), sum(heights) + 1.2, f"{profile.model.name}: {profile.provenance.kind}"
-    )
+    width, height = max(6.0, 0.22 * layers + 2), sum(heights) + 1.2
+    figure = _figure(min(width, 60), min(height, 60), f"{profile.model.name}: {profile.provenance.kind}")
     rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, (values, errors)) in zip(rows, bars.items(), strict=False):
         colours = [POLICY_COLOURS[profile.policy(layer)] for layer in range(layers)]
@@ -139,7 +139,7 @@ def sensitivity_map(sensitivity: "Sensitivity", table: str) -> "Figure":
         image = axes.imshow(mean.values.numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
         places = _ticks(len(mean.axes[axis]))
         axes.set(xlabel=axis.removesuffix("s"), ylabel="layer", yticks=_ticks(len(mean.values)))
-        axes.set_xticks(places, [str(mean.axes[axis][place]) for place in places])
+        axes.set_xticks(places, [printable(str(mean.axes[axis][place]), 20) for place in places], parse_math=False)
         figure.colorbar(image, ax=axes)
     return figure
 
@@ -219,7 +219,7 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     except ImportError as error:
         raise FreelocError(f'pictures need matplotlib ({error}): pip install "freeloc[plot]"') from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)  # a stranger's name is no formula
     return figure
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from freeloc.errors import ProfileError
@@ -34,7 +34,15 @@ Place = Annotated[int, Field(ge=0, le=1_000_000)]
 
 Places = Annotated[list[Place], Field(max_length=MOST_PLACES)]
 
-Name = Annotated[str, Field(max_length=500)]
+
+def _shown(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("expected a name on one line without control characters")
+    return name
+
+
+Name = Annotated[str, Field(max_length=500), AfterValidator(_shown)]
+"""What messages, reports and titles show as it is."""
 
 Text = Annotated[str, Field(max_length=LARGEST_FILE)]
 """Where its length is bounded, pydantic also refuses half of a surrogate pair, which cannot be printed."""

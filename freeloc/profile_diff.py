@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from freeloc.profile import Profile
+from freeloc.untrusted import printable
 
 CHOICE = ("layers", "heads")
 """Fields that say which layer and head gets what: told layer by layer, whatever the order in the file."""
@@ -25,7 +26,7 @@ def differences(first: Profile, second: Profile) -> list[str]:
     for name in dict.fromkeys([*one, *other]):
         before, after = one.get(name, "nothing"), other.get(name, "nothing")
         if before != after:
-            lines.append(f"{name}: {before} -> {after}")
+            lines.append(f"{name}: {printable(str(before), None)} -> {printable(str(after), None)}")
     return [*lines, *_layers(first, second), *_heads(first, second)]
 
 

@@ -70,7 +70,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def printable(text: str, length: int = 300) -> str:
+def printable(text: str, length: int | None = 300) -> str:
     """A text from a stranger on one line: its end if it is long, with escapes if a terminal could not show it."""
-    shown = text if len(text) <= length else f"...{text[-length:]}"
+    shown = text if length is None or len(text) <= length else f"...{text[-length:]}"
     return shown if shown.isprintable() else repr(shown)[1:-1]

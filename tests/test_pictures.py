@@ -226,6 +226,48 @@ def test_no_table_is_drawn_outside_the_folder(local: Sensitivity, tmp_path: Path
     assert list(tmp_path.iterdir()) == [mine.parent]
 
 
+def test_a_name_with_dollars_is_no_formula(local: Sensitivity, tmp_path: Path) -> None:
+    named = MIXED.model.model_copy(update={"name": r"cost $5 \bad$ model"})
+    profile = MIXED.model_copy(update={"model": named})
+    axes = {"layers": [*range(8)], "steps": [r"$\bad$", "\x1b\n"]}
+    found = measured(profile, local_extra=Table(torch.zeros(8, 2), axes))
+    write(layer_chart(profile, local), tmp_path / "layers.png")
+    figure = sensitivity_map(found, "local.extra")
+    write(figure, tmp_path / "steps.png")
+    assert figure.get_suptitle() == r"cost $5 \bad$ model: local.extra"
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [r"$\bad$", r"\x1b\n"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "found"),
+    [
+        (
+            {"trained_latent_frames": 100_000},
+            [],
+            "latent frames (--frames, by default 4 trained lengths) to draw, found 399997",
+        ),
+        ({}, ["--frames", "1001"], "latent frames (--frames, by default 4 trained lengths) to draw, found 1001"),
+        ({"heads": 1001}, [], "heads to draw, found 1001"),
+    ],
+)
+def test_what_is_too_large_to_draw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, int], more: list[str], found: str
+) -> None:
+    profile = MIXED.model_copy(update={"model": MIXED.model.model_copy(update=facts), "evidence": None})
+    profile.save(tmp_path / "mine.json")
+    assert main(["profiles", "plot", str(tmp_path / "mine.json"), "--output", str(tmp_path / "made"), *more]) == 2
+    assert f"expected at most 1000 {found}" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_many_layers_and_heads_fit_a_picture(tmp_path: Path) -> None:
+    facts = MIXED.model.model_copy(update={"layers": 1000, "heads": 300})
+    profile = MIXED.model_copy(
+        update={"model": facts, "layers": {"vrpr": [*range(1000)]}, "heads": {"0": {"tsa": [1]}}}
+    )
+    assert max(layer_chart(profile).get_size_inches()) <= 60
+
+
 def test_points_have_their_names_and_errors() -> None:
     axes = scatter({"a": ((1.0, 0.1), (2.0, 0.2)), "true": ((3.0, 0.1), (4.0, 0.2))}, "drift", "motion", "true").axes[0]
     assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["a", "true"]

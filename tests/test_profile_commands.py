@@ -91,6 +91,43 @@ def test_validate_tells_whether_the_measurements_are_there(probed: Path, capsys:
     assert "its measurements are not beside it" in out(["validate", str(probed)], capsys)
 
 
+HOSTILE = "\x1b[2J\x1b]0;title\x07 red\nprovenance.kind: probed -> published \x9b31m \u202e"
+
+
+def test_what_a_stranger_wrote_cannot_steer_the_terminal(
+    probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = freeloc.load_profile(probed)
+    assert profile.evidence is not None
+    words = profile.provenance.model_copy(update={"source": HOSTILE, "notes": "long " * 200 + HOSTILE})
+    update = {"provenance": words, "evidence": profile.evidence.model_copy(update={"rule": HOSTILE})}
+    hostile = tmp_path / "hostile.json"
+    profile.model_copy(update=update).save(hostile)
+    shown = out(["show", str(hostile)], capsys)
+    assert "long " * 200 + r"\x1b[2J\x1b]0;title\x07 red\nprov" in shown
+    for told in (shown, out(["diff", str(probed), str(hostile)], capsys, status=1)):
+        assert all(line.isprintable() for line in told.split("\n"))
+        assert "provenance.kind: probed -> published" not in told.split("\n")
+
+
+def test_what_a_stranger_measured_cannot_steer_the_terminal(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Sensitivity.load(probed.with_suffix(".safetensors"))
+    tables = {**found.tables, HOSTILE: found.table("local.change")}
+    Sensitivity(tables, found.facts).to_profile(probed, depth="local")
+    assert main(["profiles", "validate", str(probed)]) in (0, 2)  # told, or refused
+    captured = capsys.readouterr()
+    assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
+
+
+def test_a_name_that_a_terminal_could_not_show_is_refused(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = probed.read_text()
+    for name in (r"\u001b]0;title\u0007", r"two\nlines"):
+        probed.write_text(text.replace(TINY.model.name, name))
+        told = out(["show", str(probed)], capsys, status=2)
+        assert "model.name: Value error, expected a name on one line without control characters, found '" in told
+        assert all(line.isprintable() for line in told.split("\n"))
+
+
 def test_diff_of_the_same_and_of_two(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out(["diff", "wan2.1", "wan2.1"], capsys) == "no difference\n"
     assert "provenance.kind: published -> probed" in out(["diff", "wan2.1", str(probed)], capsys, status=1)

@@ -12,13 +12,17 @@ from freeloc.probing import Sensitivity
 from freeloc.profile import POLICIES, Profile
 from freeloc.profile_files import load_profile, measurements_path
 
+MOST_DRAWN = 1000
+"""Layers, heads and latent frames, at most: what a stranger's profile says could fill any memory."""
+
 
 def plot(arguments: argparse.Namespace) -> None:
     """Draw a profile, the plan of each policy in it, and every table of its measurements."""
     profile, folder = load_profile(arguments.profile), arguments.output
+    frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
+    _require_drawable(profile, frames)
     measured = _measurements(arguments)
     pictures = {"layers": layer_chart(profile, measured, arguments.depth)}
-    frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
     pictures |= {
         f"plan-{policy}": plan_tables(
             policy_plan(profile, policy, frames), f"{profile.model.name}: {policy}, {frames} latent frames"
@@ -33,6 +37,14 @@ def plot(arguments: argparse.Namespace) -> None:
     for name, figure in pictures.items():
         write(figure, folder / f"{name}.png")
         print(folder / f"{name}.png")
+
+
+def _require_drawable(profile: Profile, frames: int) -> None:
+    counts = {"layers": profile.model.layers, "heads": profile.model.heads}
+    counts["latent frames (--frames, by default 4 trained lengths)"] = frames
+    for name, count in counts.items():
+        if count > MOST_DRAWN:
+            raise ProfileError(f"expected at most {MOST_DRAWN} {name} to draw, found {count}")
 
 
 def file_name(table: str) -> str:

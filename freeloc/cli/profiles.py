@@ -12,6 +12,7 @@ from freeloc.profile_diff import differences
 from freeloc.profile_files import load_profile, measurements_path
 from freeloc.registry import registry
 from freeloc.tsa import derive_settings
+from freeloc.untrusted import printable
 
 
 def profiles(arguments: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def show(arguments: argparse.Namespace) -> None:
 def _described(profile: Profile) -> Iterator[str]:
     model, provenance = profile.model, profile.provenance
     yield f"{model.name}: {provenance.kind}"
-    yield from filter(None, (provenance.source, provenance.notes))
+    yield from (printable(text, None) for text in (provenance.source, provenance.notes) if text)
     yield (
         f"{'model':10} {profile.adapter}, {model.layers} layers, {model.heads} heads of {model.head_dim}, trained on "
         f"{model.trained_latent_frames} latent frames"
@@ -54,7 +55,7 @@ def _described(profile: Profile) -> Iterator[str]:
     tsa = profile.tsa or derive_settings(model.trained_latent_frames)
     yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', by the rule'}"
     if profile.evidence:
-        yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {profile.evidence.rule}"
+        yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {printable(profile.evidence.rule, None)}"
 
 
 def validate(arguments: argparse.Namespace) -> None:
@@ -63,7 +64,7 @@ def validate(arguments: argparse.Namespace) -> None:
         words = "it rests on no measurements"
         if load_profile(path).evidence:
             found = measurements_path(path)  # whose digest is compared, too
-            depths = ", ".join(Sensitivity.load(found).depths) if found else ""
+            depths = printable(", ".join(Sensitivity.load(found).depths)) if found else ""
             words = f"its measurements are beside it: {depths}" if found else "its measurements are not beside it"
         print(f"{path}: a valid profile; {words}")
 
