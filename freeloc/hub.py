@@ -15,6 +15,10 @@ MEASUREMENTS_FILE = "freeloc-profile.safetensors"
 _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]{0,255}))?", re.ASCII)
 
 
+class NoSuchFileError(ProfileError):
+    """A repository without the file that was asked for."""
+
+
 def is_repository(name: str) -> bool:
     """Whether a text looks like a repository: owner/name, and perhaps @revision.
 
@@ -35,9 +39,11 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
         file: its name there.
 
     Raises:
-        ProfileError: if huggingface_hub is not installed, there is no such repository, revision or file, or it can be
+        NoSuchFileError: if the repository holds no such file.
+        ProfileError: if huggingface_hub is not installed, there is no such repository or revision, or the file can be
             had neither from the network nor from the cache.
     """
+    refusal = ProfileError
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
@@ -59,10 +65,11 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
     except errors.RevisionNotFoundError:
         problem = f"it has no revision '{match['revision']}'"
     except errors.EntryNotFoundError:
+        refusal = NoSuchFileError
         problem = f"it has no file {file}: ask its owner to share one (docs/profiles.md says how)"
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())[:300]
-    raise ProfileError(
+    raise refusal(
         f"cannot read {file} of the Hugging Face repository '{repository}': {problem}. "
         "If you meant a file, give its whole path, ending in .json"
     )

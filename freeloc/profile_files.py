@@ -62,10 +62,14 @@ def measurements_path(name_or_path: str | Path) -> Path | None:
         ProfileError: if there is no such profile, or its measurements are others or cannot be had.
     """
     path = profile_path(name_or_path)
+    if _read(path).evidence is None:  # whatever lies beside it
+        return None
     beside = path.with_suffix(".safetensors")
-    missing = _read(path).evidence and not _is_file(beside)
-    if missing and hub.is_repository(str(name_or_path)) and not Path(name_or_path).is_file():
-        hub.download(str(name_or_path), hub.MEASUREMENTS_FILE)
+    if not _is_file(beside) and hub.is_repository(str(name_or_path)) and not Path(name_or_path).is_file():
+        try:
+            hub.download(str(name_or_path), hub.MEASUREMENTS_FILE)
+        except hub.NoSuchFileError:
+            return None
         _read(path)  # which compares the digest
     return beside if _is_file(beside) else None
 

@@ -150,6 +150,16 @@ def test_a_repository_without_a_profile(server: tuple[str, list[str]], shared: P
         away.rename(shared / hub.PROFILE_FILE)
 
 
+def test_a_profile_without_its_measurements(server: tuple[str, list[str]], shared: Path, tmp_path: Path) -> None:
+    away = (shared / hub.MEASUREMENTS_FILE).rename(shared / "away.safetensors")
+    try:
+        profile, measurements = Client(tmp_path, server[0]).load(OWNER)
+    finally:
+        away.rename(shared / hub.MEASUREMENTS_FILE)
+    assert profile == freeloc.load_profile(shared / hub.PROFILE_FILE).model_dump(mode="json")
+    assert measurements == "None"
+
+
 def test_offline_and_never_loaded(tmp_path: Path) -> None:
     message = Client(tmp_path, "http://127.0.0.1:9").load(OWNER, offline=True)
     assert "it is not in the local cache, and the network cannot be reached or is switched off" in message

@@ -11,6 +11,7 @@ from freeloc.cli import main
 from freeloc.probing import ProbeFacts, Sensitivity, Table
 from freeloc.profile import Profile
 from freeloc.profile_diff import differences
+from freeloc.profile_files import measurements_path
 from freeloc.tiny.settings import with_layers
 
 TINY = freeloc.load_profile("tiny-wan")
@@ -126,6 +127,12 @@ def test_a_name_that_a_terminal_could_not_show_is_refused(probed: Path, capsys: 
         told = out(["show", str(probed)], capsys, status=2)
         assert "model.name: Value error, expected a name on one line without control characters, found '" in told
         assert all(line.isprintable() for line in told.split("\n"))
+
+
+def test_what_lies_beside_a_profile_that_rests_on_nothing_is_not_its_measurements(probed: Path) -> None:
+    assert measurements_path(probed) == probed.with_suffix(".safetensors")
+    freeloc.load_profile(probed).model_copy(update={"evidence": None}).save(probed)
+    assert measurements_path(probed) is None
 
 
 def test_diff_of_the_same_and_of_two(probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
