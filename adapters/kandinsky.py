@@ -20,9 +20,7 @@ KANDINSKY_5 = Adapter(
             "with attention_type 'regular'"
         },
     ),
-    rope=TemporalRope(
-        channels="config.axes_dims.0", step=lambda model, given: 1 / given.get("scale_factor", (1.0, 1.0, 1.0))[0]
-    ),
+    rope=TemporalRope(channels="config.axes_dims.0", step=lambda model, given: 1 / given["scale_factor"][0]),
     heads="visual_transformer_blocks.0.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
 )

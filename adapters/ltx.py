@@ -44,7 +44,7 @@ def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
 
 def _seconds_per_frame(model: Any, given: Mapping[str, Any]) -> float:
     """A position is a second."""
-    return float(model.rope.scale_factors[0] * model.rope.patch_size_t / given.get("fps", 24.0))
+    return float(model.rope.scale_factors[0] * model.rope.patch_size_t / given["fps"])
 
 
 LTX = Adapter(

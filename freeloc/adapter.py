@@ -26,7 +26,8 @@ class TokenGrid:
         patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for
             each a number or a path. Frames that do not fill the last patch make one more; None counts as 1.
         of: whose forward has the argument.
-        refused: arguments of the transformer with which its tokens are no such grid, and why: an error, unless None.
+        refused: arguments of the transformer with which its tokens are no such grid, and why: an error, unless they are
+            None or left at their default.
     """
 
     argument: str | tuple[str, str, str] = "hidden_states"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from freeloc.adapter import Adapter
 from freeloc.errors import LayoutError
 
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 class GridReader:
     """For one model, and the module of it (itself, or any of its attention modules) whose forward shows the grid."""
@@ -16,12 +18,15 @@ class GridReader:
     def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
         self._grid = adapter.grid
         self._patch = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
-        forward = shows.forward if type(shows).forward is nn.Module.forward else type(shows).forward
-        self._parameters = [name for name in inspect.signature(forward).parameters if name != "self"]
+        is_bound = type(shows).forward is nn.Module.forward
+        forward = shows.forward if is_bound else type(shows).forward
+        parameters = list(inspect.signature(forward).parameters.values())[0 if is_bound else 1 :]
+        self._names = [parameter.name for parameter in parameters if parameter.kind in BY_PLACE]
+        self._defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call of forward, by name."""
-        return dict(zip(self._parameters, args, strict=False)) | dict(kwargs)
+        """The arguments of a call of forward, by name, and the defaults of those that were left out."""
+        return self._defaults | dict(zip(self._names, args, strict=False)) | dict(kwargs)
 
     def of_model(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
         """Latent frames, rows and columns of tokens in a call of the transformer.
@@ -30,7 +35,7 @@ class GridReader:
             LayoutError: if they cannot be read, or are not at least 1; or if an argument says that there is no grid.
         """
         for name, why in self._grid.refused.items():
-            if given.get(name) is not None:
+            if given.get(name) is not None and given[name] is not self._defaults.get(name):
                 raise LayoutError(f"{type(module).__name__} cannot be corrected when called with {name}: {why}")
         frames, height, width = self._before_patches(module, given)
         frames, height, width = -(-frames // self._patch[0]), height // self._patch[1], width // self._patch[2]

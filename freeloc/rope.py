@@ -32,7 +32,8 @@ class TemporalRope:
             ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
         frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
             (pairs,), or (heads, pairs) where each head has its own, 0 for pairs that are not temporal.
-        step: from the model and the arguments of its forward, by name, to the positions per latent frame; 1 by default.
+        step: from the model and the arguments of its forward, by name and with the defaults of those left out, to the
+            positions per latent frame; 1 by default.
         present: attribute path that is false on a model of the class which has no RoPE.
     """
 
