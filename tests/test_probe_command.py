@@ -1,6 +1,7 @@
 """``freeloc probe`` on a real pipeline folder, and real videos through its VAE."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from PIL import Image
 from wan_folder import save_wan_pipeline
 
 import freeloc
-from freeloc import ProbeError, Sensitivity
+from freeloc import FreelocError, ProbeError, Sensitivity
 from freeloc.cli import main
+from freeloc.cli.common import telling
 from freeloc.probing import encode
+from freeloc.probing.subject import fingerprint
 
 SIZE = ["--frames", "33", "--height", "32", "--width", "32", "--steps", "2", "--dtype", "float32"]
 
@@ -78,7 +81,7 @@ def test_the_other_depths(folder: Path, clips: list[Path], tmp_path: Path) -> No
     assert main(command(folder, output, "--prompt", "a fox", "--depth", "output", "--heads")) == 0
     assert Sensitivity.load(output.with_suffix(".safetensors")).depths == ["output"]
     video = ["--depth", "video", "--scorer", "contrast", "--scorer", "flicker"]
-    assert main(command(folder, output, "--prompt", "a fox", *video)) == 0
+    assert main(command(folder, output, "--prompt", "a fox", "--prompt", "a hen", *video)) == 0
     assert Sensitivity.load(output.with_suffix(".safetensors")).table("video.base").axes["scorers"] == [
         "contrast",
         "flicker",
@@ -111,7 +114,18 @@ def test_prompts_of_a_file_and_arguments_of_the_pipeline(folder: Path, tmp_path:
         (["--prompt", "a", "--depth", "loss"], "expected --clips VIDEO VIDEO ... with --depth loss"),
         (["--prompt", "a", "--depth", "loss", "--clips", "no.gif"], "expected a video file, found nothing at no.gif"),
         (["--prompt", "a", "--depth", "video", "--scorer", "sharpnes"], "did you mean sharpness"),
-        (["--prompt", "a", "--depth", "video", "--heads"], "expected --heads with another depth than video"),
+        (["--prompt", "a", "--depth", "video", "--heads"], "expected --heads without --depth video"),
+        (["--prompt", "a", "--scorer", "sharpness"], "expected --scorer with --depth video"),
+        (["--prompt", "a", "--clips", "no.gif"], "expected --clips with --depth loss"),
+        (
+            ["--prompt", "a", "--arguments", '{"foo": 1}'],
+            "WanPipeline cannot generate: TypeError: WanPipeline.__call__() got an unexpected keyword argument 'foo'",
+        ),
+        (
+            ["--prompt", "a", "--height", "31"],
+            "WanPipeline cannot generate: ValueError: `height` and `width` have to be",
+        ),
+        (["--prompt", "a", "--device", "nowhere"], "cannot load the model"),
     ],
 )
 def test_what_is_refused(
@@ -125,6 +139,67 @@ def test_what_is_refused(
 def test_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path, tmp_path / "mine.json", "--prompt", "a")) == 2
     assert "cannot load the model" in capsys.readouterr().err
+
+
+def test_a_class_that_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = shutil.copytree(folder, tmp_path / "strange")
+    index = strange / "model_index.json"
+    index.write_text(index.read_text().replace("WanPipeline", "NoSuchPipeline"))
+    assert main(command(strange, tmp_path / "mine.json", "--prompt", "a")) == 2
+    told = capsys.readouterr().err
+    assert f"cannot load the model {strange}: AttributeError: " in told
+    assert "NoSuchPipeline" in told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_a_device_that_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, tmp_path / "mine.json", "--prompt", "a", "--device", "cuda")) == 2
+    assert f"cannot load the model {folder}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nosuffix", "x.safetensors", "wan2.1-fox", "folder.json"])
+def test_an_output_that_is_no_json_file_is_refused_before_a_model_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    assert main(command(tmp_path / "nowhere", tmp_path / name, "--prompt", "a")) == 2
+    assert f"expected --output to name a .json file, found {tmp_path / name}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
+def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["probe", str(folder), "--prompt", "a", "--output", str(tmp_path / "mine.json"), *SIZE]
+    assert main(ask) == 2
+    told = capsys.readouterr().err
+    assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in told
+    assert "Here --trained-latent-frames says it, or --profile names one" in told
+    with pytest.raises(SystemExit):
+        main([*ask, "--profile", "wan2.1", "--trained-latent-frames", "3"])
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert main(["probe", str(tmp_path / "nowhere"), *ask[2:], "--profile", "wan2.11"]) == 2
+    assert "no profile is named 'wan2.11'" in capsys.readouterr().err  # before a model is looked for
+
+
+def test_other_peoples_errors_are_told_with_their_cause_and_what_stops_a_run_stops_it() -> None:
+    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as told, telling("cannot count"):
+        raise KeyError(3)
+    assert isinstance(told.value.__cause__, KeyError)
+    with pytest.raises(ProbeError, match=r"^ours$"), telling("cannot count"):
+        raise ProbeError("ours")
+    with pytest.raises(KeyboardInterrupt), telling("cannot count"):
+        raise KeyboardInterrupt
+
+
+def test_what_is_probed_is_what_users_run(folder: Path, clips: list[Path], tmp_path: Path) -> None:
+    """In bfloat16 diffusers keeps some weights of Wan in float32."""
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    kept = [name for name, weight in pipe.transformer.named_parameters() if weight.dtype == torch.float32]
+    assert 0 < len(kept) < len([*pipe.transformer.parameters()])
+    for depth in (["local"], ["output"], ["loss", "--clips", *map(str, clips)]):
+        ask = command(folder, tmp_path / "mine.json", "--prompt", "a fox", "--depth", *depth, "--dtype", "bfloat16")
+        assert main(ask) == 0
+        found = Sensitivity.load(tmp_path / "mine.safetensors")
+        assert found.facts.fingerprint == fingerprint(pipe.transformer)
 
 
 def test_a_clip_that_is_too_short(

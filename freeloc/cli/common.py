@@ -2,9 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from freeloc.errors import FreelocError
 from freeloc.registry import registry
 
 if TYPE_CHECKING:
@@ -28,6 +30,26 @@ def problems(more: Sequence[str] = ()) -> int:
     for problem in found:
         print(problem, file=sys.stderr)
     return 1 if found else 0
+
+
+@contextmanager
+def telling(problem: str) -> Iterator[None]:
+    """What goes wrong inside, in other people's code, as one message with their words.
+
+    >>> with telling("cannot count"):
+    ...     int("three")
+    Traceback (most recent call last):
+    freeloc.errors.FreelocError: cannot count: ValueError: invalid literal for int() with base 10: 'three'
+
+    Raises:
+        FreelocError: in place of any other exception, which is its cause.
+    """
+    try:
+        yield
+    except FreelocError:
+        raise
+    except Exception as error:
+        raise FreelocError(f"{problem}: {type(error).__name__}: {error}") from error
 
 
 def positive(text: str) -> int:

@@ -10,28 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeloc.cli.common import Commands, positive
+from freeloc.cli.common import Commands, positive, telling
 from freeloc.errors import FreelocError, ProbeError
-from freeloc.fitting import default_profile
+from freeloc.fitting import default_profile, fitting_profile
 from freeloc.probing import Local, Loss, Output, Video, encode
 from freeloc.probing.probe import Depth, probe
 from freeloc.profile import Profile
+from freeloc.profile_files import load_profile
 from freeloc.registry import transformers_of
 from freeloc.video import read_video
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Probe, print what was found, write the profile and its measurements."""
+    _check(arguments)
     prompts, more = _prompts(arguments), _pipeline_arguments(arguments)
-    if arguments.heads and arguments.depth == "video":
-        raise ProbeError("expected --heads with another depth than video, which perturbs whole layers")
+    given = load_profile(arguments.profile) if arguments.profile else None
     pipe = _pipeline(arguments)
+    profile = given or _profile(arguments, pipe)
     depth = _depth(arguments, pipe)
 
     def generate(prompt: str) -> Any:
         generator = torch.Generator().manual_seed(arguments.seed)
         kind = "np" if depth.name == "video" else "latent"
-        return pipe(prompt=prompt, generator=generator, output_type=kind, **more)
+        with telling(f"{type(pipe).__name__} cannot generate"):
+            return pipe(prompt=prompt, generator=generator, output_type=kind, **more)
 
     folder = arguments.folder or arguments.output.with_suffix("")
     found = probe(
@@ -39,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         generate,
         depth,
         prompts=prompts,
-        profile=_profile(arguments, pipe),
+        profile=profile,
         folder=folder,
         run_settings={"model": arguments.model, "dtype": arguments.dtype, "arguments": more},
         seed=arguments.seed,
@@ -48,18 +51,40 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwritten: {arguments.output} and {arguments.output.with_suffix('.safetensors')}; pieces: {folder}")
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together, before anything large is loaded."""
+    output, depth, clips = arguments.output, arguments.depth, arguments.clips
+    size = arguments.frames and arguments.height and arguments.width
+    refusals = [
+        (output.suffix != ".json" or output.is_dir(), f"expected --output to name a .json file, found {output}"),
+        (arguments.heads and depth == "video", "expected --heads without --depth video, which perturbs whole layers"),
+        (arguments.scorer and depth != "video", "expected --scorer with --depth video: no other scores videos"),
+        (clips and depth != "loss", "expected --clips with --depth loss: no other needs real videos"),
+        (
+            depth == "loss" and not clips,
+            "expected --clips VIDEO VIDEO ... with --depth loss: real videos as long as --frames",
+        ),
+        (
+            depth == "loss" and not size,
+            "expected --frames, --height and --width with --depth loss: the size of the clips",
+        ),
+    ]
+    for applies, words in refusals:
+        if applies:
+            raise ProbeError(words)
+
+
 def _pipeline(arguments: argparse.Namespace) -> Any:
     try:
         diffusers = importlib.import_module("diffusers")
     except ImportError as error:
         raise FreelocError(f'freeloc probe needs diffusers ({error}): pip install "freeloc[diffusers]"') from error
-    dtype = getattr(torch, arguments.dtype)
-    try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(arguments.model, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise FreelocError(f"cannot load the model {arguments.model}: {error}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(arguments.device, dtype)  # older diffusers know no dtype= above
+    is_old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
+    dtype = {"torch_dtype" if is_old else "dtype": getattr(torch, arguments.dtype)}
+    with telling(f"cannot load the model {arguments.model}"):
+        pipe = diffusers.DiffusionPipeline.from_pretrained(arguments.model, **dtype)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(arguments.device)  # not to the dtype: models keep some of their weights in float32
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -78,8 +103,6 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 def _depth(arguments: argparse.Namespace, pipe: Any) -> Depth:
     if arguments.depth == "loss":
-        if not arguments.clips:
-            raise ProbeError("expected --clips VIDEO VIDEO ... with --depth loss: real videos as long as --frames")
         return Loss([_clip(arguments, pipe, path) for path in arguments.clips], heads=arguments.heads)
     if arguments.depth == "video":
         return Video(arguments.scorer or Video.scorers)
@@ -88,14 +111,14 @@ def _depth(arguments: argparse.Namespace, pipe: Any) -> Depth:
 
 def _clip(arguments: argparse.Namespace, pipe: Any, path: Path) -> Tensor:
     """Latents of a video file, cut to the length and the shape that are generated."""
-    if not (arguments.frames and arguments.height and arguments.width):
-        raise ProbeError("expected --frames, --height and --width with --depth loss: the size of the clips")
     video = read_video(path)
     if len(video) < arguments.frames:
         raise ProbeError(f"{path}: expected at least {arguments.frames} frames, found {len(video)}")
     axes = transformers_of(pipe)[0][1].grid.axes.split()
     order = " ".join(axes[1:]) if set(axes) == {"b", "c", "f", "h", "w"} else "c f h w"
-    return encode(pipe.vae, fitted(video[: arguments.frames], arguments.height, arguments.width), order).float().cpu()
+    video = fitted(video[: arguments.frames], arguments.height, arguments.width)
+    with telling(f"the VAE cannot encode {path}"):
+        return encode(pipe.vae, video, order).float().cpu()
 
 
 def fitted(video: Tensor, height: int, width: int) -> Tensor:
@@ -111,11 +134,15 @@ def fitted(video: Tensor, height: int, width: int) -> Tensor:
     return large[:, top : top + height, left : left + width]
 
 
-def _profile(arguments: argparse.Namespace, pipe: Any) -> str | Profile | None:
-    if arguments.trained_latent_frames and not arguments.profile:
+def _profile(arguments: argparse.Namespace, pipe: Any) -> Profile:
+    """Where the command line names none."""
+    if arguments.trained_latent_frames:
         return default_profile(pipe, trained_latent_frames=arguments.trained_latent_frames)
-    profile: str | None = arguments.profile
-    return profile
+    transformer, adapter = transformers_of(pipe)[0]
+    try:
+        return fitting_profile(transformer, adapter, any_layers=True)
+    except FreelocError as error:
+        raise ProbeError(f"{error}. Here --trained-latent-frames says it, or --profile names one") from error
 
 
 def _pipeline_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -148,8 +175,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--clips", type=Path, nargs="+", metavar="VIDEO", help="real videos, for --depth loss")
     command.add_argument("--scorer", action="append", help="for --depth video (freeloc scorers); may be repeated")
     command.add_argument("--heads", action="store_true", help="choose for each head: not with --depth video")
-    command.add_argument("--profile", help="says the trained length and the methods' settings; by default what fits")
-    command.add_argument("--trained-latent-frames", type=positive, help="instead of a profile, for a model without one")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--profile", help="says the trained length and the methods' settings; by default what fits")
+    source.add_argument("--trained-latent-frames", type=positive, help="instead of a profile, for a model without one")
     command.add_argument("--folder", type=Path, help="where pieces are kept; a stopped probe goes on there")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
