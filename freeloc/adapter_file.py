@@ -43,9 +43,10 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
         name: of the adapter; by default from the class.
 
     Raises:
-        FreelocError: if the token grid could not be told, so that an adapter would be guesswork.
+        FreelocError: if the token grid could not be told, so that an adapter would be guesswork; or if no path names
+            the modules that attend over it.
     """
-    if seen.grid is None:
+    if seen.grid is None or not seen.candidates:
         raise FreelocError(f"no adapter can be written for {seen.model}: {'; '.join(seen.unknown)}")
     cls = seen.model.rpartition(".")[2]
     name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", re.sub(r"(Transformer.*|Model)$", "", cls) or cls).lower()

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from freeloc.errors import FreelocError
+from freeloc.adapter import AttentionSite
+from freeloc.errors import AdapterError, FreelocError
 from freeloc.grid_search import SeenGrid, WatchedVideo
 from freeloc.observation import AttentionCall, observe
 from freeloc.rope_search import FoundRope, find_rope
@@ -15,7 +16,7 @@ from freeloc.rope_search import FoundRope, find_rope
 
 @dataclass(frozen=True)
 class SeenSite:
-    """The calls of modules that differ in one number of their path.
+    """The calls of modules that differ in one number of their path, and compute the same.
 
     Args:
         path: with ``*`` for the number.
@@ -24,7 +25,7 @@ class SeenSite:
         modules: how many modules made them.
         query, key: shape of the first call's, (batch, heads, tokens, head_dim).
         kernel: name of the function.
-        is_candidate: whether it attends over the whole token grid.
+        is_candidate: whether it attends over the whole token grid, as all modules that this path names do.
     """
 
     path: str
@@ -62,7 +63,7 @@ class Inspection:
 
     @property
     def candidates(self) -> list[SeenSite]:
-        """The sites over the whole grid."""
+        """The sites over the whole grid that an adapter can name."""
         return [site for site in self.sites if site.is_candidate]
 
     def __str__(self) -> str:
@@ -104,7 +105,7 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
         video: name of the argument that holds the noisy video; by default the largest tensor that tokens follow.
 
     Raises:
-        FreelocError: if no attention call was seen, or there is no video among the inputs.
+        FreelocError: if no attention call was seen, there is no video among the inputs, or it has less than 4 frames.
     """
     calls = observe(model, inputs)
     name = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -115,14 +116,20 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
             "adapters/wan.py"
         )
     found = Inspection(name, _sites(calls))
-    place = _find_grid(model, inputs, found.sites, [video] if video else _videos(inputs))
+    place = _find_grid(model, inputs, found.sites, _videos(inputs, video))
     if place is None:
-        found.unknown.append("grid: in no self-attention do the tokens follow frames, rows and columns of the video")
+        found.unknown.append(
+            "grid: in no self-attention do the tokens follow frames, rows and columns of the video. Are there at least "
+            "4 latent frames, and do their sizes differ?"
+        )
         return found
     watched, site, grid = place
-    whole = site.query[2]
     found.grid = grid
-    found.sites = [replace(seen, is_candidate=seen.query[2] == seen.key[2] == whole) for seen in found.sites]
+    for index, seen in enumerate(found.sites):
+        if seen.query[2] == seen.key[2] == site.query[2]:
+            problem = _unlike(model, seen, grid, calls)
+            found.sites[index] = replace(seen, is_candidate=not problem)
+            found.unknown += [f"{seen.path}: {problem}"] if problem else []
     found.heads = _size_path(model, site.first, site.query[1], "heads")
     found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
     found.patch_path = _patch_path(model, grid.patch)
@@ -135,13 +142,14 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
 
 
 def _sites(calls: Sequence[AttentionCall]) -> list[SeenSite]:
-    """Calls by the pattern of their path, in order of their first call."""
-    groups: dict[str, list[AttentionCall]] = {}
+    """Calls by the pattern of their path and by what they compute, in order of their first call."""
+    groups: dict[tuple[object, ...], list[AttentionCall]] = {}
     for call in calls:
-        groups.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", call.path, count=1), []).append(call)
+        pattern = re.sub(r"\.\d+(?=\.|$)", ".*", call.path, count=1)
+        groups.setdefault((pattern, call.query.shape[1:], call.key.shape[1:], call.kernel), []).append(call)
     return [
         SeenSite(
-            path=path,
+            path=str(path),
             first=group[0].path,
             calls=len(group),
             modules=len({call.path for call in group}),
@@ -149,12 +157,32 @@ def _sites(calls: Sequence[AttentionCall]) -> list[SeenSite]:
             key=tuple(group[0].key.shape),
             kernel=group[0].kernel,
         )
-        for path, group in groups.items()
+        for (path, *_), group in groups.items()
     ]
 
 
-def _videos(inputs: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that may be the video, the largest first."""
+def _unlike(model: nn.Module, site: SeenSite, grid: SeenGrid, calls: Sequence[AttentionCall]) -> str:
+    """Why no adapter can name these modules: the path names others too, which do not attend over the whole grid."""
+    try:
+        named = [path for _, path, _ in AttentionSite(site.path).modules(model)]
+    except AdapterError as error:
+        return str(error)
+    may_have_text = grid.tokens[1:] != (1, 1)  # more tokens than elsewhere, that is; one place's frames have none
+    alike = {
+        call.path
+        for call in calls
+        if call.kernel == site.kernel
+        and (call.query.shape[2] >= site.query[2] if may_have_text else call.query.shape[2] == site.query[2])
+        and call.query.shape[2] == call.key.shape[2]
+    }
+    others = ", ".join(path for path in named if path not in alike)
+    return (
+        f"an adapter would name {others} too, and attention there is not the same as in {site.first}" if others else ""
+    )
+
+
+def _videos(inputs: Mapping[str, Any], named: str | None) -> list[str]:
+    """Names of the tensors that may be the video, the largest first; or the one that is said to be."""
     sizes = {
         name: value.numel()
         for name, value in inputs.items()
@@ -162,7 +190,9 @@ def _videos(inputs: Mapping[str, Any]) -> list[str]:
     }
     if not sizes:
         raise FreelocError(f"expected a video among the inputs, a tensor of real numbers, found {[*inputs]}")
-    return sorted(sizes, key=lambda name: -sizes[name])
+    if named is not None and named not in sizes:
+        raise FreelocError(f"expected video to name one of the tensors {[*sizes]} among the inputs, found '{named}'")
+    return [named] if named else sorted(sizes, key=lambda name: -sizes[name])
 
 
 def _find_grid(

@@ -51,8 +51,10 @@ class _Watch(TorchFunctionMode):
             tensors = given["query"], given["key"], given["value"]
             name = "torch.nn.functional.scaled_dot_product_attention"
             self._note(AttentionCall(self.running[-1], name, *tensors, given.get("attn_mask")))
-        elif func in PRODUCTS and args[0].ndim == 4 and args[1].ndim == 4:
-            self._note_product(*args)
+        elif func in PRODUCTS:
+            factors = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
+            if factors["input"].ndim == factors["other"].ndim == 4:
+                self._note_product(factors["input"], factors["other"])
         return func(*args, **kwargs)
 
     def _note(self, call: AttentionCall) -> None:

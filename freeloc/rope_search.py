@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from freeloc.errors import FreelocError
+
 CONSERVED = 1e-2
 """By how much a pair's length may change from frame to frame, as a share of the longest: bfloat16 rounds so much."""
 
@@ -49,7 +51,12 @@ def find_rope(frames: Tensor) -> FoundRope | None:
     Args:
         frames: queries or keys of frames with the same content, (batch, heads, frames, tokens_per_frame, head_dim), at
             least 4 frames. The first one is left out: it may stand at an uneven distance.
+
+    Raises:
+        FreelocError: if there are fewer frames.
     """
+    if frames.shape[2] < 4:
+        raise FreelocError(f"expected at least 4 latent frames, to see a rotation, found {frames.shape[2]}: give more")
     frames = frames[:, :, 1:].double()
     change = (frames[:, :, 1:] - frames[:, :, :1]).abs().amax(dim=(0, 1, 2, 3))
     turned = (change > 1e-4 * frames.abs().max()).nonzero().flatten().tolist()

@@ -1,5 +1,7 @@
 """What can be seen of a model that no adapter describes, and whether the file written from it holds."""
 
+import re
+import shlex
 from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 
@@ -111,6 +113,94 @@ def test_no_adapter_is_written_from_a_grid_that_was_not_seen():
         adapter_file(seen)
 
 
+class Block(nn.Module):
+    """Attention over the frames of each place, the places of each frame, all tokens, or nothing."""
+
+    def __init__(self, over):
+        super().__init__()
+        self.over = over
+        if over != "nothing":
+            self.attention = Attention()
+
+    def forward(self, x):
+        if self.over == "nothing":
+            return x
+        x = x.transpose(1, 2) if self.over == "time" else x
+        x = x + self.attention(x.flatten(1, 2) if self.over == "all" else x.flatten(0, 1)).view(x.shape)
+        return x.transpose(1, 2) if self.over == "time" else x
+
+
+class Attention(nn.Module):
+    """One head, with no projection."""
+
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0]
+
+
+class Uneven(nn.Module):
+    """Blocks of different kinds in one list."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(kind) for kind in kinds)
+
+    def forward(self, video):
+        x = video.flatten(3).permute(0, 2, 3, 1)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kinds", "why"),
+    [
+        (("time", "space", "time"), r"name layers\.1\.attention too, and .* not the same as in layers\.0\.attention"),
+        (("space", "time"), r"name layers\.0\.attention too, and .* not the same as in layers\.1\.attention"),
+        (("all", "space", "time"), r"name layers\.1\.attention, layers\.2\.attention too, and"),
+        (("all", "nothing"), r"Uneven has no 'layers\.1\.attention', which its adapter expects"),
+    ],
+)
+def test_blocks_that_no_path_tells_apart_are_said_and_no_adapter_is_written(kinds, why):
+    seen = freeloc.inspect(Uneven(*kinds), {"video": torch.randn(2, 6, 8, 3, 5)})
+    assert seen.grid is not None
+    assert seen.candidates == []
+    assert re.search(rf"not seen: layers\.\*\.attention: .*{why}", str(seen))
+    with pytest.raises(freeloc.FreelocError, match=rf"no adapter can be written for .*Uneven: layers.*{why}"):
+        adapter_file(seen)
+
+
+def test_blocks_of_one_kind_are_named():
+    seen = freeloc.inspect(Uneven("time", "time"), {"video": torch.randn(2, 6, 8, 3, 5)})
+    assert [site.path for site in seen.candidates] == ["layers.*.attention"]
+
+
+class Named(Attention):
+    """Names what it multiplies."""
+
+    def forward(self, x):
+        x = x[:, None]
+        weights = torch.matmul(other=x.mT, input=x).softmax(dim=-1)
+        return weights.matmul(other=x)[:, 0]
+
+
+def test_products_are_seen_however_their_factors_are_passed():
+    model = Uneven("all")
+    model.layers[0].attention = Named()
+    seen = freeloc.inspect(model, {"video": torch.randn(2, 6, 8, 3, 5)})
+    assert [(site.path, site.kernel) for site in seen.candidates] == [("layers.*.attention", "torch.matmul")]
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+def test_too_few_frames_are_said(frames, capsys):
+    assert main(["inspect", "wan", "--tokens", str(frames), "2", "3", "2"]) == 2
+    assert f"expected at least 4 latent frames, to see a rotation, found {frames}" in capsys.readouterr().err
+
+
+def test_a_video_that_is_not_among_the_inputs_is_said():
+    with pytest.raises(freeloc.FreelocError, match=r"one of the tensors \['video', 'text'\] .*, found 'latent'"):
+        freeloc.inspect(TOY.model(), TOY.inputs(8, 2, 3, 2), video="latent")
+
+
 @pytest.mark.parametrize("speed", [0.0, 0.3])
 def test_what_does_not_turn_has_no_rope(speed):
     content = torch.randn(2, 1, 1, 3, 8, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 6, -1, -1)
@@ -126,23 +216,52 @@ def test_the_command_writes_a_file(tmp_path, capsys):
     assert names["ADAPTER"].sites == (freeloc.AttentionSite("blocks.*.attn1"),)
 
 
-def test_the_command_checks_the_file_that_it_wrote(tmp_path, capsys, monkeypatch):
+MINE = """
+from freeloc.testing import examples, random_model
+from freeloc_toy.examples import EXAMPLE as TOY
+from dataclasses import replace
+
+def model():
+    from my_models import model
+    return model()
+
+EXAMPLE = replace(TOY, model=model)
+"""
+
+
+def test_the_command_checks_the_file_that_it_wrote_from_where_it_wrote_it(tmp_path, capsys, monkeypatch):
+    (tmp_path / "my drafts").mkdir()
+    (tmp_path / "my_models.py").write_text("from freeloc_toy.examples import model")
+    (tmp_path / "my_examples.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    assert main(["inspect", "wan", "--output", "seen_wan.py"]) == 0
-    assert "freeloc check-adapter seen_wan:ADAPTER --example wan" in capsys.readouterr().out
-    assert main(["check-adapter", "seen_wan:ADAPTER", "--example", "wan"]) == 0
-    assert capsys.readouterr().out.count("ok     wan") == 16
+    assert main(["inspect", "my_examples:EXAMPLE", "--output", "my drafts/mine.py"]) == 0
+    command = shlex.split(capsys.readouterr().out.rpartition("Check every line, then: ")[2])
+    assert command == ["freeloc", "check-adapter", "my drafts/mine.py:ADAPTER", "--example", "my_examples:EXAMPLE"]
+    assert main(command[1:]) == 0
+    assert capsys.readouterr().out.count("ok     toy") == 16
+
+
+def test_a_file_that_holds_no_adapter_is_said(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("import freeloc; ADAPTER = freeloc.AttentionSite('blocks')")
+    for name, message in (
+        ("mine.py:ADAPTER", "AttentionSite.path: expected one *"),
+        ("no.py:ADAPTER", "expected package.module:NAME or path/to/file.py:NAME of an Adapter"),
+    ):
+        assert main(["check-adapter", f"{tmp_path}/{name}", "--example", "wan"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys):
     assert main(["inspect", "wan", "--output", str(tmp_path / "no" / "folder.py")]) == 2
     assert "cannot write" in capsys.readouterr().err
+    assert main(["inspect", "wan", "--output", str(tmp_path / "my_wan")]) == 2
+    assert "expected --output to name a .py file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing.here:EXAMPLE", "expected package.module:NAME of an Example"),
+        ("nothing.here:EXAMPLE", "expected package.module:NAME or path/to/file.py:NAME of an Example"),
         ("freeloc.testing:CHECKS", "expected freeloc.testing:CHECKS to be an Example, found tuple"),
         ("no-such-example", "no example is named 'no-such-example'"),
     ],

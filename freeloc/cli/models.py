@@ -2,7 +2,11 @@
 
 import argparse
 import importlib
+import runpy
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +18,18 @@ from freeloc.probing.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
-WAY_OUT = "; or package.module:NAME"
+WAY_OUT = "; or package.module:NAME, or path/to/file.py:NAME"
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    """What is in the current directory can be imported, also later, by a function that makes a model."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -31,6 +46,7 @@ def adapters(arguments: argparse.Namespace) -> int:
     return problems()
 
 
+@_from_here()
 def check_adapter(arguments: argparse.Namespace) -> int:
     """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
     from freeloc.testing import examples, run_checks
@@ -54,23 +70,26 @@ def check_adapter(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+@_from_here()
 def inspect(arguments: argparse.Namespace) -> None:
     """Say what can be seen of a model, and write a first adapter."""
     from freeloc.adapter_file import adapter_file
     from freeloc.inspection import inspect as inspect_model
 
+    if arguments.output and arguments.output.suffix != ".py":
+        raise FreelocError(f"expected --output to name a .py file, found {arguments.output}")
     example = _example(arguments.example)
     frames, height, width, batch = arguments.tokens
     seen = inspect_model(example.model(), example.inputs(frames, height, width, batch))
     print(seen)
     if arguments.output:
-        text, module = adapter_file(seen), arguments.output.stem
+        text = adapter_file(seen)
         try:
             arguments.output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise FreelocError(f"cannot write {arguments.output}: {error.strerror}") from error
-        command = f"freeloc check-adapter {module}:ADAPTER --example {arguments.example}"
-        print(f"\nwritten: {arguments.output}. Check every line, then, in its folder: {command}")
+        command = ["freeloc", "check-adapter", f"{arguments.output}:ADAPTER", "--example", arguments.example]
+        print(f"\nwritten: {arguments.output}. Check every line, then: {shlex.join(command)}")
 
 
 def _example(name: str) -> Example:
@@ -79,15 +98,17 @@ def _example(name: str) -> Example:
 
 
 def _thing(path: str, kind: type[T]) -> T:
-    """What "package.module:NAME" names."""
-    module, _, name = path.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    """What "package.module:NAME" or "path/to/file.py:NAME" names."""
+    place, _, name = path.rpartition(":")
     try:
-        thing = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FreelocError(f"expected package.module:NAME of an {kind.__name__}, found '{path}' ({error})") from error
-    finally:
-        sys.path.pop(0)
+        is_file = place.endswith(".py")
+        thing = runpy.run_path(place)[name] if is_file else getattr(importlib.import_module(place), name)
+    except FreelocError:
+        raise
+    except (ImportError, AttributeError, KeyError, OSError, ValueError) as error:
+        raise FreelocError(
+            f"expected package.module:NAME or path/to/file.py:NAME of an {kind.__name__}, found '{path}' ({error})"
+        ) from error
     if not isinstance(thing, kind):
         raise FreelocError(f"expected {path} to be an {kind.__name__}, found {type(thing).__name__}")
     return thing
@@ -117,8 +138,8 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=adapters)
 
     command = commands.add_parser("check-adapter", help="what must be true of an adapter, checked on a small model")
-    command.add_argument("adapter", help="its name, or package.module:NAME of one that is not installed")
-    command.add_argument("--example", help="package.module:NAME of a freeloc.testing.Example, if none is installed")
+    command.add_argument("adapter", help="its name, or package.module:NAME, or path/to/file.py:NAME")
+    command.add_argument("--example", help="one that is installed, or the place of another, package.module:NAME")
     command.set_defaults(run=check_adapter)
 
     command = commands.add_parser("inspect", help="what can be seen of a model that no adapter describes")
