@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 import freeloc
-from freeloc.probing.sensitivity import LARGEST_HEADER, ProbeFacts, Sensitivity, _Header
+from freeloc.probing.facts import LARGEST_HEADER, Header, ProbeFacts
+from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.table import Table
 
 QUICK = settings(max_examples=150, deadline=None)
@@ -43,7 +44,7 @@ def measured():
 
 MEASURED = measured()
 TENSORS = {name: table.values for name, table in MEASURED.tables.items()}
-HEADER = _Header(
+HEADER = Header(
     schema_version=1, facts=MEASURED.facts, axes={name: table.axes for name, table in MEASURED.tables.items()}
 ).model_dump_json()
 WHOLE = save(TENSORS, {"freeloc": HEADER})
@@ -171,8 +172,15 @@ def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measureme
         (changed("facts", "prompts", value=["\ud800"]), "bad.safetensors holds no measurements of freeloc: "),
         (changed("axes", TABLE, "steps", value=[float("nan")]), r"axes.local.change.steps.0.*, found nan"),
         (changed("axes", TABLE, "steps", value=[0, 1]), r"expected a tensor of shape \(4, 2, 2, 1\) for the axes"),
-        (changed("axes", TABLE, "layers", value=[1, 2, 3, 4]), "'local.change': expected layers 0 to 3, found 4"),
-        (changed("axes", TABLE, "heads", value=["a", 0]), "'local.change': expected heads 0 to 1, found 'a'"),
+        (
+            changed("axes", TABLE, "layers", value=[1, 2, 3, 4]),
+            r"'local.change': expected layers 0 to 3 in order, found \[1",
+        ),
+        (
+            changed("axes", TABLE, "layers", value=[3, 2, 1, 0]),
+            r"expected layers 0 to 3 in order, found \[3, 2, 1, 0\]",
+        ),
+        (changed("axes", TABLE, "heads", value=["a", 0]), r"expected heads 0 to 1 in order, found \['a', 0\]"),
         (changed("axes", value={}), r"expected the tensors \[\], found \['local.change', 'local.logits'\]"),
     ],
     ids=lambda text: None if len(text) > 60 else text,
@@ -180,6 +188,16 @@ def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measureme
 def test_what_is_wrong_in_measurements_is_told(text, words, measurements):
     save_file(TENSORS, measurements, {"freeloc": text.encode("utf-8", "replace").decode()})
     refused(measurements, words)
+
+
+@pytest.mark.parametrize(
+    "name", ["local./../../mine", "../local.logits", "local.a/b", "local", "local.", "lo\\cal.x\n"]
+)
+def test_names_of_tables_that_are_no_names_of_files_are_refused(name, measurements):
+    content = json.loads(HEADER)
+    content["axes"][name] = content["axes"]["local.logits"]
+    save_file({**TENSORS, name: TENSORS["local.logits"].clone()}, measurements, {"freeloc": json.dumps(content)})
+    refused(measurements, "expected tensors with names such as 'local.logits', found ")
 
 
 def test_measurements_nested_deeper_than_can_be_written_are_refused(measurements):

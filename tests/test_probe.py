@@ -16,10 +16,11 @@ from torch import Tensor
 
 import freeloc
 from freeloc import ProbeError, ProfileError, Sensitivity
-from freeloc.probing import Local, Loss, Output, Table, Video, diffusion, flow
+from freeloc.probing import Local, Loss, Output, ProbeFacts, Rule, Table, Video, diffusion, flow
 from freeloc.probing.calls import watched
 from freeloc.probing.denoising import objective_of
 from freeloc.probing.subject import fingerprint
+from freeloc.profile import POLICIES
 
 PROFILE = make_profile({"vrpr": [0, 1, 2, 3]})
 
@@ -55,13 +56,13 @@ def test_local_leaves_the_run_as_it_is(model: Any) -> None:
 
 
 def test_a_failing_run_leaves_no_hook(model: Any) -> None:
-    def run() -> None:
+    def run(prompt: str) -> None:
         model(**wan_inputs(9))
         raise OSError("out of luck")
 
     for depth in (Local(), Output(steps=(5,)), Video(["contrast"])):
         with pytest.raises(OSError, match="out of luck"):
-            freeloc.probe(model, run, depth, profile=PROFILE)
+            freeloc.probe(model, run, depth, profile=PROFILE, prompts=["a", "bb"])
         assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
@@ -303,7 +304,14 @@ def test_pieces_of_another_length_are_refused(model: Any, tmp_path: Path) -> Non
         ({"depth": Output(steps=(2, 1))}, "expected denoising steps from 0 on, in order"),
         ({"depth": Video([])}, "expected at least one scorer"),
         ({"depth": Video(["sharpnes"])}, "no scorer is named 'sharpnes'; did you mean sharpness"),
-        ({"depth": Video(["contrast"])}, r"expected run to return one video \(frames, height, width, 3\), found"),
+        (
+            {"depth": Video(["contrast"]), "prompts": ["a"]},
+            "expected at least 2 prompts, for a standard error, found 1",
+        ),
+        (
+            {"depth": Video(["contrast"]), "prompts": ["a", "b"]},
+            r"expected run to return one video \(frames, height, width, 3\), found",
+        ),
     ],
 )
 def test_what_is_refused(model: Any, ask: dict[str, Any], words: str) -> None:
@@ -539,3 +547,113 @@ def test_ranks() -> None:
 
     assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1])) == -1
     assert rank_correlation(torch.tensor([1.0, 1, 3]), torch.tensor([2.0, 2, 9])) == 1
+
+
+def made_up(**tables: Table) -> Sensitivity:
+    facts = ProbeFacts(
+        profile=PROFILE, fingerprint="f" * 64, latent_frames=[9], prompts=["a"], seed=0, settings={}, versions={},
+        command="a test",
+    )  # fmt: skip
+    return Sensitivity({name.replace("_", "."): table for name, table in tables.items()}, facts)
+
+
+def of_local(change: list[float], logits: list[float]) -> Sensitivity:
+    axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
+    by_layer = [
+        torch.tensor(values, dtype=torch.float64)[:, None, None, None].expand(4, 2, 1, 1) for values in (change, logits)
+    ]
+    return made_up(local_change=Table(by_layer[0], axes), local_logits=Table(by_layer[1], axes))
+
+
+def of_video(window: list[list[float]]) -> Sensitivity:
+    """Scores under a window, (layers, prompts), beside 1 where nothing is perturbed."""
+    prompts = [*"abc"[: len(window[0])]]
+    scores = torch.tensor(window)[None, :, None]
+    axes = {"scorers": ["x"], "layers": [0, 1, 2, 3], "perturbations": ["window"], "prompts": prompts}
+    base = Table(torch.ones(1, len(prompts)), {"scorers": ["x"], "prompts": prompts})
+    return made_up(video_base=base, video_score=Table(scores, axes))
+
+
+def of_loss(**values: list[list[float]]) -> Sensitivity:
+    """Losses (layers, clips) by rest and policy."""
+    axes = {"rest": [*POLICIES], "policies": [*POLICIES], "layers": [0, 1, 2, 3], "levels": [0.5], "clips": [0, 1, 2]}
+    table = torch.full((4, 4, 4, 1, 3), torch.nan)
+    for pair, losses in values.items():
+        rest, policy = pair.split("_")
+        table[POLICIES.index(rest), POLICIES.index(policy)] = torch.tensor(losses)[:, None]
+    return made_up(loss_value=Table(table, axes))
+
+
+NAN = torch.nan
+ONES = [[1.0, 1.0, 1.0]] * 4
+FALLS = [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5], [0.5, 1.5, 1.0], [0.9, 0.9, 0.9]]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (of_local([1, 2, NAN, NAN], [1, 2, 3, 4]), "the sensitivity to context of every layer, found none for layer 2"),
+        (of_local([1, 2, 3, 4], [1, NAN, 3, 4]), "the sensitivity to positions of every layer, found none for layer 1"),
+        (of_local([1, 2, 3, 4], [1, 2, 3, torch.inf]), "to positions of every layer, found none for layer 3"),
+        (
+            of_video([[1.0, NAN], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+            "to context of every layer, found none for layer 0",
+        ),
+        (of_video([[0.5]] * 4), "expected at least 2 prompts, for a standard error, found 1"),
+        (of_loss(vrpr_vrpr=ONES), "losses with vrpr on all other layers to choose from, found those of vrpr"),
+        (of_loss(tsa_tsa=ONES, tsa_none=FALLS), "losses with none on all other layers .* found those of nothing"),
+        (of_loss(vrpr_vrpr=ONES, vrpr_tsa=[*FALLS[:3], [NAN, 1, 1]]), "loss with tsa of every layer, .* layer 3"),
+    ],
+)
+def test_no_policy_is_chosen_without_a_number(found: Sensitivity, words: str) -> None:
+    with pytest.raises(ProbeError, match=words):
+        found.to_profile()
+    assert str(found).count(" ?") == 4  # the numbers are shown all the same, and why there is no policy
+    assert "no policy: expected " in str(found)
+
+
+def test_what_rightly_has_no_number_is_chosen_from() -> None:
+    assert of_video([[0.5, 0.51], [1.0, 1.1], [1.5, 0.4], [0.1, 0.11]]).to_profile().layers == {
+        "none": [1, 2],
+        "tsa": [0, 3],
+    }
+    on_vrpr = of_loss(vrpr_vrpr=ONES, vrpr_tsa=FALLS).to_profile()
+    assert on_vrpr.layers == {"vrpr": [1, 2], "tsa": [0, 3]}
+    assert "on 3 clips, 9 latent frames" in on_vrpr.provenance.notes
+    on_nothing = of_loss(none_none=ONES, none_tsa=FALLS)
+    assert on_nothing.to_profile().layers == {"none": [1, 2], "tsa": [0, 3]}
+    assert on_nothing.summary().context.tolist() == pytest.approx([0.5, -0.5, 0, 0.1], abs=1e-6)
+    assert "on 1 prompt, 9 latent frames" in of_local([1, 2, 3, 4], [1, 2, 3, 4]).to_profile().provenance.notes
+
+
+def test_a_layer_that_computes_no_numbers_is_named() -> None:
+    broken = make_wan()
+    broken.blocks[2].attn1.to_q.weight.fill_(torch.nan)
+    for depth in (Local(), Output(shifts=(3,), steps=(0,))):
+        found = freeloc.probe(broken, run_of(broken), depth, profile=PROFILE)
+        with pytest.raises(ProbeError, match=r"found none for layer \d: one that never runs"):
+            found.to_profile()
+    with pytest.raises(
+        ProbeError, match=r"expected the model to return numbers, found nan at noise level 0\.3, clip 0"
+    ):
+        freeloc.probe(broken, run_of(broken), Loss(clips()), profile=PROFILE)
+
+
+def test_models_of_other_depths_are_not_compared() -> None:
+    found = of_local([1, 2, 3, 4], [1, 2, 3, 4])
+    tiny = Sensitivity(found.tables, found.facts.model_copy(update={"profile": freeloc.load_profile("tiny-wan")}))
+    with pytest.raises(ProbeError, match="models with as many layers, found 4 of small and 8 of freeloc's tiny Wan"):
+        found.compare(tiny)
+
+
+def test_what_is_printed_is_what_was_chosen_for_heads() -> None:
+    axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
+    values = torch.tensor([[9.0, 9.0], [0.0, 9.0], [0.0, 0.0], [9.0, 9.0]])[:, :, None, None]
+    found = made_up(local_change=Table(torch.ones(4, 2, 1, 1), axes), local_logits=Table(values, axes))
+    still = found.to_profile(rule=Rule(context=2), heads=True)
+    assert [line.split(maxsplit=3)[3] for line in found.text(still).splitlines()[2:]] == [
+        "vrpr",
+        "none x1, vrpr x1",
+        "none",
+        "vrpr",
+    ]

@@ -30,13 +30,13 @@ def test_every_depth(example: Example) -> None:
     adapter = freeloc.find_adapter(model)
     profile = default_profile(model, trained_latent_frames=TRAINED)
 
-    def run() -> Tensor:
+    def run(prompt: str = "") -> Tensor:
         with torch.no_grad():
             model(**inputs)
         return torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(0))
 
-    def probe(depth: Any = "local") -> freeloc.Sensitivity:
-        return freeloc.probe(model, run, depth, profile=profile)
+    def probe(depth: Any = "local", prompts: tuple[str, ...] = ()) -> freeloc.Sensitivity:
+        return freeloc.probe(model, run, depth, profile=profile, prompts=prompts)
 
     local = probe().summary("local")
     turns = adapter.rope_of(model) is not None
@@ -53,7 +53,7 @@ def test_every_depth(example: Example) -> None:
     sample = given[0]
     if example.label == "wan-animate":  # given a condition beside the latents
         sample = sample[: model.config.out_channels]
-    compared = (("none", "tsa"),)
+    compared = (("none", "tsa"),) if turns else None  # which is all that can be compared
     clips = torch.stack([sample.float(), -sample.float()])
     found = probe()
     if example.label not in RETURN_TOKENS:
@@ -65,12 +65,14 @@ def test_every_depth(example: Example) -> None:
         assert not torch.equal(values[0], values[2])
         found = loss.merge(found)
 
-    assert probe(Video(["contrast"], shifts=(2,))).table("video.score").values.isfinite().all()
+    video = probe(Video(["contrast"], shifts=(2,)), ("a", "b"))
+    assert video.table("video.score").values.isfinite().all()
     expected = {"none", "vrpr", "vrpr+tsa"} if turns else {"none", "tsa"}
-    chosen = found.to_profile(depth="local")
-    assert set(chosen.layers) <= expected
-    with freeloc.patch(model, chosen, adapter=adapter):
-        run()
+    for depth in found.depths:
+        chosen = found.to_profile(depth=depth)
+        assert set(chosen.layers) <= (expected if depth == "local" else {"none", "tsa"})
+        with freeloc.patch(model, chosen, adapter=adapter):
+            run()
 
 
 def test_a_flow_map_is_asked_for_its_velocity() -> None:

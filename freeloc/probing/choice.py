@@ -29,7 +29,7 @@ class Rule:
     - ``local``, ``output``, ``video``: VRPR where a layer is sensitive to positions, TSA beside it where it is
       sensitive to context, nothing where it is neither.
     - ``loss``: of the policies measured on top of VRPR everywhere, the one with the lowest loss, if it is lower by more
-      than `errors`; else VRPR.
+      than `errors`; else VRPR. Where VRPR was not measured, as on a model without RoPE, nothing stands in its place.
 
     Args:
         position, context: shares of the mean.
@@ -53,7 +53,8 @@ class Summary:
     Attributes:
         position, context: ``local``: difference of logits under shifts; change of entropy by the window. ``output``:
             change of the output. ``loss``: how much the loss rises if the layer is left alone instead of having VRPR;
-            how much it falls if it has TSA too. ``video``: by how much the score falls.
+            how much it falls if it has TSA too, or TSA alone without RoPE. ``video``: by how much the score falls.
+            NaN where nothing was measured, as positions of a model without RoPE.
         position_error, context_error: standard errors over clips or prompts; NaN where there is one.
     """
 
@@ -79,12 +80,13 @@ def summary(sensitivity: "Sensitivity", depth: str, heads: bool = False, scorer:
             _samples(change.without(perturbations=WINDOW), heads), _samples(change.at(perturbations=WINDOW), heads)
         )
     if depth == "loss":
-        losses = _on_vrpr(sensitivity, heads)
-        return _summary(losses["none"] - losses["vrpr"], losses["vrpr"] - losses["vrpr+tsa"])
+        base, losses = _losses(sensitivity, heads)
+        with_tsa = losses["vrpr+tsa" if base == "vrpr" else "tsa"]
+        return _summary(losses["none"] - losses["vrpr"], losses[base] - with_tsa)
     if depth == "video" and not heads:
-        base, score = sensitivity.table("video.base"), sensitivity.table("video.score")
-        chosen = base.axes["scorers"][0] if scorer is None else scorer
-        whole, score = base.at(scorers=chosen).values, score.at(scorers=chosen)
+        unperturbed, score = sensitivity.table("video.base"), sensitivity.table("video.score")
+        chosen = unperturbed.axes["scorers"][0] if scorer is None else scorer
+        whole, score = unperturbed.at(scorers=chosen).values, score.at(scorers=chosen)
         shifted, windowed = score.without(perturbations=WINDOW), score.at(perturbations=WINDOW)
         return _summary(whole - _samples(shifted, heads), whole - _samples(windowed, heads))
     by_heads = ", by heads without video" if heads else ""
@@ -95,20 +97,28 @@ def choose(sensitivity: "Sensitivity", depth: str, rule: Rule, heads: bool = Fal
     """The policy of each head of each layer; with `heads` false all heads of a layer have the same one.
 
     Raises:
-        ProbeError: if the depth was not measured.
+        ProbeError: if the depth was not measured, or not in every layer, or not often enough for a standard error.
     """
+    name, count = samples(sensitivity, depth)
+    if depth in ("loss", "video") and count < 2:
+        raise ProbeError(f"expected at least 2 {name}, for a standard error, found {count}")
     if depth == "loss":
-        chosen = _lowest_loss(_on_vrpr(sensitivity, heads), rule)
+        chosen = _lowest_loss(*_losses(sensitivity, heads), rule)
     else:
         found = summary(sensitivity, depth, heads, rule.scorer)
+        _require_numbers(found.context, "the sensitivity to context")
+        turns = not bool(found.position.isnan().all())
+        if turns:
+            _require_numbers(found.position, "the sensitivity to positions")
+            turns = bool(found.position.any())
         if depth == "video":
             position = found.position > rule.errors * found.position_error
             context = found.context > rule.errors * found.context_error
         else:
-            position = found.position >= rule.position * found.position.nanmean()
-            context = found.context >= rule.context * found.context.nanmean()
+            position = found.position >= rule.position * found.position.mean()
+            context = found.context >= rule.context * found.context.mean()
         flags = zip(position.flatten().tolist(), context.flatten().tolist(), strict=True)
-        chosen = [_named(*both, turns=bool(found.position.nan_to_num().any())) for both in flags]
+        chosen = [_named(*both, turns=turns) for both in flags]
     count = sensitivity.facts.profile.model.heads
     if not heads:
         return [[policy] * count for policy in chosen]
@@ -122,21 +132,51 @@ def _named(position: bool, context: bool, turns: bool) -> Policy:
     return "vrpr" if position and turns else "none"
 
 
-def _on_vrpr(sensitivity: "Sensitivity", heads: bool) -> dict[Policy, Tensor]:
-    """Mean loss over levels by the policy that one unit gets while the rest have VRPR, (layers, [heads,] clips)."""
-    value = sensitivity.table("loss.head value" if heads else "loss.value").mean("levels").at(rest="vrpr")
-    return {policy: _samples(value.at(policies=policy), heads, "clips") for policy in POLICIES}
+def samples(sensitivity: "Sensitivity", depth: str) -> tuple[str, int]:
+    """What a depth repeats, clips or prompts, and how often."""
+    name = "clips" if depth == "loss" else "prompts"
+    tables = [table for of, table in sensitivity.tables.items() if of.startswith(f"{depth}.") and name in table.axes]
+    return name, len(tables[0].axes[name]) if tables else 0
 
 
-def _lowest_loss(losses: dict[Policy, Tensor], rule: Rule) -> list[Policy]:
+def _require_numbers(values: Tensor, what: str) -> None:
+    """Refuse units (layers, ...) that have no number: a layer that never ran, or that computes NaN."""
+    missing = [layer for layer, of_layer in enumerate(values) if not of_layer.isfinite().all()]
+    if missing:
+        raise ProbeError(
+            f"expected a number for {what} of every layer, found none for layer {missing[0]}: one that never runs has "
+            "none, nor has one that computes NaN, as some models do in half precision"
+        )
+
+
+def _losses(sensitivity: "Sensitivity", heads: bool) -> tuple[Policy, dict[Policy, Tensor]]:
+    """What the rest has, VRPR where that was measured, and the mean loss over levels by what one unit has instead.
+
+    (layers, [heads,] clips); NaN where a policy was not measured.
+    """
+    value = sensitivity.table("loss.head value" if heads else "loss.value").mean("levels")
+    base: Policy = "vrpr" if value.at(rest="vrpr").values.isfinite().any() else "none"
+    of_base = value.at(rest=base)
+    return base, {policy: _samples(of_base.at(policies=policy), heads, "clips") for policy in POLICIES}
+
+
+def _lowest_loss(base: Policy, losses: dict[Policy, Tensor], rule: Rule) -> list[Policy]:
     """What `Rule` says of the depth ``loss``, for every unit."""
-    rises = {policy: _mean_and_error(loss - losses["vrpr"]) for policy, loss in losses.items()}
+    measured = {policy: loss for policy, loss in losses.items() if not loss.isnan().all()}
+    if base not in measured or len(measured) < 2:
+        raise ProbeError(
+            f"expected losses with {base} on all other layers to choose from, found those of "
+            f"{', '.join(measured) or 'nothing'}: Loss(compared=...) says what is measured"
+        )
+    for policy, loss in measured.items():
+        _require_numbers(loss, f"the loss with {policy}")
+    rises = {policy: _mean_and_error(loss - measured[base]) for policy, loss in measured.items()}
     chosen: list[Policy] = []
-    for unit in range(losses["vrpr"][..., 0].numel()):
+    for unit in range(measured[base][..., 0].numel()):
         mean = {policy: float(rise[0].flatten()[unit]) for policy, rise in rises.items()}
         error = {policy: float(rise[1].flatten()[unit]) for policy, rise in rises.items()}
-        lower = [policy for policy in POLICIES if mean[policy] < -rule.errors * error[policy]]
-        chosen.append(min(lower, key=mean.__getitem__, default="vrpr"))
+        lower = [policy for policy in measured if mean[policy] < -rule.errors * error[policy]]
+        chosen.append(min(lower, key=mean.__getitem__, default=base))
     return chosen
 
 

@@ -1,5 +1,6 @@
 """Depth ``loss``: the denoising loss on real long clips, with one layer at a time treated differently."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,6 +29,9 @@ COMPARED: tuple[tuple[Policy, Policy], ...] = (
 )
 """(what all layers get, what one gets instead): only this layer corrected; all but this; on top of VRPR, each other."""
 
+WITHOUT_ROPE: tuple[tuple[Policy, Policy], ...] = (("none", "tsa"),)
+"""For a model whose positions cannot be changed: only this layer corrected."""
+
 
 class _Place(NamedTuple):
     """A cell: what all layers get, what one of them or one head of it gets instead, on which clip."""
@@ -54,7 +58,8 @@ class Loss:
         clips: latents of real videos longer than the trained length, as the transformer takes one sample of them,
             without the batch: see `encode`.
         levels: of noise, 0 clean to 1 noise.
-        compared: (rest, policy) pairs to measure.
+        compared: (rest, policy) pairs to measure; by default all that a choice of layers needs (`COMPARED`), of a model
+            without RoPE those of ``none`` and ``tsa``.
         heads: change one head of a layer at a time, too.
         objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow.
         argument: name of the transformer's argument that holds the noisy video; by default as the adapter says.
@@ -64,7 +69,7 @@ class Loss:
 
     clips: Sequence[Tensor] | Tensor
     levels: Sequence[float] = LEVELS
-    compared: Sequence[tuple[Policy, Policy]] = COMPARED
+    compared: Sequence[tuple[Policy, Policy]] | None = None
     heads: bool = False
     objective: Objective | None = None
     argument: str | None = None
@@ -74,7 +79,7 @@ class Loss:
             raise ProbeError(f"expected at least 2 clips, for a standard error, found {len(self.clips)}")
         if not self.levels or not all(0 < level <= 1 for level in self.levels):
             raise ProbeError(f"expected noise levels above 0 and up to 1, found {list(self.levels)}")
-        for pair in self.compared:
+        for pair in self.compared or ():
             if pair[0] == pair[1] or not set(pair) <= set(POLICIES):
                 raise ProbeError(f"expected pairs of two of {', '.join(POLICIES)}, found {pair}")
 
@@ -98,11 +103,12 @@ class Loss:
             )
         shape = subject.shape
         heads: list[int | None] = [None, *range(shape.heads)] if self.heads else [None]
-        uniform = dict.fromkeys(policy for pair in self.compared for policy in pair[:1])
+        compared = self.compared or (COMPARED if subject.turns else WITHOUT_ROPE)
+        uniform = dict.fromkeys(policy for pair in compared for policy in pair[:1])
         places = [
             _Place(clip, rest, changed, layer, head)
             for clip in range(len(self.clips))
-            for rest, changed in [*((policy, policy) for policy in uniform), *self.compared]
+            for rest, changed in [*((policy, policy) for policy in uniform), *compared]
             for layer in (range(shape.layers) if rest != changed else [0])
             for head in (heads if rest != changed else [None])
         ]
@@ -160,7 +166,10 @@ class Loss:
         found = found.narrow(channels, 0, min(target.shape[channels], found.shape[channels]))
         if found.shape[1:] != target.shape[1:]:
             raise ProbeError(f"expected the model to return {tuple(target.shape[1:])}, found {tuple(found.shape[1:])}")
-        return float((found - target).square().mean())
+        loss = float((found - target).square().mean())
+        if not math.isfinite(loss):
+            raise ProbeError(f"expected the model to return numbers, found {loss} at noise level {level}, clip {clip}")
+        return loss
 
 
 def _plan(subject: Subject, policy: Policy, frames: int) -> FramePlan:

@@ -19,6 +19,9 @@ from freeloc.rotation import rotate
 LARGEST_BLOCK = 2**23
 """Logits that are held at once."""
 
+SMALLEST = torch.finfo(torch.float64).tiny
+"""Instead of 0 in a denominator: nothing does not change."""
+
 
 def logits_difference(call: SeenAttention, shifts: Sequence[int]) -> Tensor:
     """||logits with shifted keys - logits|| / ||logits|| over all pairs of video tokens, (heads, shifts) float64.
@@ -47,7 +50,7 @@ def logits_difference(call: SeenAttention, shifts: Sequence[int]) -> Tensor:
     for head in range(heads):
         query, key = (_exact(tensor[:, head, video]) for tensor in (call.query, call.key))
         gram_query, gram_key = (query.mT @ query).double().cpu(), (key.mT @ key).double().cpu()  # (batch, dim, dim)
-        whole = (gram_query * gram_key).sum()
+        whole = (gram_query * gram_key).sum().clamp(min=SMALLEST)
         for index, shift in enumerate(shifts):
             angles = shift * frequencies[head]
             eye = torch.eye(head_dim, dtype=torch.float64)[None]  # one frame of head_dim tokens
@@ -137,7 +140,7 @@ def _entropy(logits: Tensor, weights: Tensor) -> Tensor:
 def _summarised(values: Tensor, correction: float) -> Context:
     """Means over samples (heads, samples, 4), and their errors, which vanish with `correction` where all were taken."""
     entropy, windowed = values[..., 0], values[..., 1]
-    size = entropy.square().mean(dim=-1)
+    size = entropy.square().mean(dim=-1).clamp(min=SMALLEST)
     change = ((windowed - entropy).square().mean(dim=-1) / size).sqrt()
     # Of a ratio of means, to first order; then of its root.
     spread = (windowed - entropy).square() - change.square()[:, None] * entropy.square()

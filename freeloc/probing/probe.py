@@ -13,9 +13,10 @@ from freeloc.adapter import Adapter
 from freeloc.errors import ProbeError
 from freeloc.fitting import fitting_profile, require_fit
 from freeloc.probing.cells import Cells
+from freeloc.probing.facts import ProbeFacts
 from freeloc.probing.local import Local
 from freeloc.probing.output import Output
-from freeloc.probing.sensitivity import ProbeFacts, Sensitivity
+from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.subject import Subject, fingerprint
 from freeloc.probing.table import Table
 from freeloc.probing.video import Video

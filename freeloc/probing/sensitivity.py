@@ -8,60 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
-from freeloc.errors import FreelocError, ProbeError
-from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, summary
-from freeloc.probing.table import Label, Table, read_tensors, write_tensors
+from freeloc.errors import ProbeError
+from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, samples, summary
+from freeloc.probing.facts import SCHEMA_VERSION, Header, ProbeFacts, read_header, tables_of
+from freeloc.probing.table import Table, read_tensors, write_tensors
 from freeloc.profile import POLICIES, Policy, Profile
 from freeloc.profile_files import digest, validated
-from freeloc.untrusted import brief, check_version, parsed, printable, problems
-
-SCHEMA_VERSION = 1
-
-LARGEST_HEADER = 10_000_000
-"""Characters of what a file says beside its tensors, at most."""
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-class ProbeFacts(BaseModel):
-    """Where the numbers come from.
-
-    Attributes:
-        profile: that it was probed with: what the model looks like, and the settings of the methods.
-        fingerprint: of the weights.
-        latent_frames: length of what was generated or of the clips.
-        prompts: what `run` was called with.
-        seed: of what freeloc drew itself: sampled tokens, noise of clips.
-        settings: of each depth.
-        versions: of the libraries that have a part in the numbers.
-        command: as it was started.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
-
-    profile: Profile
-    fingerprint: str
-    latent_frames: list[int]
-    prompts: list[str]
-    seed: int
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    command: str
-
-
-class _Header(BaseModel):
-    """What a file says beside its tensors."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
-    )
-
-    schema_version: int
-    facts: ProbeFacts
-    axes: dict[str, dict[str, list[Label]]]
+from freeloc.untrusted import brief, printable
 
 
 @dataclass(frozen=True)
@@ -131,7 +85,16 @@ class Sensitivity:
         """Rank correlation over layers of positions and of context, for every depth of this with every one of `other`.
 
         1 where both put the layers in the same order, 0 where they have nothing to do with each other.
+
+        Raises:
+            ProbeError: if they are of models with other numbers of layers.
         """
+        mine, its = self.facts.profile.model, other.facts.profile.model
+        if mine.layers != its.layers:
+            raise ProbeError(
+                f"expected measurements of models with as many layers, found {mine.layers} of {mine.name} and "
+                f"{its.layers} of {its.name}"
+            )
         pairs = itertools.product(self.depths, other.depths)
         found = {pair: (self.summary(pair[0]), other.summary(pair[1])) for pair in pairs}
         return {
@@ -151,7 +114,8 @@ class Sensitivity:
             heads: choose for each head.
 
         Raises:
-            ProbeError: if the depth was not measured, or the path does not end in ``.json``.
+            ProbeError: if the depth was not measured, or not in every layer, or once where a standard error decides; if
+                the path does not end in ``.json``.
             ProfileError: if not all layers were measured.
         """
         if path is not None and Path(path).suffix != ".json":  # the measurements' file, or their folder, might be it
@@ -160,13 +124,14 @@ class Sensitivity:
         policies = choose(self, depth, rule, heads)
         usual = [Counter(of_heads).most_common(1)[0][0] for of_heads in policies]
         facts, known = self.facts, self.facts.profile
+        name, count = samples(self, depth)
         content = known.model_dump() | {
             "layers": {policy: [n for n, own in enumerate(usual) if own == policy] for policy in POLICIES},
             "heads": _differing(policies, usual),
             "provenance": {
                 "kind": "probed",
                 "source": facts.command,
-                "notes": f"Chosen by depth {depth} ({rule}) on {len(facts.prompts) or 'no'} prompts, "
+                "notes": f"Chosen by depth {depth} ({rule}) on {count} {name if count > 1 else name[:-1]}, "
                 f"{' and '.join(map(str, facts.latent_frames))} latent frames. Weights {facts.fingerprint[:12]}.",
             },
         }
@@ -197,7 +162,7 @@ class Sensitivity:
         path = Path(path)
         axes = {name: table.axes for name, table in self.tables.items()}
         try:
-            text = _Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes).model_dump_json()
+            text = Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes).model_dump_json()
         except ValueError as error:
             raise ProbeError(f"cannot write {path}: {printable(str(error)[:300])}") from error
         tensors = {name: table.values for name, table in self.tables.items()}
@@ -214,9 +179,9 @@ class Sensitivity:
         where = printable(str(path))
         if "freeloc" not in metadata:
             raise ProbeError(f"{where} holds no measurements of freeloc: expected metadata named 'freeloc', found none")
-        header = _header(metadata["freeloc"], where)
+        header = read_header(metadata["freeloc"], where)
         try:
-            return cls(_tables(tensors, header), header.facts)
+            return cls(tables_of(tensors, header), header.facts)
         except ProbeError as error:
             raise ProbeError(f"{where} holds no measurements of freeloc: {error}") from None
 
@@ -245,43 +210,6 @@ class Sensitivity:
             }
         )
         return Sensitivity(tables, facts)
-
-
-def _header(text: str, where: str) -> _Header:
-    """What a file says beside its tensors."""
-    refused = f"{where} holds no measurements of freeloc"
-    if len(text) > LARGEST_HEADER:
-        raise ProbeError(f"{refused}: expected metadata of at most {LARGEST_HEADER} characters, found {len(text)}")
-    try:
-        content = parsed(text)
-        if not isinstance(content, dict):
-            raise ProbeError(f"{refused}: expected metadata that is a JSON object, found {brief(content)}")
-        check_version(content.get("schema_version"), SCHEMA_VERSION, where, "measurements of ")
-        header = _Header.model_validate(content)
-        header.model_dump_json()  # what is nested so deep that it could not be written again
-    except ValidationError as error:
-        raise ProbeError(f"{refused}:\n{problems(error)}") from None
-    except FreelocError as error:
-        raise ProbeError(str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ProbeError(f"{refused}: its metadata is not JSON: {printable(str(error)[:300])}") from None
-    return header
-
-
-def _tables(tensors: Mapping[str, Tensor], header: _Header) -> dict[str, Table]:
-    """The tensors with their axes, which must fit them and the model."""
-    if header.axes.keys() != tensors.keys():
-        raise ProbeError(f"expected the tensors {brief(sorted(header.axes))}, found {brief(sorted(tensors))}")
-    if other := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
-        raise ProbeError(f"expected tensors of floating-point numbers, found {tensors[other[0]].dtype}")
-    tables = {name: Table(tensors[name], header.axes[name]) for name in header.axes}
-    model = header.facts.profile.model
-    for axis, size in (("layers", model.layers), ("heads", model.heads)):
-        known = set(range(size))
-        for name, table in tables.items():
-            if beyond := [label for label in table.axes.get(axis, []) if label not in known]:
-                raise ProbeError(f"{brief(name)}: expected {axis} 0 to {size - 1}, found {brief(beyond[0])}")
-    return tables
 
 
 def _differing(policies: list[list[Policy]], usual: list[Policy]) -> dict[str, dict[Policy, list[int]]]:

@@ -66,9 +66,14 @@ class Subject:
         frames: int = self.profile.model.trained_latent_frames
         return frames
 
+    @property
+    def turns(self) -> bool:
+        """Whether the model has RoPE."""
+        return any(adapter.rope_of(model) is not None for model, adapter in self.found)
+
     def perturbations(self, shifts: Sequence[int] | None) -> list[str]:
         """Names of the perturbations: by default with `default_shifts`; the window alone if the model has no RoPE."""
-        if all(adapter.rope_of(model) is None for model, adapter in self.found):
+        if not self.turns:
             return [WINDOW]
         return names(default_shifts(self.trained_frames) if shifts is None else shifts)
 

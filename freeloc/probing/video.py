@@ -36,10 +36,10 @@ class Video:
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """What the numbers depend on."""
-        return {
-            "scorers": [scorer.name for scorer in self._scorers()],
-            "perturbations": subject.perturbations(self.shifts),
-        }
+        scorers = [scorer.name for scorer in self._scorers()]
+        if len(subject.prompts) < 2:
+            raise ProbeError(f"expected at least 2 prompts, for a standard error, found {len(subject.prompts)}")
+        return {"scorers": scorers, "perturbations": subject.perturbations(self.shifts)}
 
     def measure(self, subject: Subject) -> dict[str, Table]:
         """See `Video`."""
