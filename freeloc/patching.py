@@ -36,7 +36,7 @@ class Patch:
     def report(self) -> Report:
         """What ran so far: per layer the method, calls, frames, positions and density; and what was not corrected."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
-        return Report(label, [layer.report for hook in self._hooks for layer in hook.layers])
+        return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks])
 
     def __enter__(self) -> "Patch":
         if self._removed:

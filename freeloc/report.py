@@ -15,7 +15,7 @@ class LayerReport:
         calls: corrected calls, by number of latent frames. A batch whose samples differ in size counts per sample.
         largest_before: largest relative position before the correction, in latent frames.
         largest_after: and after it.
-        attended: share of all token pairs that were attended, 0..1.
+        shares: of all token pairs those that were attended, 0..1, summed over corrected calls.
         untouched: calls that ran as the model's own, by reason. Under torch.compile these count compilations, not runs.
     """
 
@@ -25,15 +25,20 @@ class LayerReport:
     calls: Counter[int] = field(default_factory=Counter)
     largest_before: float = 0.0
     largest_after: float = 0.0
-    attended: float = 1.0
+    shares: float = 0.0
     untouched: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def attended(self) -> float:
+        """Share of all token pairs that were attended, 0..1: the mean over corrected calls, 1 if there were none."""
+        return self.shares / sum(self.calls.values()) if self.calls else 1.0
 
     def note_corrected(self, frames: int, largest_position: float, density: float) -> None:
         """Count one corrected call."""
         self.calls[frames] += 1
         self.largest_before = max(self.largest_before, frames - 1)
         self.largest_after = max(self.largest_after, largest_position)
-        self.attended = density
+        self.shares += density
 
 
 @dataclass
@@ -42,11 +47,17 @@ class Report:
 
     Attributes:
         profile: name of the model in the profile, and where its numbers come from.
-        layers: one entry per attention module, in the order of the model.
+        transformers: of each transformer, in the order of the pipeline, one entry per attention module, in that of the
+            model.
     """
 
     profile: str
-    layers: list[LayerReport]
+    transformers: list[list[LayerReport]]
+
+    @property
+    def layers(self) -> list[LayerReport]:
+        """The entries of all transformers."""
+        return [layer for layers in self.transformers for layer in layers]
 
     @property
     def corrected_calls(self) -> int:
@@ -63,18 +74,24 @@ class Report:
             f"freeloc: {self.corrected_calls} attention calls corrected, {self.untouched_calls} left as they are "
             f"(profile: {self.profile})"
         ]
-        done = [layer for layer in self.layers if layer.calls]
-        if done:
-            width = max(8, *(len(layer.method) for layer in done))
-            lines.append(f"layer  {'method':{width}}  calls  latent frames  largest position     attended  module")
-        for layer in done:
-            frames = ", ".join(str(count) for count in sorted(layer.calls))
-            lines.append(
-                f"{layer.layer:5}  {layer.method:{width}}  {sum(layer.calls.values()):5}  {frames:>13}  "
-                f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  {layer.path}"
-            )
+        for number, layers in enumerate(self.transformers, start=1):
+            if done := [layer for layer in layers if layer.calls]:
+                lines += [f"transformer {number} of {len(self.transformers)}"] if len(self.transformers) > 1 else []
+                lines += _table(done)
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
         lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
-        if not done and not reasons:
+        if not self.corrected_calls and not reasons:
             lines.append("the patched model has not run yet")
         return "\n".join(lines)
+
+
+def _table(layers: list[LayerReport]) -> list[str]:
+    width = max(8, *(len(layer.method) for layer in layers))
+    lines = [f"layer  {'method':{width}}  calls  latent frames  largest position     attended  module"]
+    for layer in layers:
+        frames = ", ".join(str(count) for count in sorted(layer.calls))
+        lines.append(
+            f"{layer.layer:5}  {layer.method:{width}}  {sum(layer.calls.values()):5}  {frames:>13}  "
+            f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  {layer.path}"
+        )
+    return lines

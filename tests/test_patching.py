@@ -264,6 +264,15 @@ def test_the_report_proves_engagement(small_wan, run):
     assert "4 latent frames, for which the plan changes nothing" in text
 
 
+def test_the_report_says_the_share_of_pairs_over_all_calls(small_wan, run):
+    with freeloc.patch(small_wan, make_profile()) as patch:
+        for frames in (16, 9, 9):
+            run(small_wan, frames)
+    shares = {frames: freeloc.frame_plan(make_profile(), layer=1, frames=frames).density(15) for frames in (9, 16)}
+    assert shares[9] > shares[16]
+    assert patch.report().layers[1].attended == pytest.approx((2 * shares[9] + shares[16]) / 3)
+
+
 class TestBadInput:
     def test_no_frames(self, small_wan):
         inputs = wan_inputs(9, hidden_states=torch.zeros(1, 4, 0, 6, 10))

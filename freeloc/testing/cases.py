@@ -51,7 +51,7 @@ class SiteCall:
     mask: Tensor | None
     scale: float | None
     rope: TemporalRope | None
-    frequencies: Tensor | None
+    frequencies: Tensor
 
     def video(self, tensor: Tensor) -> Tensor:
         """The video tokens of query, key or value, (batch, heads, frames, tokens_per_frame, head_dim)."""
@@ -115,9 +115,9 @@ class Case:
             hook: LayerHook, q: Tensor, k: Tensor, v: Tensor, grid: Any, mask: Any, scale: Any, step: float
         ) -> Tensor:
             layout, model = hook.layout(q.shape[2], grid), hook.model
-            frequencies = None if model.frequencies is None else model.frequencies * step
             where = hook.report.path, hook.report.layer, dict(given)
-            found.append(SiteCall(*where, q, k, v, layout, mask, scale, model.rope, frequencies))
+            turning = model.rope, model.frequencies * step
+            found.append(SiteCall(*where, q, k, v, layout, mask, scale, *turning))
             if mute:
                 return torch.zeros_like(q)
             return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, mask, scale=scale).to(q.dtype)

@@ -13,7 +13,7 @@ from freeloc.testing.cases import SiteCall
 
 def rotation_problem(call: SiteCall, tolerance: float) -> str:
     """What is wrong with the described rotation between equal frames, or nothing."""
-    if call.rope is None or call.frequencies is None:
+    if call.rope is None:
         return ""
     error = max(_error(call.video(tensor), call.rope, call.frequencies) for tensor in (call.query, call.key))
     if error <= tolerance:
