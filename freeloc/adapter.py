@@ -42,7 +42,8 @@ class TokenGrid:
             right, expected = self.axes == "sample (f h w)", "'sample (f h w)', the table that an attention module gets"
         else:
             named = sorted(name for name in self.axes.split() if name in ("f", "h", "w"))
-            right = named == ["f", "h", "w"] or self.axes == "sample token (f h w)"
+            packed = not isinstance(self.argument, str)  # then numbers say the grid, not axes
+            right = packed or named == ["f", "h", "w"] or self.axes == "sample token (f h w)"
             expected = "each axis of the argument by a name, frames f, rows h and columns w, as in 'b c f h w'"
         require(right, "TokenGrid.axes", expected, self.axes)
 

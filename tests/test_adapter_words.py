@@ -138,7 +138,7 @@ def test_a_configuration_may_be_of_any_kind(kind):
 
 def test_every_type_that_an_adapter_may_use_is_let_through():
     grids = [
-        TokenGrid(("frames", "rows", "columns"), patch=(1, 1, 1)),
+        TokenGrid(("frames", "rows", "columns"), axes="b (f h w) c", patch=(1, 1, 1)),
         TokenGrid("sizes", axes="sample (f h w)", of="attention"),
         TokenGrid("places", axes="sample token (f h w)", patch=(1, "config.patch", 2), refused={"mask": "why"}),
     ]
