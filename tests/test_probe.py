@@ -15,7 +15,7 @@ from conftest import make_profile, make_wan, wan_inputs
 from torch import Tensor
 
 import freeloc
-from freeloc import ProbeError, ProfileError, Sensitivity
+from freeloc import ProbeError, ProfileError, Scorer, Sensitivity
 from freeloc.probing import Local, Loss, Output, ProbeFacts, Rule, Table, Video, diffusion, flow
 from freeloc.probing.calls import watched
 from freeloc.probing.denoising import objective_of
@@ -105,6 +105,20 @@ def test_an_unseeded_run_is_refused(model: Any, tmp_path: Path) -> None:
         cell.unlink()
     with pytest.raises(ProbeError, match=r"expected every run of a prompt to be the same.*make the run seed"):
         freeloc.probe(model, run, depth, profile=PROFILE, folder=tmp_path)
+
+
+def test_videos_that_begin_with_other_noise_are_refused_at_the_second(model: Any) -> None:
+    ran = []
+
+    def run(prompt: str) -> Tensor:
+        ran.append(prompt)
+        noise = torch.randn(1, 4, 9, 6, 10)
+        out = model(**wan_inputs(9, batch=1) | {"hidden_states": noise})[0]
+        return out[0, :3].movedim(0, -1).sigmoid()
+
+    with pytest.raises(ProbeError, match="expected every run of a prompt to be the same"):
+        freeloc.probe(model, run, Video(["contrast"], shifts=(3,)), profile=PROFILE, prompts=["a", "b"])
+    assert ran == ["a", "b", "a"]  # the base of each prompt, and the first that has a layer perturbed
 
 
 def test_a_compiled_model_is_probed(model: Any) -> None:
@@ -301,6 +315,7 @@ def test_pieces_of_another_length_are_refused(model: Any, tmp_path: Path) -> Non
         ({"depth": "deep"}, "expected depth to be one of local, output, video, or a Depth, found 'deep'"),
         ({"depth": "loss"}, r"needs clips: give freeloc.probing.Loss\(clips\)"),
         ({"prompts": ["a", "a"]}, "expected each prompt once"),
+        ({"prompts": "fox"}, r"expected a list of prompts, found one text: give prompts=\['fox'\]"),
         ({"depth": Output(steps=(2, 1))}, "expected denoising steps from 0 on, in order"),
         ({"depth": Video([])}, "expected at least one scorer"),
         ({"depth": Video(["sharpnes"])}, "no scorer is named 'sharpnes'; did you mean sharpness"),
@@ -324,6 +339,8 @@ def test_a_run_that_does_not_call_the_model(model: Any) -> None:
         freeloc.probe(model, lambda: None, profile=PROFILE)
     with pytest.raises(ProbeError, match="expected the run to call WanTransformer3DModel"):
         freeloc.probe(model, lambda: None, Output(), profile=PROFILE)
+    with pytest.raises(ProbeError, match="expected the run to call WanTransformer3DModel"):
+        freeloc.probe(model, lambda prompt: None, Video(["contrast"]), profile=PROFILE, prompts=["a", "b"])
 
 
 def test_a_patched_model_is_refused(model: Any) -> None:
@@ -465,6 +482,21 @@ def test_a_run_that_counts_time_in_another_way_is_refused(model: Any, time: floa
 def test_a_fingerprint_tells_weights_apart(model: Any) -> None:
     assert fingerprint(model) == fingerprint(make_wan())
     assert fingerprint(model) != fingerprint(make_wan(seed=1))
+
+
+def test_a_fingerprint_of_offloaded_weights_is_theirs(model: Any) -> None:
+    import accelerate
+
+    for seed in (0, 1):
+        offloaded = make_wan(seed=seed)
+        expected = fingerprint(offloaded)
+        accelerate.cpu_offload(offloaded, execution_device="cpu")
+        assert offloaded.blocks[0].attn1.to_q.weight.is_meta
+        assert offloaded.scale_shift_table.is_meta
+        assert fingerprint(offloaded) == expected
+    assert freeloc.probe(offloaded, run_of(offloaded), profile=PROFILE).facts.fingerprint == expected
+    with pytest.raises(ProbeError, match=r"expected a model with its weights loaded, found .* on the device 'meta'"):
+        fingerprint(make_wan().to("meta"))
 
 
 def test_files_and_merging(model: Any, tmp_path: Path) -> None:
@@ -657,3 +689,16 @@ def test_what_is_printed_is_what_was_chosen_for_heads() -> None:
         "none",
         "vrpr",
     ]
+
+
+def test_the_page_on_probing_lists_every_table(model: Any) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "probe-your-model.md").read_text(encoding="utf-8")
+    loss = Loss(clips(), levels=(0.5,), compared=(("none", "tsa"),), heads=True)
+    judge = Scorer("sum", lambda video, prompt: float(video.sum()))
+
+    def run(prompt: str) -> Tensor:
+        return run_of(model, steps=1)(prompt)[0, :3].movedim(0, -1).sigmoid()
+
+    for depth in (Local(), Output(shifts=(3,), steps=(0,), heads=True), loss, Video([judge], shifts=(3,))):
+        for name in freeloc.probe(model, run, depth, profile=PROFILE, prompts=["a", "bb"]).tables:
+            assert name.endswith(" error") or f"| `{name}` |" in page

@@ -40,7 +40,7 @@ class Call:
 class Steps:
     """Counts denoising steps: calls with the same timestep, one after the other, are one (guidance makes two)."""
 
-    def __init__(self, first_calls: Sequence[int] = ()) -> None:
+    def __init__(self, first_calls: Sequence[int] = (), ends: bool = True) -> None:
         self.number = -1
         """Of the step that is running."""
         self.is_first = False
@@ -48,12 +48,13 @@ class Steps:
         self.calls: dict[int, Call] = {}
         """The first calls of the steps that were asked for."""
         self._wanted = frozenset(first_calls)
+        self._ends = ends
         self._last: tuple[int, Any] | None = None
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all calls that were asked for have been seen."""
-        return bool(self._wanted) and self._wanted <= self.calls.keys()
+    def is_over(self) -> bool:
+        """Whether the run may end, since all calls that were asked for have been seen."""
+        return self._ends and bool(self._wanted) and self._wanted <= self.calls.keys()
 
     def note(self, model: nn.Module, arguments: dict[str, Any]) -> None:
         """A call begins."""
@@ -71,9 +72,11 @@ class _Enough(BaseException):
 
 
 @contextmanager
-def watched(found: Sequence[tuple[nn.Module, Adapter]], first_calls: Sequence[int] = ()) -> Iterator[Steps]:
-    """Counts the steps of what runs inside. With `first_calls`, what runs inside ends once these were seen."""
-    steps = Steps(first_calls)
+def watched(
+    found: Sequence[tuple[nn.Module, Adapter]], first_calls: Sequence[int] = (), ends: bool = True
+) -> Iterator[Steps]:
+    """Counts the steps of what runs inside, and keeps the first calls of some: once these were seen it may end."""
+    steps = Steps(first_calls, ends)
     removers = [model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True) for model, _ in found]
     try:
         yield steps
@@ -88,7 +91,7 @@ def _noting(model: nn.Module, steps: Steps) -> Callable[..., None]:
     names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if steps.is_complete:
+        if steps.is_over:
             raise _Enough
         steps.note(module, dict(zip(names, args, strict=False)) | dict(kwargs))
 

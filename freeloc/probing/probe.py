@@ -23,6 +23,7 @@ from freeloc.probing.video import Video
 from freeloc.profile import Profile
 from freeloc.profile_files import load_profile
 from freeloc.registry import transformers_of
+from freeloc.untrusted import brief
 
 
 class Depth(Protocol):
@@ -69,7 +70,7 @@ def probe(
     Args:
         model_or_pipeline: a transformer, also wrapped, or a pipeline; all its transformers are probed as one.
         run: generates a long video with it, or calls the transformer: the same each time for one prompt, so it must
-            seed its noise. Depth ``video`` needs the video that it returns.
+            seed its noise. Depth ``video`` needs the video that it returns, of two prompts or more.
         depth: ``"local"``, ``"output"``, ``"loss"``, ``"video"``, or one of `Local`, `Output`, `Loss`, `Video` with
             settings.
         prompts: run is called once with each; by default once without.
@@ -82,7 +83,8 @@ def probe(
         seed: of what freeloc draws itself: sampled tokens, the noise of clips.
 
     Raises:
-        ProbeError: if the run does not call the model, or is not the same each time; if the folder holds another probe.
+        ProbeError: if the run does not call the model, or is not seen to be the same each time, or is no longer than
+            the trained length; if the folder holds another probe.
         ProfileError, AdapterError, PatchError: as `freeloc.patch`.
     """
     chosen = _depth(depth)
@@ -90,6 +92,8 @@ def probe(
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=True)
     for transformer, known in found:
         require_fit(loaded, known.shape(transformer), (known.name, known.family))
+    if isinstance(prompts, str):
+        raise ProbeError(f"expected a list of prompts, found one text: give prompts=[{brief(prompts)}]")
     labels = [str(prompt) for prompt in prompts]
     if len(set(labels)) < len(labels):
         raise ProbeError("expected each prompt once, found one twice")

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,16 +154,24 @@ class Subject:
         """
         with torch.compiler.set_stance("force_eager"), watched(self.found, steps) as seen:
             self.generate(prompt)
-        if not seen.calls:
+        self.require_same(prompt, steps, seen.calls)
+        return seen.calls
+
+    def require_same(self, prompt: int, steps: Sequence[int], calls: Mapping[int, Call]) -> None:
+        """See that a run of a prompt makes the same calls at these steps as the first one that was seen.
+
+        Raises:
+            ProbeError: if it does not, or made no call.
+        """
+        if not calls:
             raise self.no_call()
-        trace = torch.stack([_trace(call.arguments) for call in seen.calls.values()])
+        trace = torch.stack([_trace(call.arguments) for call in calls.values()])
         known = self.cells.get(f"calls/{prompt:03}-{'-'.join(map(str, steps))}", lambda name: {"trace": trace})["trace"]
-        if known.shape != trace.shape or not torch.allclose(known, trace, rtol=1e-3):
+        if known.shape != trace.shape or not torch.allclose(known, trace, rtol=1e-3, atol=1e-3):
             raise ProbeError(
                 "expected every run of a prompt to be the same, found other inputs of the transformer than before: "
                 "make the run seed the generator that it draws its noise from"
             )
-        return seen.calls
 
 
 def one_layer(
@@ -182,14 +190,32 @@ def one_layer(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of the names, shapes and first values of all weights, 64 hex digits: tells checkpoints apart, in no time."""
+    """Of the names, shapes and first values of all weights, 64 hex digits: tells checkpoints apart, in no time.
+
+    Raises:
+        ProbeError: if weights are nowhere to be read.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta and tensor.is_floating_point():
-            first = tensor.detach().flatten()[:64].to("cpu", torch.float32)
+        if tensor.is_floating_point():
+            first = _loaded(model, name, tensor).detach().flatten()[:64].to("cpu", torch.float32)
             digest.update(first.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _loaded(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A weight, from where accelerate keeps it while an empty one on ``meta`` stands in its place."""
+    if not tensor.is_meta:
+        return tensor
+    path, _, own = name.rpartition(".")
+    hook: Any = getattr(model.get_submodule(path), "_hf_hook", None)
+    maps = [getattr(one, "weights_map", None) for one in (hook, *getattr(hook, "hooks", ()))]
+    weights = next((weights for weights in maps if weights is not None), None)
+    if weights is None:
+        raise ProbeError(f"expected a model with its weights loaded, found {name} on the device 'meta'")
+    kept: Tensor = weights[own]
+    return kept
 
 
 def _trace(arguments: dict[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from freeloc.errors import ProbeError
 from freeloc.probing import perturbations
+from freeloc.probing.calls import watched
 from freeloc.probing.cells import Cell
 from freeloc.probing.scorers import find_scorer
 from freeloc.probing.subject import Subject, identity, one_layer
@@ -62,15 +63,13 @@ class Video:
         return found
 
     def _scores(self, subject: Subject, name: str) -> Cell:
-        """Of one video."""
+        """Of one video, which must begin as the other ones of its prompt do."""
         _, prompt, layer, *kind = name.split("/")
-        if not kind:
-            with subject.under(lambda layer, frames: identity(frames)):
-                made = subject.generate(int(prompt))
-        else:
-            changed = partial(_perturbed, kind[0], subject.trained_frames)
-            with subject.under(one_layer(int(layer), changed, identity, None, subject.shape.heads)):
-                made = subject.generate(int(prompt))
+        changed = partial(_perturbed, kind[0], subject.trained_frames) if kind else identity
+        plan = one_layer(int(layer) if kind else 0, changed, identity, None, subject.shape.heads)
+        with watched(subject.found, [0], ends=False) as seen, subject.under(plan):
+            made = subject.generate(int(prompt))
+        subject.require_same(int(prompt), [0], seen.calls)
         video, text = as_video(made), str(subject.prompt_labels[int(prompt)])
         scores = [scorer.score(video, text) * (1 if scorer.higher_is_better else -1) for scorer in self._scorers()]
         return {"scores": torch.tensor(scores, dtype=torch.float64)}
