@@ -108,8 +108,11 @@ class ProductTakeover(_ModeTakeover):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        factors = [*args, *(kwargs or {}).values()][:2]
-        if func not in PRODUCTS or factors[0].ndim != 4 or factors[1].ndim != 4 or not _is_running(self.caller):
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("input", "other"), args, strict=False)) | (kwargs or {})
+        factors = given["input"], given["other"]
+        if factors[0].ndim != 4 or factors[1].ndim != 4 or not _is_running(self.caller):
             return func(*args, **(kwargs or {}))
         left, right = factors
         if self._factors is None:

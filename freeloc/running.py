@@ -3,6 +3,7 @@
 import threading
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ class _Own(threading.local):
 class Noted(Generic[T]):
     """A note for the modules that run later in the same forward, and so in the same thread.
 
-    Only the threads in which autograd runs a checkpointed forward again never noted anything: they see the last note of
-    any thread.
+    Two see the last note of any thread instead: threads in which autograd runs a checkpointed forward again, which never
+    noted anything, and all under torch.compile, which in one trace does not read what it wrote to a thread's own.
 
     >>> noted = Noted[str]()
     >>> noted.value is None, noted.note("9 frames"), noted.value
@@ -45,16 +46,21 @@ class Noted(Generic[T]):
     def __init__(self) -> None:
         self._own = _Own()
         self._last: T | None = None
+        self._compiled = False
 
     @property
     def value(self) -> T | None:
         """The last note, or None."""
+        if torch.compiler.is_compiling() or self._compiled:
+            return self._last
         found: T | None = self._own.value
         return self._last if found is None else found
 
     def note(self, value: T | None) -> None:
         """In place of the last note."""
-        self._last = self._own.value = value
+        self._last, self._compiled = value, torch.compiler.is_compiling()
+        if not self._compiled:
+            self._own.value = value
 
 
 class Open(threading.local):

@@ -47,6 +47,15 @@ def test_fullgraph_in_either_order(small_wan, run, order, how):
     assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
 
 
+def test_a_compiled_model_and_its_original_take_turns(small_wan, run):
+    with freeloc.patch(small_wan, make_profile()):
+        corrected = {frames: run(small_wan, frames) for frames in (6, 9, 12)}
+    with freeloc.patch(small_wan, make_profile()):
+        compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
+        for model, frames in ((small_wan, 9), (compiled, 12), (small_wan, 6), (compiled, 9), (small_wan, 12)):
+            assert (run(model, frames) - corrected[frames]).abs().max() <= 2e-5, frames
+
+
 def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
     model = make_wan(num_layers=12)
     profile = make_profile({"vrpr": list(range(11)), "tsa": [11]})
