@@ -35,8 +35,8 @@ class _Own(threading.local):
 class Noted(Generic[T]):
     """A note for the modules that run later in the same forward, and so in the same thread.
 
-    Two see the last note of any thread instead: threads in which autograd runs a checkpointed forward again, which never
-    noted anything, and all under torch.compile, which in one trace does not read what it wrote to a thread's own.
+    Two see the last note of any thread instead: threads in which autograd runs a checkpointed forward again, since they
+    never noted anything, and all under torch.compile, which in one trace does not read what it wrote for one thread.
 
     >>> noted = Noted[str]()
     >>> noted.value is None, noted.note("9 frames"), noted.value
