@@ -197,7 +197,7 @@ def test_names_of_tables_that_are_no_names_of_files_are_refused(name, measuremen
     content = json.loads(HEADER)
     content["axes"][name] = content["axes"]["local.logits"]
     save_file({**TENSORS, name: TENSORS["local.logits"].clone()}, measurements, {"freeloc": json.dumps(content)})
-    refused(measurements, "expected tensors with names such as 'local.logits', found ")
+    refused(measurements, "expected tables with names such as 'local.logits', found ")
 
 
 def test_measurements_nested_deeper_than_can_be_written_are_refused(measurements):

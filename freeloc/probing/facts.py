@@ -90,7 +90,7 @@ def tables_of(tensors: Mapping[str, Tensor], header: Header) -> dict[str, Table]
     if other := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
         raise ProbeError(f"expected tensors of floating-point numbers, found {tensors[other[0]].dtype}")
     if other := [name for name in tensors if not TABLE_NAME.fullmatch(name)]:
-        raise ProbeError(f"expected tensors with names such as 'local.logits', found {brief(other[0])}")
+        raise ProbeError(f"expected tables with names such as 'local.logits', found {brief(other[0])}")
     tables = {name: Table(tensors[name], header.axes[name]) for name in header.axes}
     model = header.facts.profile.model
     for axis, size in (("layers", model.layers), ("heads", model.heads)):

@@ -61,7 +61,8 @@ class Loss:
         compared: (rest, policy) pairs to measure; by default all that a choice of layers needs (`COMPARED`), of a model
             without RoPE those of ``none`` and ``tsa``.
         heads: change one head of a layer at a time, too.
-        objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow.
+        objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow:
+            then a run whose first call is told another time than that of noise is refused.
         argument: name of the transformer's argument that holds the noisy video; by default as the adapter says.
     """
 

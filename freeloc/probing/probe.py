@@ -35,7 +35,7 @@ class Depth(Protocol):
         """What the numbers depend on, beside model and run; JSON."""
 
     def measure(self, subject: Subject) -> dict[str, Table]:
-        """The tables, each named ``depth.measure``."""
+        """The tables, each named ``depth.measure`` (see `facts.TABLE_NAME`: a file of others is not read)."""
 
 
 DEPTHS: dict[str, Callable[[], Depth]] = {"local": Local, "output": Output, "video": Video}
