@@ -81,15 +81,18 @@ class ModelHook:
         for layer, (_, _, _, module) in zip(self.layers, places, strict=True):
             RemovableHandle.next_id = first_id  # torch.compile guards ids: with equal ones, equal layers share a graph
             layer.hook(module)
+        self._installed = True
         _forget_compiled()
 
     def remove(self) -> None:
         """Take all hooks off, and give back what this thread has taken over. Idempotent."""
         self.close()
-        self._remover.remove()
-        for layer in self.layers:
-            layer.remove()
-        _forget_compiled()
+        if self._installed:
+            self._installed = False
+            self._remover.remove()
+            for layer in self.layers:
+                layer.remove()
+            _forget_compiled()
 
     def close(self) -> None:
         """Give back what an interrupted forward in this thread has left: no hook runs after a KeyboardInterrupt."""
