@@ -513,7 +513,7 @@ os.environ["FREELOC"] = "1"
 warnings.simplefilter("ignore")
 logging.basicConfig()
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGINT, print)
 sys.excepthook = print
 """
 
