@@ -308,6 +308,19 @@ def test_the_tables_in_docs_are_of_the_rows_beside_them():
     assert {line["mean"] for line in scores.summary(rows)} <= {line["mean"] for line in lines}
 
 
+def test_what_docs_say_of_heads_is_of_the_rows_beside_them():
+    rows = read(DOCS / "long-video-bench" / "clips.csv") + read(DOCS / "long-video-bench" / "head-wise.csv")
+    both = [row for row in rows if row["times"] == 4 and row["setting"] in ("layer-wise", "head-wise")]
+    lines = scores.summary([row for row in both if row["clip"] < 24])
+    page = (DOCS / "long-video-bench.md").read_text().partition("## Heads instead of layers")[2]
+    assert tables([row for row in both if row["clip"] < 24], lines, [4])[1] in page
+    moving = [f"{line['mean']:.3f}" for line in lines if line["measure"] == "land as prompted"]
+    assert f"({moving[1]}\nof frame pairs against {moving[0]})" in page
+    chosen = freeloc.load_profile(settings.HEAD_CHOICE)
+    assert sum(len(heads) for of_layer in chosen.heads.values() for heads in of_layer.values()) == 7
+    assert "7 of the 32" in page.replace("\n", " ")
+
+
 def test_one_value_has_no_standard_error():
     mean, error = scores.mean_and_error([2.0])
     assert (mean, math.isnan(error)) == (2, True)
