@@ -201,6 +201,14 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         layer_chart(MIXED)
 
 
+def test_layers_are_drawn_by_the_depth_that_chose(tmp_path: Path) -> None:
+    drawn = {}
+    for name, more in {"usual": [], "loss": ["--depth", "loss"], "video": ["--depth", "video"]}.items():
+        assert main(["profiles", "plot", "tiny-wan", "--output", str(tmp_path / name), "--frames", "41", *more]) == 0
+        drawn[name] = (tmp_path / name / "layers.png").read_bytes()
+    assert drawn["usual"] == drawn["loss"] != drawn["video"]
+
+
 def test_profiles_plot(local: Sensitivity, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "mine.json"
     local.to_profile(profile)

@@ -22,7 +22,7 @@ def plot(arguments: argparse.Namespace) -> None:
     frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
     _require_drawable(profile, frames)
     measured = _measurements(arguments)
-    pictures = {"layers": layer_chart(profile, measured, arguments.depth)}
+    pictures = {"layers": layer_chart(profile, measured, arguments.depth or _chosen_by(profile, measured))}
     pictures |= {
         f"plan-{policy}": plan_tables(
             policy_plan(profile, policy, frames), f"{profile.model.name}: {policy}, {frames} latent frames"
@@ -37,6 +37,12 @@ def plot(arguments: argparse.Namespace) -> None:
     for name, figure in pictures.items():
         write(figure, folder / f"{name}.png")
         print(folder / f"{name}.png")
+
+
+def _chosen_by(profile: Profile, measured: Sensitivity | None) -> str | None:
+    """The depth that the profile's choice rests on, if it says one that was measured."""
+    depth = profile.evidence.rule.partition(":")[0] if profile.evidence else ""
+    return depth if measured and depth in measured.depths else None
 
 
 def _require_drawable(profile: Profile, frames: int) -> None:
@@ -77,6 +83,6 @@ def add(actions: Commands) -> None:
     command.add_argument("profile", help="name, path or repository")
     command.add_argument("--output", type=Path, required=True, help="folder to write PNG files to")
     command.add_argument("--measurements", type=Path, help="a .safetensors file; by default the one beside the profile")
-    command.add_argument("--depth", help="local, output, loss or video; by default the deepest that was measured")
+    command.add_argument("--depth", help="local, output, loss or video; by default the one that chose, or the deepest")
     command.add_argument("--frames", type=positive, help="latent frames of the plans; by default 4 trained lengths")
     command.set_defaults(run=plot)
