@@ -80,12 +80,12 @@ def test_the_tables_in_docs_are_of_the_shipped_measurements() -> None:
     shipped = measurements_path("tiny-wan")
     assert shipped is not None
     found = Sensitivity.load(shipped)
-    probes = predictions.probed([found])
-    docs = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("probe-your-model.md", "long-video-bench.md")}
-    for one, other in (("local", "output"), ("local", "loss"), ("output", "loss")):
-        position, context = agreement(probes[one], probes[other]).split(" / ")
-        assert f"| `{one}` with `{other}` | {position} | {context} |" in docs["probe-your-model.md"]
-    losses = measured_losses(found)
-    position, context = agreement(*predictions.halves(losses)).split(" / ")
-    assert f"with the other | {position} | {context} |" in docs["probe-your-model.md"]
-    assert predictions.changes(losses) in docs["long-video-bench.md"]
+    probes, losses = predictions.probed(found), measured_losses(found)
+    rows = predictions.read_rows(DOCS / "probe-your-model" / "single-layers.csv")
+    page = (DOCS / "probe-your-model.md").read_text(encoding="utf-8")
+    assert predictions.choices(found) in page
+    assert predictions.among(probes) in page
+    assert f"`loss` on one half of the clips with the other: {agreement(*predictions.halves(losses))}" in page
+    assert table(probes, rows) in page
+    assert predictions.changes(in_videos(rows, "land as prompted")) in page
+    assert predictions.changes(losses) in (DOCS / "long-video-bench.md").read_text(encoding="utf-8")

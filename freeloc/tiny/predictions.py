@@ -7,16 +7,14 @@ The truth is in whole videos that `freeloc bench --layers` made: how much worse 
 
 import argparse
 import csv
-import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from freeloc.probing import Sensitivity
-from freeloc.probing.choice import rank_correlation
+from freeloc.probing import Rule, Sensitivity
+from freeloc.probing.choice import choose, rank_correlation
 from freeloc.profile import Policy
 from freeloc.profile_files import measurements_path
 from freeloc.tiny.scores import mean_and_error
@@ -86,10 +84,13 @@ def table(probes: dict[str, Effects], rows: Rows) -> str:
 
 
 def among(probes: dict[str, Effects]) -> str:
-    """Each pair of probes, a Markdown table."""
-    pairs = itertools.combinations(probes, 2)
-    lines = [[f"{one}, {other}", agreement(probes[one], probes[other])] for one, other in pairs]
-    return _markdown([["positions / context", "rank correlation"], *lines])
+    """Each probe beside each later one, a Markdown table."""
+    names = list(probes)
+    lines = [["positions / context", *names[1:]]]
+    for index, one in enumerate(names[:-1]):
+        found = [agreement(probes[one], probes[other]) for other in names[index + 1 :]]
+        lines.append([one, *[""] * index, *found])
+    return _markdown(lines)
 
 
 def _markdown(lines: list[list[str]]) -> str:
@@ -103,17 +104,29 @@ def read_rows(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
-def probed(measurements: Iterable[Sensitivity]) -> dict[str, Effects]:
-    """Every depth of these measurements; ``video`` once for each scorer."""
-    probes = {}
-    for found in measurements:
-        for depth in found.depths:
-            scorers = found.table("video.base").axes["scorers"] if depth == "video" else [None]
-            for scorer in scorers:
-                summary = found.summary(depth, scorer=None if scorer is None else str(scorer))
-                name = depth if scorer is None else f"{depth}, {scorer}"
-                probes[name] = Effects(summary.position, summary.context)
-    return probes
+def _depths(found: Sensitivity) -> dict[str, tuple[str, str | None]]:
+    """Every depth with its scorer, by a name of both; ``video`` once for each scorer."""
+    named: dict[str, tuple[str, str | None]] = {}
+    for depth in found.depths:
+        if depth == "video":
+            named |= {f"video by {name}": (depth, str(name)) for name in found.table("video.base").axes["scorers"]}
+        else:
+            named[depth] = depth, None
+    return named
+
+
+def probed(found: Sensitivity) -> dict[str, Effects]:
+    """What every depth says."""
+    summaries = {name: found.summary(depth, scorer=scorer) for name, (depth, scorer) in _depths(found).items()}
+    return {name: Effects(summary.position, summary.context) for name, summary in summaries.items()}
+
+
+def choices(found: Sensitivity) -> str:
+    """What every depth would give each layer by the usual rule, a Markdown table."""
+    lines = [["layer", *(str(layer) for layer in range(found.facts.profile.model.layers))]]
+    for name, (depth, scorer) in _depths(found).items():
+        lines.append([name, *(policies[0] for policies in choose(found, depth, Rule(scorer=scorer)))])
+    return _markdown(lines)
 
 
 def changes(losses: Losses) -> str:
@@ -131,16 +144,15 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     shipped = measurements_path("tiny-wan")
-    parser.add_argument("measurements", type=Path, nargs="*", default=[shipped], help="files; by default tiny-wan's")
+    parser.add_argument("measurements", type=Path, nargs="?", default=shipped, help="by default tiny-wan's")
     parser.add_argument("--bench", type=Path, help="folder that freeloc bench --layers wrote to")
     arguments = parser.parse_args()
-    measurements = [Sensitivity.load(path) for path in arguments.measurements]
-    probes = probed(measurements)
-    print(among(probes))
-    for found in measurements:
-        if "loss" in found.depths:
-            losses = measured_losses(found)
-            print(f"\nloss, one half of the clips with the other: {agreement(*halves(losses))}\n\n{changes(losses)}")
+    found = Sensitivity.load(arguments.measurements)
+    probes = probed(found)
+    print(f"{choices(found)}\n\n{among(probes)}")
+    if "loss" in found.depths:
+        losses = measured_losses(found)
+        print(f"\nloss, one half of the clips with the other: {agreement(*halves(losses))}\n\n{changes(losses)}")
     if arguments.bench:
         rows = read_rows(arguments.bench / "clips.csv")
         print(f"\n{table(probes, rows)}")
