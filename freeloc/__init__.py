@@ -1,6 +1,6 @@
 """freeloc: long videos from video diffusion transformers trained on short clips, without training."""
 
-from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, Refusal, TemporalRope, TokenGrid
+from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, Refusal, TokenGrid
 from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProbeError, ProfileError, RegistryError
 from freeloc.fitting import default_profile
 from freeloc.inspection import Inspection, inspect
@@ -11,6 +11,7 @@ from freeloc.probing import Sensitivity, probe
 from freeloc.profile import Profile
 from freeloc.profile_files import load_profile
 from freeloc.registry import adapters, find_adapter, hookimpl
+from freeloc.rope import TemporalRope
 from freeloc.scorer import Scorer
 
 __all__ = [

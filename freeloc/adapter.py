@@ -11,7 +11,7 @@ from torch import nn
 
 from freeloc.adapter_checks import check_types, require
 from freeloc.errors import AdapterError
-from freeloc.rope import TemporalRope as TemporalRope
+from freeloc.rope import TemporalRope
 
 
 @dataclass(frozen=True)

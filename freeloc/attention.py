@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeloc.adapter import TemporalRope
 from freeloc.errors import LayoutError
 from freeloc.plan import FramePlan, relative_positions
+from freeloc.rope import TemporalRope
 from freeloc.rotation import PlanTables, rotate
 
 SMALLEST_CHUNK = 128

@@ -9,42 +9,24 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from freeloc.adapter import Adapter, AttentionSite, TemporalRope
+from freeloc.adapter import Adapter, AttentionSite
 from freeloc.attention import TokenLayout
 from freeloc.errors import LayoutError
 from freeloc.grid import GridReader
 from freeloc.interception import HeldAttributes, Takeover, takeover_of
-from freeloc.kernel_call import as_output, read_call
+from freeloc.kernel_call import Observer, SeenAttention, as_output, read_call
 from freeloc.prepared import HeadGroup, Plans, PreparedPlans, attend_groups
 from freeloc.report import LayerReport
 from freeloc.running import Call, Noted, Open
 
 _layers: "weakref.WeakValueDictionary[int, LayerHook]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
-
-
-class SeenAttention(NamedTuple):
-    """One attention call, before any correction: (batch, heads, tokens, head_dim), rotated by the model."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    layout: TokenLayout
-    mask: Tensor | None
-    scale: float | None
-    rope: TemporalRope | None
-    frequencies: Tensor
-    """Of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs)."""
-
-
-Observer = Callable[[SeenAttention], None]
 
 
 class ModelHook:

@@ -1,12 +1,14 @@
-"""One call of a model's attention kernel, read as its adapter's `Kernel` describes it."""
+"""One call of a model's attention kernel: read as its adapter's `Kernel` describes it, and shown to who observes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from freeloc.adapter import Kernel
+from freeloc.attention import TokenLayout
 from freeloc.errors import LayoutError
+from freeloc.rope import TemporalRope
 
 
 class KernelCall(NamedTuple):
@@ -19,6 +21,24 @@ class KernelCall(NamedTuple):
     valid: Tensor | None
     """Valid leading keys of each sample, (batch,)."""
     scale: float | None
+
+
+class SeenAttention(NamedTuple):
+    """One attention call, before any correction: (batch, heads, tokens, head_dim), rotated by the model."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: TokenLayout
+    mask: Tensor | None
+    scale: float | None
+    rope: TemporalRope | None
+    frequencies: Tensor
+    """Of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs)."""
+
+
+Observer = Callable[[SeenAttention], None]
 
 
 def read_call(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KernelCall:

@@ -9,7 +9,8 @@ from torch import nn
 from freeloc.adapter import Adapter
 from freeloc.errors import PatchError
 from freeloc.fitting import fitting_profile, require_fit
-from freeloc.hooks import ModelHook, Observer, model_hooks
+from freeloc.hooks import ModelHook, model_hooks
+from freeloc.kernel_call import Observer
 from freeloc.methods import PlanFunction, resolve_method
 from freeloc.plan import Method
 from freeloc.prepared import Plans

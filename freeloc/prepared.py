@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeloc.adapter import ModelShape, TemporalRope
+from freeloc.adapter import ModelShape
 from freeloc.attention import TokenLayout, attend, check_call
 from freeloc.errors import LayoutError
 from freeloc.plan import FramePlan
+from freeloc.rope import TemporalRope
 from freeloc.rotation import PlanTables
 
 Plans = FramePlan | Sequence[FramePlan]

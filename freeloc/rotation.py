@@ -7,9 +7,9 @@ import einops
 import torch
 from torch import Tensor
 
-from freeloc.adapter import TemporalRope
 from freeloc.errors import FreelocError, PatchError
 from freeloc.plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
+from freeloc.rope import TemporalRope
 
 
 class PlanTables:

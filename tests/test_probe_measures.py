@@ -6,7 +6,7 @@ from torch import Tensor
 
 from freeloc import FreelocError, TemporalRope
 from freeloc.attention import TokenLayout
-from freeloc.hooks import SeenAttention
+from freeloc.kernel_call import SeenAttention
 from freeloc.probing import measures, perturbations
 from freeloc.probing.measures import context, logits_difference
 

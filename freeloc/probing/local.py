@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from freeloc.baselines import sliding_window
-from freeloc.hooks import SeenAttention
+from freeloc.kernel_call import SeenAttention
 from freeloc.plan import NONE
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Steps, watched

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from freeloc.attention import TokenLayout, mask_rows
-from freeloc.hooks import SeenAttention
+from freeloc.kernel_call import SeenAttention
 from freeloc.rotation import rotate
 
 LARGEST_BLOCK = 2**23

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freeloc.adapter import Adapter, ModelShape
 from freeloc.errors import ProbeError
-from freeloc.hooks import Observer
+from freeloc.kernel_call import Observer
 from freeloc.patching import install
 from freeloc.plan import FramePlan
 from freeloc.prepared import Plans

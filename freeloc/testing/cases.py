@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freeloc.adapter import Adapter, TemporalRope
+from freeloc.adapter import Adapter
 from freeloc.attention import TokenLayout
 from freeloc.example import Example
 from freeloc.fitting import default_profile
@@ -19,6 +19,7 @@ from freeloc.methods import policy_plan
 from freeloc.patching import patch
 from freeloc.plan import DENSE, NONE, FramePlan
 from freeloc.profile import Policy, Profile
+from freeloc.rope import TemporalRope
 from freeloc.rotation import PlanTables
 
 TRAINED = 3

@@ -6,7 +6,7 @@ import einops
 import torch
 from torch import Tensor
 
-from freeloc.adapter import TemporalRope
+from freeloc.rope import TemporalRope
 from freeloc.rotation import rotate
 from freeloc.testing.cases import SiteCall
 
