@@ -19,7 +19,8 @@ from freeloc_adapters import (
 )
 from freeloc_adapters.examples import EXAMPLES
 
-from freeloc import Adapter, Refusal, hookimpl
+from freeloc import hookimpl
+from freeloc.adapter import Adapter, Refusal
 from freeloc.testing import Example
 
 

@@ -3,7 +3,7 @@
 Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_allegro.py.
 """
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # A third of each head is for time, with pairs (i, i + 16) of its 32 channels; a frame is 1 / 2.2 of a position.
 DIFFUSERS = Adapter(

@@ -8,7 +8,7 @@ TSA, can be applied to it. 5b-I2V adds a learned embedding to the tokens beside 
 one diffusers adds sinusoids in its place.
 """
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # Heads of 64 channels are split 16 / 24 / 24 for time, height and width.
 DIFFUSERS = Adapter(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from freeloc_adapters import cogvideox
 
-from freeloc import TokenGrid
+from freeloc.adapter import TokenGrid
 
 DIFFUSERS = replace(
     cogvideox.DIFFUSERS,

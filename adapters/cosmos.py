@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 
 def _frequencies(model: Any) -> Tensor:

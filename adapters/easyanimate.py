@@ -3,7 +3,7 @@
 Source: diffusers transformer_easyanimate.py.
 """
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # As in CogVideoX: heads of 64 channels are split 16 / 24 / 24, temporal positions are 0, 1, 2 ...
 DIFFUSERS = Adapter(

@@ -6,7 +6,7 @@ hyvideo/modules/models.py, attenion.py.
 
 from dataclasses import replace
 
-from freeloc import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
 

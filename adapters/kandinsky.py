@@ -6,7 +6,7 @@ keys to bfloat16, whatever the model's dtype. In Kandinsky 6, attention between 
 
 from freeloc_adapters.wan import NATIVE
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 KANDINSKY_5 = Adapter(
     name="kandinsky5",

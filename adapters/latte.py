@@ -7,7 +7,7 @@ as TSA, can be applied. It takes exactly `video_length` frames, 16 as released. 
 so a longer one is ``LatteTransformer3DModel.from_pretrained(..., video_length=64)``.
 """
 
-from freeloc import Adapter, AttentionSite, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TokenGrid
 
 DIFFUSERS = Adapter(
     name="latte",

@@ -15,7 +15,7 @@ import torch
 from freeloc_adapters.wan import NATIVE
 from torch import Tensor
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 
 def _per_head(model: Any, waves: Tensor) -> Tensor:

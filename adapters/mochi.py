@@ -3,7 +3,7 @@
 Sources: diffusers transformer_mochi.py, MochiAttnProcessor2_0.
 """
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # Learned frequencies (3, heads, pairs) for time, height and width: all of a head's pairs are turned by all three.
 DIFFUSERS = Adapter(

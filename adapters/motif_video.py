@@ -7,7 +7,7 @@ so: every token sees all of them, and they see every token.
 
 from freeloc_adapters.wan import NATIVE
 
-from freeloc import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 MOTIF_VIDEO = Adapter(
     name="motif-video",

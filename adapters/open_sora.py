@@ -4,7 +4,7 @@ Sources: hpcaitech/Open-Sora, main: opensora/models/mmdit/model.py, layers.py, m
 opensora/models/stdit/stdit3.py, opensora/models/layers/blocks.py.
 """
 
-from freeloc import MATMUL, Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import MATMUL, Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 # The function that `attention` of the same file calls once it has rotated queries and keys.
 FLASH_ATTENTION = Kernel(

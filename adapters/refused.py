@@ -3,7 +3,7 @@
 Source: their files in diffusers/models/transformers.
 """
 
-from freeloc import Refusal
+from freeloc.adapter import Refusal
 
 
 def _refusal(name: str, file: str, model: str, reason: str) -> Refusal:

@@ -5,7 +5,7 @@ Sources: diffusers transformer_wan.py, transformer_wan_vace.py; Wan-Video/Wan2.1
 
 from dataclasses import replace
 
-from freeloc import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width; the general rule gives time the rest.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from freeloc_adapters.wan import DIFFUSERS
 
-from freeloc import TokenGrid
+from freeloc.adapter import TokenGrid
 
 SKYREELS_V2 = replace(
     DIFFUSERS,

@@ -6,9 +6,9 @@ from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 
-from freeloc.adapter_file import adapter_file
 from freeloc.errors import FreelocError
-from freeloc.inspection import inspect
+from freeloc.inspection.adapter_file import adapter_file
+from freeloc.inspection.inspector import inspect
 from freeloc.registry import registry
 from freeloc.testing import Example, examples, run_checks
 

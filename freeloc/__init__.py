@@ -1,45 +1,28 @@
 """freeloc: long videos from video diffusion transformers trained on short clips, without training."""
 
-from freeloc.adapter import MATMUL, SDPA, Adapter, AttentionSite, Kernel, Refusal, TokenGrid
-from freeloc.errors import AdapterError, FreelocError, LayoutError, PatchError, ProbeError, ProfileError, RegistryError
-from freeloc.fitting import default_profile
-from freeloc.inspection import Inspection, inspect
-from freeloc.methods import frame_plan
+import importlib
+import warnings
+
+from freeloc.errors import FreelocError
+from freeloc.inspection import inspect
+from freeloc.markers import hookimpl
 from freeloc.patching import Patch, patch, unpatch
-from freeloc.plan import FramePlan, Method
-from freeloc.probing import Sensitivity, probe
-from freeloc.profile import Profile
-from freeloc.profile_files import load_profile
-from freeloc.registry import adapters, find_adapter, hookimpl
-from freeloc.rope import TemporalRope
-from freeloc.scorer import Scorer
+from freeloc.plans import FramePlan
+from freeloc.probing import probe
+from freeloc.profile.files import load_profile
+from freeloc.profile.matching import default_profile
+from freeloc.profile.planning import frame_plan
+from freeloc.profile.schema import Profile
+
+__version__ = "0.2.0"
 
 __all__ = [
-    "MATMUL",
-    "SDPA",
-    "Adapter",
-    "AdapterError",
-    "AttentionSite",
     "FramePlan",
     "FreelocError",
-    "Inspection",
-    "Kernel",
-    "LayoutError",
-    "Method",
     "Patch",
-    "PatchError",
-    "ProbeError",
     "Profile",
-    "ProfileError",
-    "Refusal",
-    "RegistryError",
-    "Scorer",
-    "Sensitivity",
-    "TemporalRope",
-    "TokenGrid",
-    "adapters",
+    "__version__",
     "default_profile",
-    "find_adapter",
     "frame_plan",
     "hookimpl",
     "inspect",
@@ -48,3 +31,26 @@ __all__ = [
     "probe",
     "unpatch",
 ]
+
+_MOVED = {
+    "freeloc.adapter": ("MATMUL", "SDPA", "Adapter", "AttentionSite", "Kernel", "Refusal", "TemporalRope", "TokenGrid"),
+    "freeloc.discovery": ("adapters", "find_adapter"),
+    "freeloc.errors": ("AdapterError", "LayoutError", "PatchError", "ProbeError", "ProfileError", "RegistryError"),
+    "freeloc.inspection": ("Inspection",),
+    "freeloc.metrics": ("Scorer",),
+    "freeloc.plans": ("Method",),
+    "freeloc.probing": ("Sensitivity",),
+}
+"""Names of freeloc 0.1 by the package that has them now. They go in 0.3."""
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _MOVED.items():
+        if name in names:
+            warnings.warn(
+                f"freeloc.{name} moved: write 'from {home} import {name}'. The old name goes in freeloc 0.3",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'freeloc' has no attribute '{name}'")

@@ -6,17 +6,16 @@ from types import TracebackType
 
 from torch import nn
 
-from freeloc.adapter import Adapter
+from freeloc.adapter.spec import Adapter
+from freeloc.discovery import components, transformers_of
 from freeloc.errors import PatchError
-from freeloc.fitting import fitting_profile, require_fit
-from freeloc.hooks import ModelHook, model_hooks
-from freeloc.kernel_call import Observer
-from freeloc.methods import PlanFunction, resolve_method
-from freeloc.plan import Method
-from freeloc.prepared import Plans
-from freeloc.profile import Profile
-from freeloc.profile_files import load_profile
-from freeloc.registry import components, transformers_of
+from freeloc.interception.hooks import ModelHook, model_hooks
+from freeloc.interception.kernel_call import Observer
+from freeloc.plans.method import Method, PlanFunction, Plans
+from freeloc.profile.files import load_profile
+from freeloc.profile.matching import fitting_profile, require_fit
+from freeloc.profile.planning import resolve_method
+from freeloc.profile.schema import Profile
 from freeloc.report import Report
 
 

@@ -32,7 +32,9 @@ def test_links_lead_somewhere(page):
 def test_the_table_of_supported_models_has_a_line_for_each_adapter():
     table = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|([^|]+)\|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     listed = {name: set(re.findall("`([^`]+)`", classes)) for name, classes, _ in table}
-    installed = {adapter.name: {path.rpartition(".")[2] for path in adapter.classes} for adapter in freeloc.adapters()}
+    installed = {
+        adapter.name: {path.rpartition(".")[2] for path in adapter.classes} for adapter in freeloc.discovery.adapters()
+    }
     assert listed == installed
     for _, _, made_of in table:
         assert re.match(r" (diffusers \d+\.\d+\.\d+|a double of the original): ", made_of)

@@ -57,7 +57,9 @@ def test_the_source_archive_holds_all_to_build_it_again(archives):
     with tarfile.open(archive) as content:
         names = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
     moved = {name.replace("freeloc_profiles/", "profiles/") for name in data_files()}
-    assert moved | {"pyproject.toml", "README.md", "LICENSE", "adapters/wan.py", "freeloc/hooks.py"} <= names
+    assert (
+        moved | {"pyproject.toml", "README.md", "LICENSE", "adapters/wan.py", "freeloc/interception/hooks.py"} <= names
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +98,12 @@ import freeloc, freeloc_adapters, freeloc_profiles
 from importlib.metadata import entry_points
 print(freeloc.__file__, freeloc_adapters.__file__, freeloc_profiles.__file__)
 print(sorted(point.value for point in entry_points(group="freeloc")))
-print([adapter.name for adapter in freeloc.adapters()])
+print([adapter.name for adapter in freeloc.discovery.adapters()])
 print(freeloc.load_profile("wan2.1").model)
 """
     files, points, adapters, model = run(installed / "python", "-c", code).splitlines()
     assert all(Path(file).is_relative_to(installed.parent) for file in files.split())
-    assert points == "['freeloc.methods', 'freeloc.probing.scorers', 'freeloc_adapters', 'freeloc_profiles']"
+    assert points == "['freeloc.metrics.scorers', 'freeloc.profile.planning', 'freeloc_adapters', 'freeloc_profiles']"
     assert "'wan'" in adapters
     assert model.startswith("name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")
 

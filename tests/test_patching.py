@@ -88,7 +88,7 @@ def test_a_model_that_failed_midway_works_again_while_still_patched(small_wan, r
 def test_patching_twice_says_how_to_undo(small_wan, run):
     before = run(small_wan, 9)
     freeloc.patch(small_wan, make_profile())
-    with pytest.raises(freeloc.PatchError, match=r"patched already.*freeloc\.unpatch\(model\)"):
+    with pytest.raises(freeloc.errors.PatchError, match=r"patched already.*freeloc\.unpatch\(model\)"):
         freeloc.patch(small_wan, make_profile())
     freeloc.unpatch(small_wan)
     freeloc.unpatch(small_wan)
@@ -99,7 +99,7 @@ def test_when_one_of_two_transformers_is_refused_neither_is_patched(small_wan):
     other = make_wan(num_layers=3)
     states = state_of(small_wan), state_of(other)
     pipeline = SimpleNamespace(transformer=small_wan, transformer_2=other)
-    with pytest.raises(freeloc.ProfileError, match=r"4 layers, found 3"):
+    with pytest.raises(freeloc.errors.ProfileError, match=r"4 layers, found 3"):
         freeloc.patch(pipeline, make_profile())
     assert_same_state(small_wan, states[0])
     assert_same_state(other, states[1])
@@ -276,13 +276,13 @@ def test_the_report_says_the_share_of_pairs_over_all_calls(small_wan, run):
 class TestBadInput:
     def test_no_frames(self, small_wan):
         inputs = wan_inputs(9, hidden_states=torch.zeros(1, 4, 0, 6, 10))
-        with pytest.raises(freeloc.LayoutError, match=r"at least 1 latent frame.*found 0 x 3 x 5"):  # noqa: SIM117
+        with pytest.raises(freeloc.errors.LayoutError, match=r"at least 1 latent frame.*found 0 x 3 x 5"):  # noqa: SIM117
             with freeloc.patch(small_wan, make_profile()):
                 small_wan(**inputs)
 
     def test_a_tensor_of_other_axes(self, small_wan):
         with (
-            pytest.raises(freeloc.LayoutError, match=r"axes \(b c f h w\), found shape \(1, 4, 6, 10\)"),
+            pytest.raises(freeloc.errors.LayoutError, match=r"axes \(b c f h w\), found shape \(1, 4, 6, 10\)"),
             freeloc.patch(small_wan, make_profile()),
         ):
             small_wan(**wan_inputs(9, hidden_states=torch.zeros(1, 4, 6, 10)))
@@ -296,7 +296,8 @@ class TestBadInput:
         small_wan.blocks[1].attn1.set_processor(Linear())
         with (
             pytest.raises(
-                freeloc.LayoutError, match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*Linear attention"
+                freeloc.errors.LayoutError,
+                match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*Linear attention",
             ),
             freeloc.patch(small_wan, make_profile()),
         ):
@@ -310,7 +311,7 @@ class TestBadInput:
         small_wan.blocks[0].attn1.register_forward_pre_hook(drop_a_token)
         with (
             pytest.raises(
-                freeloc.LayoutError,
+                freeloc.errors.LayoutError,
                 match=r"blocks\.0\.attn1: expected self-attention over 135 tokens \(9 latent frames of 3 x 5, 0 of "
                 r"text\), found 134 queries and 134 keys \(adapter 'wan'\)",
             ),
@@ -320,7 +321,7 @@ class TestBadInput:
 
     def test_a_block_that_is_called_without_its_transformer(self, small_wan):
         with (
-            pytest.raises(freeloc.LayoutError, match="not through its transformer's forward"),
+            pytest.raises(freeloc.errors.LayoutError, match="not through its transformer's forward"),
             freeloc.patch(small_wan, make_profile()),
         ):
             small_wan.blocks[0].attn1(torch.zeros(1, 30, 48))
@@ -333,14 +334,14 @@ class TestBadInput:
 
         small_wan.blocks[0].attn1.set_processor(Causal())
         with (
-            pytest.raises(freeloc.LayoutError, match="expected is_causal=False in its attention, found True"),
+            pytest.raises(freeloc.errors.LayoutError, match="expected is_causal=False in its attention, found True"),
             freeloc.patch(small_wan, make_profile()),
         ):
             run(small_wan, 9)
 
     def test_a_model_that_no_adapter_describes(self):
         wording = r"Looked at: torch\.nn\.modules\.linear\.Linear.*docs/write-an-adapter"
-        with pytest.raises(freeloc.AdapterError, match=wording):
+        with pytest.raises(freeloc.errors.AdapterError, match=wording):
             freeloc.patch(nn.Linear(2, 2), make_profile())
 
     def test_an_unknown_method(self, small_wan):
@@ -352,7 +353,7 @@ class TestBadInput:
         wording = "expected (the method to make a FramePlan|a plan for each of 2 heads)"
         with (
             freeloc.patch(small_wan, make_profile(), method=lambda profile, layer, frames: made),
-            pytest.raises(freeloc.LayoutError, match=wording),
+            pytest.raises(freeloc.errors.LayoutError, match=wording),
         ):
             run(small_wan, 9)
 
@@ -361,7 +362,9 @@ class TestBadInput:
             freeloc.FramePlan([[0.0]], [[2]])
 
     def test_a_name_in_place_of_an_adapter(self, small_wan):
-        with pytest.raises(freeloc.AdapterError, match=r"expected adapter to be a freeloc.Adapter.*found 'wan'"):
+        with pytest.raises(
+            freeloc.errors.AdapterError, match=r"expected adapter to be an Adapter.*found 'wan'"
+        ):
             freeloc.patch(small_wan, make_profile(), adapter="wan")
 
     def test_no_such_head(self):
@@ -372,7 +375,7 @@ class TestBadInput:
     def test_frequencies_that_heads_do_not_share_are_refused_before_anything_runs(self, method):
         model = next(example for example in examples("mochi")).model()
         profile = freeloc.default_profile(model, trained_latent_frames=4)
-        with pytest.raises(freeloc.PatchError, match="each head of this model has its own"):
+        with pytest.raises(freeloc.errors.PatchError, match="each head of this model has its own"):
             freeloc.patch(model, profile, method=method)
         freeloc.patch(model, profile).remove()
 
@@ -381,7 +384,9 @@ class TestBadInput:
             return freeloc.FramePlan.identity(frames + 1)
 
         with (
-            pytest.raises(freeloc.LayoutError, match="expected a plan for 9 latent frames, the method made one for 10"),
+            pytest.raises(
+                freeloc.errors.LayoutError, match="expected a plan for 9 latent frames, the method made one for 10"
+            ),
             freeloc.patch(small_wan, make_profile(), method=wrong),
         ):
             run(small_wan, 9)

@@ -17,7 +17,9 @@ from torch import nn
 
 import freeloc
 from freeloc.cli import main
-from freeloc.registry import GROUP, Registry, Shelf, registry, transformers_of
+from freeloc.discovery import transformers_of
+from freeloc.markers import GROUP
+from freeloc.registry import Registry, Shelf, registry
 
 HOOKS = """
 from dataclasses import replace
@@ -92,7 +94,7 @@ SILENT = {
     "one_path_as_text": plugin(profiles="'lonely.json'"),
 }
 # A method in which every frame sees itself alone.
-BLINDFOLD = """[freeloc.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
+BLINDFOLD = """[freeloc.plans.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
     freeloc.FramePlan.identity(frames).positions, 2 * __import__("torch").eye(frames, dtype=__import__("torch").uint8)
 ))]"""
 # Distribution: {path: text}. Each package is an entry point of its own name.
@@ -196,11 +198,11 @@ class TestLookUps:
         ],
     )
     def test_what_is_not_there_or_there_twice_is_refused(self, shelf, name, message):
-        with pytest.raises(freeloc.RegistryError, match=f"^{re.escape(message)}$"):
+        with pytest.raises(freeloc.errors.RegistryError, match=f"^{re.escape(message)}$"):
             shelf.get(name)
 
     def test_nothing_installed_and_a_way_out(self):
-        with pytest.raises(freeloc.RegistryError, match=r"^no adapter is named 'wan'; known: none; write one$"):
+        with pytest.raises(freeloc.errors.RegistryError, match=r"^no adapter is named 'wan'; known: none; write one$"):
             Shelf("adapter").get("wan", way_out="; write one")
 
     def test_only_names_of_one_distribution_are_listed(self, shelf):
@@ -213,8 +215,8 @@ class TestLookUps:
         assert {point.value for point in ours} == {
             "freeloc_adapters",
             "freeloc_profiles",
-            "freeloc.methods",
-            "freeloc.probing.scorers",
+            "freeloc.profile.planning",
+            "freeloc.metrics.scorers",
         }
         alone = Registry(ours)
         assert "wan" in alone.adapters.owners
@@ -239,8 +241,10 @@ WRAPPERS = {
 
 class TestFindAdapter:
     def test_from_a_model_alone(self, small_wan):
-        assert freeloc.find_adapter(small_wan).name == "wan"
-        assert freeloc.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])).name == "wan-vace"
+        assert freeloc.discovery.find_adapter(small_wan).name == "wan"
+        assert (
+            freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])).name == "wan-vace"
+        )
 
     def test_a_subclass_has_the_adapter_of_its_nearest_described_base(self):
         class Mine(WanTransformer3DModel):
@@ -249,14 +253,14 @@ class TestFindAdapter:
         class MineToo(Mine):
             pass
 
-        assert freeloc.find_adapter(make_wan(cls=MineToo)).name == "wan"
+        assert freeloc.discovery.find_adapter(make_wan(cls=MineToo)).name == "wan"
 
     def test_a_class_of_the_same_name_from_elsewhere_is_not_described(self):
         class WanTransformer3DModel(nn.Module):
             pass
 
-        with pytest.raises(freeloc.AdapterError, match="no adapter describes this model"):
-            freeloc.find_adapter(WanTransformer3DModel())
+        with pytest.raises(freeloc.errors.AdapterError, match="no adapter describes this model"):
+            freeloc.discovery.find_adapter(WanTransformer3DModel())
 
     @pytest.mark.parametrize("wrapper", WRAPPERS)
     def test_inside_wrappers_and_pipelines(self, small_wan, wrapper):
@@ -266,7 +270,7 @@ class TestFindAdapter:
 
     @pytest.mark.parametrize("wrapper", WRAPPERS)
     def test_find_adapter_looks_inside_too(self, small_wan, wrapper):
-        assert freeloc.find_adapter(WRAPPERS[wrapper](small_wan)).name == "wan"
+        assert freeloc.discovery.find_adapter(WRAPPERS[wrapper](small_wan)).name == "wan"
 
     def test_every_transformer_of_a_pipeline_once(self, small_wan):
         other = make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])
@@ -275,8 +279,8 @@ class TestFindAdapter:
         assert [(model is small_wan, adapter.name) for model, adapter in found] == [(True, "wan"), (False, "wan-vace")]
 
     def test_a_given_adapter_is_the_only_one_looked_for(self, small_wan):
-        adapter = freeloc.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0]))
-        with pytest.raises(freeloc.AdapterError, match=r"transformer_wan\.WanTransformer3DModel"):
+        adapter = freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0]))
+        with pytest.raises(freeloc.errors.AdapterError, match=r"transformer_wan\.WanTransformer3DModel"):
             transformers_of(small_wan, adapter)
 
     @pytest.mark.parametrize(
@@ -293,19 +297,20 @@ class TestFindAdapter:
         ],
     )
     def test_an_unknown_model_is_told_with_what_was_looked_at_and_what_to_do(self, model, looked_at):
-        known = ", ".join(sorted(adapter.name for adapter in freeloc.adapters()))
+        known = ", ".join(sorted(adapter.name for adapter in freeloc.discovery.adapters()))
         message = (
             f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
             "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
         )
-        with pytest.raises(freeloc.AdapterError, match=f"^{re.escape(message)}$"):
+        with pytest.raises(freeloc.errors.AdapterError, match=f"^{re.escape(message)}$"):
             transformers_of(model)
 
     def test_find_adapter_tells_the_class_it_looked_at(self):
         with pytest.raises(
-            freeloc.AdapterError, match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter"
+            freeloc.errors.AdapterError,
+            match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter",
         ):
-            freeloc.find_adapter(nn.Linear(2, 2))
+            freeloc.discovery.find_adapter(nn.Linear(2, 2))
 
 
 class TestInstalledPlugins:
@@ -313,7 +318,7 @@ class TestInstalledPlugins:
         code = """
 import json, sys, freeloc
 from freeloc.registry import registry
-names = [adapter.name for adapter in freeloc.adapters()]
+names = [adapter.name for adapter in freeloc.discovery.adapters()]
 profile = freeloc.load_profile("acme").model.name
 failed = [failure.plugin for failure in registry().failures]
 print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffusers" in sys.modules]))
@@ -332,7 +337,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     def test_a_plugin_brings_an_adapter_and_a_profile(self, plugged):
         assert ("acme", "acme-video") in [(name, distribution) for name, distribution, _ in plugged.adapters.things()]
         model = acme_model("Acme")
-        assert freeloc.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
+        assert freeloc.discovery.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
         with freeloc.patch(model, "acme") as patch:
             assert len(patch.report().layers) == SMALL["num_layers"]
 
@@ -342,7 +347,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert {(line.method, line.attended) for line in patch.report().layers} == {("acme-blindfold", 1 / 8)}
 
     def test_ours_go_on_beside_all_that_fail(self, plugged, small_wan):
-        assert freeloc.find_adapter(small_wan).name == "wan"
+        assert freeloc.discovery.find_adapter(small_wan).name == "wan"
         assert freeloc.load_profile("wan2.1").model.layers == 30
 
     def test_the_command_line_lists_what_works_and_tells_what_does_not(self, plugged, capsys):
@@ -357,23 +362,24 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     def test_an_adapter_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
         message = "^adapter 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
-        with pytest.raises(freeloc.RegistryError, match=message):
-            freeloc.find_adapter(acme_model("Twin"))
-        assert "twin" not in [adapter.name for adapter in freeloc.adapters()]
+        with pytest.raises(freeloc.errors.RegistryError, match=message):
+            freeloc.discovery.find_adapter(acme_model("Twin"))
+        assert "twin" not in [adapter.name for adapter in freeloc.discovery.adapters()]
         assert any(re.match(message, conflict) for conflict in plugged.adapters.conflicts())
 
     def test_a_profile_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
         message = "^profile 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
-        with pytest.raises(freeloc.ProfileError, match=message):
+        with pytest.raises(freeloc.errors.ProfileError, match=message):
             freeloc.load_profile("twin")
         assert "twin" not in [name for name, _, _ in plugged.profiles.things()]
 
     def test_two_adapters_for_one_class_are_refused_unless_one_is_passed(self, plugged):
         model = acme_model("Contested")
         with pytest.raises(
-            freeloc.RegistryError, match=r"^Contested is described by the adapters \['left', 'right'\]: pass adapter= "
+            freeloc.errors.RegistryError,
+            match=r"^Contested is described by the adapters \['left', 'right'\]: pass adapter= ",
         ):
-            freeloc.find_adapter(model)
+            freeloc.discovery.find_adapter(model)
         chosen = plugged.adapters.get("left")
         assert transformers_of(model, chosen) == [(model, chosen)]
 
@@ -389,14 +395,14 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     def test_failures_are_told_where_a_model_is_not_known(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
-            freeloc.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
+            freeloc.errors.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
         ) as told:
-            freeloc.find_adapter(nn.Linear(2, 2))
+            freeloc.discovery.find_adapter(nn.Linear(2, 2))
         assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
 
     def test_a_profile_whose_file_is_missing_is_told_when_it_is_loaded(self, plugged):
         with pytest.raises(
-            freeloc.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"
+            freeloc.errors.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"
         ):
             freeloc.load_profile("lost")
 
@@ -531,12 +537,13 @@ class TestImport:
     def test_importing_freeloc_changes_nothing_and_loads_no_plugin_and_no_model_library(self):
         seen = look("import freeloc")
         assert seen.changed == []
-        assert "freeloc.hooks" in seen.modules
+        assert "freeloc.interception.hooks" in seen.modules
         assert (HEAVY | PLUGINS).isdisjoint(seen.modules)
 
     def test_importing_and_asking_our_plugins_loads_no_model_library(self):
         seen = look(
-            "import freeloc_adapters, freeloc_profiles, freeloc; freeloc.adapters(); freeloc.load_profile('wan2.1')"
+            "import freeloc_adapters, freeloc_profiles, freeloc; freeloc.discovery.adapters(); "
+            "freeloc.load_profile('wan2.1')"
         )
         assert seen.changed == []
         assert set(seen.modules) >= PLUGINS

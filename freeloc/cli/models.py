@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from freeloc.adapter import Adapter, Refusal
+from freeloc.adapter.example import Example
+from freeloc.adapter.spec import Adapter, Refusal
 from freeloc.cli.common import Commands, positive, problems
 from freeloc.errors import AdapterError, FreelocError
-from freeloc.example import Example
-from freeloc.probing.judges import FAMILIES
+from freeloc.metrics.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
@@ -73,8 +73,8 @@ def check_adapter(arguments: argparse.Namespace) -> int:
 @_from_here()
 def inspect(arguments: argparse.Namespace) -> None:
     """Say what can be seen of a model, and write a first adapter."""
-    from freeloc.adapter_file import adapter_file
-    from freeloc.inspection import inspect as inspect_model
+    from freeloc.inspection.adapter_file import adapter_file
+    from freeloc.inspection.inspector import inspect as inspect_model
 
     if arguments.output and arguments.output.suffix != ".py":
         raise FreelocError(f"expected --output to name a .py file, found {arguments.output}")

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freeloc.cli.common import Commands, positive, telling
+from freeloc.discovery import transformers_of
 from freeloc.errors import FreelocError, ProbeError
-from freeloc.fitting import default_profile, fitting_profile
+from freeloc.metrics.video import read_video
 from freeloc.probing import Local, Loss, Output, Video, encode
 from freeloc.probing.probe import Depth, probe
-from freeloc.profile import Profile
-from freeloc.profile_files import load_profile
-from freeloc.registry import transformers_of
-from freeloc.video import read_video
+from freeloc.profile.files import load_profile
+from freeloc.profile.matching import default_profile, fitting_profile
+from freeloc.profile.schema import Profile
 
 
 def run(arguments: argparse.Namespace) -> None:

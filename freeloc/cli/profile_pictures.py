@@ -6,11 +6,11 @@ from pathlib import Path
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import ProfileError
-from freeloc.methods import policy_plan
-from freeloc.pictures import layer_chart, plan_tables, sensitivity_map, write
+from freeloc.pictures.figures import layer_chart, plan_tables, sensitivity_map, write
 from freeloc.probing import Sensitivity
-from freeloc.profile import POLICIES, Profile
-from freeloc.profile_files import load_profile, measurements_path
+from freeloc.profile.files import load_profile, measurements_path
+from freeloc.profile.planning import policy_plan
+from freeloc.profile.schema import POLICIES, Profile
 
 MOST_DRAWN = 1000
 """Layers, heads and latent frames, at most: what a stranger's profile says could fill any memory."""

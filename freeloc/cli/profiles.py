@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from freeloc.cli import profile_pictures
 from freeloc.cli.common import Commands, problems
 from freeloc.errors import ProfileError
+from freeloc.plans.tsa import derive_settings
 from freeloc.probing import Sensitivity
-from freeloc.profile import Profile
-from freeloc.profile_diff import differences
-from freeloc.profile_files import load_profile, measurements_path
+from freeloc.profile.diff import differences
+from freeloc.profile.files import load_profile, measurements_path
+from freeloc.profile.schema import Profile
 from freeloc.registry import registry
-from freeloc.tsa import derive_settings
 from freeloc.untrusted import printable
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freeloc.adapter import Adapter
+from freeloc.adapter.spec import Adapter
 from freeloc.errors import ProbeError
 
 TIMES = ("timestep", "timesteps", "t", "sigma")

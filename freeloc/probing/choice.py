@@ -8,7 +8,7 @@ from torch import Tensor
 
 from freeloc.errors import ProbeError
 from freeloc.probing.perturbations import WINDOW
-from freeloc.profile import POLICIES, Policy
+from freeloc.profile.schema import POLICIES, Policy
 
 if TYPE_CHECKING:
     from freeloc.probing.sensitivity import Sensitivity

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.probing.table import Label, Table
-from freeloc.profile import Profile
+from freeloc.profile.schema import Profile
 from freeloc.untrusted import brief, check_version, parsed, printable, problems
 
 SCHEMA_VERSION = 1

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from freeloc.baselines import sliding_window
-from freeloc.kernel_call import SeenAttention
-from freeloc.plan import NONE
+from freeloc.interception.kernel_call import SeenAttention
+from freeloc.plans.baselines import sliding_window
+from freeloc.plans.frame_plan import NONE
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Steps, watched
 from freeloc.probing.cells import Cell

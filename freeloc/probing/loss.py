@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.methods import policy_plan
-from freeloc.plan import FramePlan
+from freeloc.plans.frame_plan import FramePlan
 from freeloc.probing.calls import TIMES, UNTIL, Call
 from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.subject import Subject, one_layer
 from freeloc.probing.table import Label, Table
-from freeloc.profile import POLICIES, Policy
+from freeloc.profile.planning import policy_plan
+from freeloc.profile.schema import POLICIES, Policy
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.attention import TokenLayout, mask_rows
-from freeloc.kernel_call import SeenAttention
-from freeloc.rotation import rotate
+from freeloc.attention.engine import TokenLayout, mask_rows
+from freeloc.attention.rotation import rotate
+from freeloc.interception.kernel_call import SeenAttention
 
 LARGEST_BLOCK = 2**23
 """Logits that are held at once."""
@@ -26,7 +26,7 @@ SMALLEST = torch.finfo(torch.float64).tiny
 def logits_difference(call: SeenAttention, shifts: Sequence[int]) -> Tensor:
     """||logits with shifted keys - logits|| / ||logits|| over all pairs of video tokens, (heads, shifts) float64.
 
-    >>> from freeloc import TemporalRope
+    >>> from freeloc.adapter import TemporalRope
     >>> rope, layout = TemporalRope(channels=8), TokenLayout(frames=6, height=2, width=3)
     >>> q, k, v = torch.randn(3, 1, 2, 36, 24)  # (batch, heads, tokens, head_dim)
     >>> call = SeenAttention(0, q, k, v, layout, mask=None, scale=None, rope=rope, frequencies=rope.frequencies(24))

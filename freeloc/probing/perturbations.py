@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from freeloc.baselines import sliding_window
 from freeloc.errors import FreelocError
-from freeloc.plan import DENSE, FramePlan, relative_positions
+from freeloc.plans.baselines import sliding_window
+from freeloc.plans.frame_plan import DENSE, FramePlan, relative_positions
 
 WINDOW = "window"
 """Name of the perturbation that is not a shift."""
@@ -38,7 +38,7 @@ def shifted(frames: int, shift: int) -> FramePlan:
 def perturbed(name: str, frames: int, trained_frames: int) -> FramePlan:
     """The plan of a perturbation by its name: a number of latent frames with its sign (``"+20"``), or ``"window"``.
 
-    The window is as long as the trained clips: see `freeloc.baselines.sliding_window`.
+    The window is as long as the trained clips: see `freeloc.plans.baselines.sliding_window`.
     """
     return sliding_window(frames, trained_frames) if name == WINDOW else shifted(frames, int(name))
 

@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from freeloc.adapter import Adapter
+from freeloc.adapter.spec import Adapter
+from freeloc.discovery import transformers_of
 from freeloc.errors import ProbeError
-from freeloc.fitting import fitting_profile, require_fit
 from freeloc.probing.cells import Cells
 from freeloc.probing.facts import ProbeFacts
 from freeloc.probing.local import Local
@@ -20,9 +20,9 @@ from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.subject import Subject, fingerprint
 from freeloc.probing.table import Table
 from freeloc.probing.video import Video
-from freeloc.profile import Profile
-from freeloc.profile_files import load_profile
-from freeloc.registry import transformers_of
+from freeloc.profile.files import load_profile
+from freeloc.profile.matching import fitting_profile, require_fit
+from freeloc.profile.schema import Profile
 from freeloc.untrusted import brief
 
 

@@ -13,8 +13,8 @@ from freeloc.errors import ProbeError
 from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, samples, summary
 from freeloc.probing.facts import SCHEMA_VERSION, Header, ProbeFacts, read_header, tables_of
 from freeloc.probing.table import Table, read_tensors, write_tensors
-from freeloc.profile import POLICIES, Policy, Profile
-from freeloc.profile_files import digest, validated
+from freeloc.profile.files import digest, validated
+from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.untrusted import brief, printable
 
 

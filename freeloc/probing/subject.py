@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freeloc.adapter import Adapter, ModelShape
+from freeloc.adapter.spec import Adapter, ModelShape
 from freeloc.errors import ProbeError
-from freeloc.kernel_call import Observer
+from freeloc.interception.kernel_call import Observer
 from freeloc.patching import install
-from freeloc.plan import FramePlan
-from freeloc.prepared import Plans
+from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.method import Plans
 from freeloc.probing.calls import Call, watched
 from freeloc.probing.cells import Cell, Cells
 from freeloc.probing.perturbations import WINDOW, default_shifts, names
 from freeloc.probing.table import Label
-from freeloc.profile import Profile
+from freeloc.profile.schema import Profile
 
 PlanOfLayer = Callable[[int, int], Plans]
 """(layer, latent frames) -> `Plans`."""

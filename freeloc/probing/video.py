@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from freeloc.errors import ProbeError
+from freeloc.metrics.judges import find_scorer
+from freeloc.metrics.scorers import Scorer
 from freeloc.probing import perturbations
 from freeloc.probing.calls import watched
 from freeloc.probing.cells import Cell
-from freeloc.probing.scorers import find_scorer
 from freeloc.probing.subject import Subject, identity, one_layer
 from freeloc.probing.table import Label, Table
-from freeloc.scorer import Scorer
 
 
 @dataclass(frozen=True)

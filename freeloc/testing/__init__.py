@@ -8,7 +8,7 @@ def test_my_adapter(check):
     check()
 """
 
-from freeloc.example import Example, noise, random_model
+from freeloc.adapter.example import Example, noise, random_model
 from freeloc.testing.checks import CHECKS
 from freeloc.testing.requirements import ConformanceError
 from freeloc.testing.suite import Result, Suite, conformance, examples, run_checks

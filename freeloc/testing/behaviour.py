@@ -5,9 +5,9 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from freeloc.attention import attend, attend_reference
+from freeloc.attention.engine import attend, attend_reference
 from freeloc.patching import patch
-from freeloc.profile import Policy
+from freeloc.profile.schema import Policy
 from freeloc.testing import cases
 from freeloc.testing.cases import FRAMES, Case
 from freeloc.testing.description import (

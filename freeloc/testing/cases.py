@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freeloc.adapter import Adapter
-from freeloc.attention import TokenLayout
-from freeloc.example import Example
-from freeloc.fitting import default_profile
-from freeloc.hooks import LayerHook
-from freeloc.methods import policy_plan
+from freeloc.adapter.example import Example
+from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.spec import Adapter
+from freeloc.attention.engine import TokenLayout
+from freeloc.attention.rotation import PlanTables
+from freeloc.interception.hooks import LayerHook
 from freeloc.patching import patch
-from freeloc.plan import DENSE, NONE, FramePlan
-from freeloc.profile import Policy, Profile
-from freeloc.rope import TemporalRope
-from freeloc.rotation import PlanTables
+from freeloc.plans.frame_plan import DENSE, NONE, FramePlan
+from freeloc.profile.matching import default_profile
+from freeloc.profile.planning import policy_plan
+from freeloc.profile.schema import Policy, Profile
 
 TRAINED = 3
 FRAMES = 8

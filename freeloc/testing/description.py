@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from freeloc.errors import AdapterError
-from freeloc.observation import observe
-from freeloc.rope_search import find_rope
+from freeloc.inspection.rope_search import find_rope
+from freeloc.interception.watch import observe
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case, SiteCall
 from freeloc.testing.diagnosis import rotation_problem
 from freeloc.testing.requirements import ConformanceError, error_of, needs, require
@@ -41,7 +41,7 @@ def _imported_with_the_adapters(classes: tuple[str, ...]) -> str:
     code = f"""
 import sys, freeloc
 from importlib.metadata import entry_points
-freeloc.adapters()
+freeloc.discovery.adapters()
 plugins = {{point.module.partition(".")[0] for point in entry_points(group="freeloc")}}
 modules = {{name.rpartition(".")[0] for name in {classes!r}}}
 packages = {{name.partition(".")[0] for name in modules}} - plugins

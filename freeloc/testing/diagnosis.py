@@ -6,8 +6,8 @@ import einops
 import torch
 from torch import Tensor
 
-from freeloc.rope import TemporalRope
-from freeloc.rotation import rotate
+from freeloc.adapter.rope import TemporalRope
+from freeloc.attention.rotation import rotate
 from freeloc.testing.cases import SiteCall
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from freeloc.adapter import Adapter
+from freeloc.adapter.example import Example
+from freeloc.adapter.spec import Adapter
 from freeloc.errors import AdapterError
-from freeloc.example import Example
 from freeloc.registry import registry
 from freeloc.testing.cases import Case
 from freeloc.testing.checks import CHECKS

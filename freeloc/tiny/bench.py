@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import freeloc
-from freeloc import metrics, motion
 from freeloc.errors import FreelocError
 from freeloc.files import replacing
+from freeloc.metrics import measures as metrics
+from freeloc.metrics import motion
 from freeloc.tiny import judge, measures, scores, world
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from freeloc import metrics
+from freeloc.metrics import measures as metrics
 from freeloc.tiny.judge import labels, load_judge
 from freeloc.tiny.world import PANS
 

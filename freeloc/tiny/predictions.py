@@ -15,8 +15,8 @@ from torch import Tensor
 
 from freeloc.probing import Rule, Sensitivity
 from freeloc.probing.choice import choose, rank_correlation
-from freeloc.profile import Policy
-from freeloc.profile_files import measurements_path
+from freeloc.profile.files import measurements_path
+from freeloc.profile.schema import Policy
 from freeloc.tiny.scores import mean_and_error
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from freeloc.metrics.scorers import Scorer
 from freeloc.probing import Local, Loss, Output, Sensitivity, Video, probe
 from freeloc.probing.probe import Depth
-from freeloc.profile import Policy
-from freeloc.scorer import Scorer
+from freeloc.profile.schema import Policy
 from freeloc.tiny.measures import identity, pan_accuracy
 from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
 from freeloc.tiny.world import PROMPTS, clips, to_latents

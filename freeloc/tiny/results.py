@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeloc.pictures import Point, curves, drift_chart, scatter, write
+from freeloc.pictures.figures import Point, curves, drift_chart, scatter, write
 from freeloc.tiny import scores
 from freeloc.tiny.bench import Cell, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side

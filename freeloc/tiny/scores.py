@@ -10,7 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from freeloc import metrics
+from freeloc.metrics import measures as metrics
 from freeloc.tiny.measures import MEASURES
 from freeloc.tiny.world import prompt_embeds
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from freeloc.baselines import BASELINES
 from freeloc.errors import FreelocError
-from freeloc.methods import layer_plans
-from freeloc.plan import FramePlan, Method
+from freeloc.plans.baselines import BASELINES
+from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.method import Method
 from freeloc.probing import Sensitivity
-from freeloc.profile import POLICIES, Policy, Profile
-from freeloc.profile_files import load_profile, measurements_path
+from freeloc.profile.files import load_profile, measurements_path
+from freeloc.profile.planning import layer_plans
+from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.registry import registry
 from freeloc.tiny.model import long_frames
 

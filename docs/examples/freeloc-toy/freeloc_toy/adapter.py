@@ -1,6 +1,6 @@
 """ToyDiT, in freeloc's words. Names and numbers only: importing this imports no model."""
 
-from freeloc import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 KERNEL = Kernel(
     function="kernel",

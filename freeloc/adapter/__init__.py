@@ -1,0 +1,18 @@
+"""What an adapter may say of a model: where it computes attention, how its tokens lie, how it encodes positions."""
+
+from freeloc.adapter.example import Example
+from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.spec import MATMUL, SDPA, Adapter, AttentionSite, Kernel, ModelShape, Refusal, TokenGrid
+
+__all__ = [
+    "MATMUL",
+    "SDPA",
+    "Adapter",
+    "AttentionSite",
+    "Example",
+    "Kernel",
+    "ModelShape",
+    "Refusal",
+    "TemporalRope",
+    "TokenGrid",
+]

@@ -1,0 +1,104 @@
+"""The words in which an adapter describes the temporal part of a rotary embedding."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freeloc.adapter.checks import check_types, require
+from freeloc.errors import AdapterError
+
+PAIRINGS = ("(pair two)", "(two pair)")
+
+
+@dataclass(frozen=True)
+class TemporalRope:
+    """The pairs of channels of each head that the temporal axis of a 3-D RoPE rotates.
+
+    >>> rope = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
+    >>> rope.span(128), rope.frequencies(128).shape
+    ((0, 44), torch.Size([22]))
+
+    Args:
+        channels: number of temporal channels; or an attribute path of the model to it, or a function from head_dim.
+        first: the first channel of the block that they are paired in.
+        pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
+            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block); or an attribute path that is true on
+            models that have half-split ones, or such a path and a value, ``"config.rope_type=split"``.
+        theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position; or an attribute path.
+        within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
+            ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
+        frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
+            (pairs,), or (heads, pairs) where each head has its own, 0 for pairs that are not temporal.
+        step: from the model and the arguments of its forward, by name and with the defaults of those left out, to the
+            positions per latent frame; 1 by default.
+        present: attribute path that is false on a model of the class which has no RoPE.
+    """
+
+    channels: int | str | Callable[[int], int]
+    first: int = 0
+    pairing: str = "(pair two)"
+    theta: float | str = 10_000.0
+    within: int | Callable[[int], int] | None = None
+    frequencies_from: Callable[[Any], Tensor] | None = None
+    step: Callable[[Any, Mapping[str, Any]], float] | None = None
+    present: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        known = self.pairing in PAIRINGS or not self.pairing.startswith("(")
+        require(known, "TemporalRope.pairing", f"{' or '.join(PAIRINGS)}, or an attribute path", self.pairing)
+
+    def pairs(self, head_dim: int) -> int:
+        """Number of temporal pairs of a head."""
+        count = _of_head_dim("channels", self.channels, head_dim) if callable(self.channels) else int(self.channels)
+        if count < 2 or count % 2 or self.first + count > head_dim:
+            raise AdapterError(f"expected an even number of temporal channels within {head_dim}, found {count}")
+        return count // 2
+
+    def span(self, head_dim: int) -> tuple[int, int]:
+        """First channel of the block over which the pairing goes, and the one after its last."""
+        own = 2 * self.pairs(head_dim)
+        block = _of_head_dim("within", self.within, head_dim) if callable(self.within) else self.within
+        block = own if block is None else block
+        if block < own or block % 2 or self.first + block > head_dim:
+            raise AdapterError(
+                f"expected {own} to {head_dim - self.first} paired channels, an even number, found {block}"
+            )
+        return self.first, self.first + block
+
+    def frequencies(self, head_dim: int) -> Tensor:
+        """Radians per position of each temporal pair, (pairs,) float64."""
+        pairs = self.pairs(head_dim)
+        return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+
+    def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
+        """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
+        if self.frequencies_from is None:
+            return self.frequencies(head_dim)
+        read = self.frequencies_from(model).detach()
+        if read.is_meta:
+            raise AdapterError(
+                f"the frequencies of this {type(model).__name__}'s RoPE are weights, and now offloaded or not loaded: "
+                "patch it before offloading"
+            )
+        found = read.to("cpu", torch.float64)
+        if found.ndim not in (1, 2) or found.shape[-1] != self.pairs(head_dim) or not found.isfinite().all():
+            raise AdapterError(
+                f"expected finite frequencies for {self.pairs(head_dim)} pairs, or (heads, {self.pairs(head_dim)}), "
+                f"found shape {tuple(found.shape)}"
+            )
+        return found
+
+
+def _of_head_dim(word: str, rule: Callable[[int], int], head_dim: int) -> int:
+    expected = f"a function from head_dim, here {head_dim}, to a whole number"
+    remedy = "what the model knows itself is a path, such as 'config.rope_dim'"
+    try:
+        found = rule(head_dim)
+    except (AttributeError, TypeError) as error:
+        require(False, f"TemporalRope.{word}", expected, error, remedy)
+    require(isinstance(found, int), f"TemporalRope.{word}", expected, found, remedy)
+    return found

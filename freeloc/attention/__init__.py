@@ -1,0 +1,1 @@
+"""Attention of one layer under a plan: exact, on queries and keys that the model has already rotated."""

@@ -1,0 +1,238 @@
+"""What can be seen of a model that nobody has described: its attention calls, and from them a first adapter."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from freeloc.adapter.spec import AttentionSite
+from freeloc.errors import AdapterError, FreelocError
+from freeloc.inspection.grid_search import SeenGrid, WatchedVideo
+from freeloc.inspection.rope_search import FoundRope, find_rope
+from freeloc.interception.watch import AttentionCall, observe
+
+
+@dataclass(frozen=True)
+class SeenSite:
+    """The calls of modules that differ in one number of their path, and compute the same.
+
+    Args:
+        path: with ``*`` for the number.
+        first: path of the first of them.
+        calls: how many calls there were in one forward.
+        modules: how many modules made them.
+        query, key: shape of the first call's, (batch, heads, tokens, head_dim).
+        kernel: name of the function.
+        is_candidate: whether it attends over the whole token grid, as all modules that this path names do.
+    """
+
+    path: str
+    first: str
+    calls: int
+    modules: int
+    query: tuple[int, ...]
+    key: tuple[int, ...]
+    kernel: str
+    is_candidate: bool = False
+
+
+@dataclass
+class Inspection:
+    """What was seen. Print it; `adapter_file` writes it down as an adapter.
+
+    Args:
+        model: qualified name of its class.
+        sites: every attention call, grouped.
+        grid: or None if it could not be told.
+        rope: of the first candidate, or None if no rotation over time was seen.
+        heads, head_dim: attribute paths of the model that hold these numbers, or None.
+        patch_path: attribute path that holds the patch size, or None.
+        unknown: what could not be told, and why.
+    """
+
+    model: str
+    sites: list[SeenSite]
+    grid: SeenGrid | None = None
+    rope: FoundRope | None = None
+    heads: str | None = None
+    head_dim: str | None = None
+    patch_path: str | None = None
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def candidates(self) -> list[SeenSite]:
+        """The sites over the whole grid that an adapter can name."""
+        return [site for site in self.sites if site.is_candidate]
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {sum(site.calls for site in self.sites)} attention calls in one forward"]
+        width = max((len(site.path) for site in self.sites), default=0)
+        for site in self.sites:
+            mark = "*" if site.is_candidate else " "
+            counts = f"{site.calls:3} calls of {site.modules:3} modules"
+            shapes = f"queries {site.query}, keys {site.key}"
+            lines.append(f"{mark} {site.path:{width}} {counts}, {shapes}, {site.kernel.rpartition('.')[2]}")
+        lines.append("* self-attention over the whole token grid")
+        if self.grid:
+            text = f"text: {self.grid.text_first} tokens first, {self.grid.text_last} last"
+            lines.append(f"grid: {self.grid.tokens} tokens (frames, rows, columns), patch {self.grid.patch}, {text}")
+        if self.rope:
+            base = f"theta {self.rope.theta:g}" if self.rope.theta else "no single base"
+            lines.append(
+                f"rope: channels {self.rope.first} to {self.rope.first + self.rope.channels - 1} ({self.rope.pairing} "
+                f"within {self.rope.within}), {base}, step {self.rope.step:g}, explained within {self.rope.error:.1e}"
+            )
+        return "\n".join(lines + [f"not seen: {problem}" for problem in self.unknown])
+
+
+def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = None) -> Inspection:
+    """List every attention call of a model, and tell from it what an adapter would say.
+
+    One forward lists the calls; some more, with the video changed along one axis each, tell layout, grid and text; one
+    with equal frames tells the rotary embedding. What was not seen is not claimed.
+
+    >>> from freeloc.testing import examples
+    >>> example = examples("hunyuan-video")[0]
+    >>> found = inspect(example.model(), example.inputs(8, 2, 3, 2))
+    >>> found.grid.tokens, found.grid.patch, found.grid.text_last, found.rope.theta
+    ((8, 2, 3), (1, 2, 2), 5, 256.0)
+
+    Args:
+        model: any module, best a small one of its kind.
+        inputs: arguments of its forward: at least 4 latent frames, and sizes that differ from axis to axis.
+        video: name of the argument that holds the noisy video; by default the largest tensor that tokens follow.
+
+    Raises:
+        FreelocError: if no attention call was seen, there is no video among the inputs, or it has less than 4 frames.
+    """
+    calls = observe(model, inputs)
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    if not calls:
+        raise FreelocError(
+            f"{name} made no call of scaled_dot_product_attention, and multiplied no queries with keys: its kernel "
+            "cannot be seen. Look for the function that it calls, and describe it as a freeloc.adapter.Kernel, like "
+            "adapters/wan.py"
+        )
+    found = Inspection(name, _sites(calls))
+    place = _find_grid(model, inputs, found.sites, _videos(inputs, video))
+    if place is None:
+        found.unknown.append(
+            "grid: in no self-attention do the tokens follow frames, rows and columns of the video. Are there at least "
+            "4 latent frames, and do their sizes differ?"
+        )
+        return found
+    watched, site, grid = place
+    found.grid = grid
+    for index, seen in enumerate(found.sites):
+        if seen.query[2] == seen.key[2] == site.query[2]:
+            problem = _unlike(model, seen, grid, calls)
+            found.sites[index] = replace(seen, is_candidate=not problem)
+            found.unknown += [f"{seen.path}: {problem}"] if problem else []
+    found.heads = _size_path(model, site.first, site.query[1], "heads")
+    found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
+    found.patch_path = _patch_path(model, grid.patch)
+    places = {"heads": found.heads, "head_dim": found.head_dim}
+    found.unknown += [f"{name}: no attribute was found that holds it" for name, path in places.items() if not path]
+    found.rope = find_rope(watched.equal_frames(grid, site.first))
+    if found.rope is None:
+        found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")
+    return found
+
+
+def _sites(calls: Sequence[AttentionCall]) -> list[SeenSite]:
+    """Calls by the pattern of their path and by what they compute, in order of their first call."""
+    groups: dict[tuple[object, ...], list[AttentionCall]] = {}
+    for call in calls:
+        pattern = re.sub(r"\.\d+(?=\.|$)", ".*", call.path, count=1)
+        groups.setdefault((pattern, call.query.shape[1:], call.key.shape[1:], call.kernel), []).append(call)
+    return [
+        SeenSite(
+            path=str(path),
+            first=group[0].path,
+            calls=len(group),
+            modules=len({call.path for call in group}),
+            query=tuple(group[0].query.shape),
+            key=tuple(group[0].key.shape),
+            kernel=group[0].kernel,
+        )
+        for (path, *_), group in groups.items()
+    ]
+
+
+def _unlike(model: nn.Module, site: SeenSite, grid: SeenGrid, calls: Sequence[AttentionCall]) -> str:
+    """Why no adapter can name these modules: the path names others too, which do not attend over the whole grid."""
+    try:
+        named = [path for _, path, _ in AttentionSite(site.path).modules(model)]
+    except AdapterError as error:
+        return str(error)
+    may_have_text = grid.tokens[1:] != (1, 1)  # more tokens than elsewhere, that is; one place's frames have none
+    alike = {
+        call.path
+        for call in calls
+        if call.kernel == site.kernel
+        and (call.query.shape[2] >= site.query[2] if may_have_text else call.query.shape[2] == site.query[2])
+        and call.query.shape[2] == call.key.shape[2]
+    }
+    others = ", ".join(path for path in named if path not in alike)
+    return (
+        f"an adapter would name {others} too, and attention there is not the same as in {site.first}" if others else ""
+    )
+
+
+def _videos(inputs: Mapping[str, Any], named: str | None) -> list[str]:
+    """Names of the tensors that may be the video, the largest first; or the one that is said to be."""
+    sizes = {
+        name: value.numel()
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 3
+    }
+    if not sizes:
+        raise FreelocError(f"expected a video among the inputs, a tensor of real numbers, found {[*inputs]}")
+    if named is not None and named not in sizes:
+        raise FreelocError(f"expected video to name one of the tensors {[*sizes]} among the inputs, found '{named}'")
+    return [named] if named else sorted(sizes, key=lambda name: -sizes[name])
+
+
+def _find_grid(
+    model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[SeenSite], videos: Sequence[str]
+) -> tuple[WatchedVideo, SeenSite, SeenGrid] | None:
+    """The first self-attention whose tokens follow one of these arguments, in the order of frames, rows, columns."""
+    for video in videos:
+        watched = WatchedVideo(model, dict(inputs), video)
+        for site in sites:
+            grid = watched.grid(site.first) if site.query[2] == site.key[2] else None
+            if grid is not None:
+                return watched, site, grid
+    return None
+
+
+def _size_path(model: nn.Module, site: str, value: int, kind: Literal["heads", "head_dim"]) -> str | None:
+    """An attribute path that holds the number of heads, or of channels per head: of the configuration, or of a site."""
+    config = _config(model)
+    own = {name: getattr(model, name, None) for name in vars(model)}
+    of_site = vars(model.get_submodule(site))
+    places = [("config.", config), ("", own), (f"{site}.", of_site)]
+    for prefix, names in places:
+        for name, number in names.items():
+            if type(number) is int and number == value and "head" in name and ("dim" in name) == (kind == "head_dim"):
+                return f"{prefix}{name}"
+    for name, parameter in model.get_submodule(site).named_parameters():
+        if kind == "head_dim" and tuple(parameter.shape) == (value,):  # of a norm of queries or keys
+            return f"{site}.{name}.shape.0"
+    return None
+
+
+def _patch_path(model: nn.Module, patch: tuple[int, int, int]) -> str | None:
+    """An attribute path that holds the patch size."""
+    for name, value in _config(model).items():
+        if "patch" in name and isinstance(value, list | tuple) and tuple(value) == patch:
+            return f"config.{name}"
+    return None
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """What the model's configuration holds by name: a mapping, or the attributes of an object."""
+    config = getattr(model, "config", None)
+    return dict(config) if isinstance(config, Mapping) else dict(getattr(config, "__dict__", {}))

@@ -1,0 +1,114 @@
+"""Which attention calls a model makes, by watching it run. Nothing is changed."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from freeloc.interception.interceptors import PRODUCTS
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One computation of attention.
+
+    Args:
+        path: of the innermost module that was running.
+        kernel: ``"torch.nn.functional.scaled_dot_product_attention"``, or ``"torch.matmul"`` for two products.
+        query, key, value: (batch, heads, tokens, head_dim).
+        mask: what was given as one.
+    """
+
+    path: str
+    kernel: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+
+
+class _Watch(TorchFunctionMode):
+    """Notes every attention call, with the module in which it is made."""
+
+    def __init__(self, until: Callable[[AttentionCall], bool] | None) -> None:
+        super().__init__()
+        self.until = until
+        self.running: list[str] = [""]
+        self.calls: list[AttentionCall] = []
+        self._factors: tuple[str, Tensor, Tensor] | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(kwargs)
+            tensors = given["query"], given["key"], given["value"]
+            name = "torch.nn.functional.scaled_dot_product_attention"
+            self._note(AttentionCall(self.running[-1], name, *tensors, given.get("attn_mask")))
+        elif func in PRODUCTS:
+            factors = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
+            if factors["input"].ndim == factors["other"].ndim == 4:
+                self._note_product(factors["input"], factors["other"])
+        return func(*args, **kwargs)
+
+    def _note(self, call: AttentionCall) -> None:
+        self.calls.append(call)
+        if self.until is not None and self.until(call):
+            raise _SeenError
+
+    def _note_product(self, left: Tensor, right: Tensor) -> None:
+        """Two products in one module, of which the second takes as many keys as the first gave, are attention."""
+        here, before = self.running[-1], self._factors
+        if before is not None and before[0] == here and left.shape[-1] == right.shape[-2] == before[2].shape[-2]:
+            self._factors = None
+            self._note(AttentionCall(here, "torch.matmul", before[1], before[2], right))
+        else:
+            self._factors = here, left, right.mT
+
+
+class _SeenError(Exception):
+    """Ends a run in which enough was seen."""
+
+
+def observe(
+    model: nn.Module, inputs: Mapping[str, Any], until: Callable[[AttentionCall], bool] | None = None
+) -> list[AttentionCall]:
+    """Run a model once, and list the attention that it computes, in order.
+
+    >>> from freeloc.tiny.model import load_transformer
+    >>> from freeloc.tiny.world import prompt_embeds
+    >>> inputs = {"hidden_states": torch.zeros(1, 3, 10, 20, 28), "timestep": torch.zeros(1)}
+    >>> calls = observe(load_transformer(), inputs | {"encoder_hidden_states": prompt_embeds(["red ring fast"])})
+    >>> calls[0].path, tuple(calls[0].query.shape)
+    ('blocks.0.attn1', (1, 4, 350, 48))
+
+    Args:
+        model: any module.
+        inputs: arguments of its forward.
+        until: of a call, whether it is the last one to see; the run ends there.
+    """
+    watch = _Watch(until)
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: watch.running.append(path)
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        watch.running.pop()
+
+    removers = []
+    try:
+        for path, module in model.named_modules():
+            removers.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
+            removers.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        with torch.no_grad(), watch, contextlib.suppress(_SeenError):
+            model(**inputs)
+    finally:
+        for remover in removers:
+            remover.remove()
+    return watch.calls

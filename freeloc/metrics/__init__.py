@@ -1,0 +1,41 @@
+"""Measures of long videos, and scorers that judge them by name."""
+
+from freeloc.metrics.measures import (
+    MEASURES,
+    colour_spread,
+    contrast,
+    denoising_loss,
+    distance_by_lag,
+    drift,
+    drift_curve,
+    dynamic_degree,
+    flicker,
+    frame_features,
+    frechet_distance,
+    frozen_share,
+    loop_strength,
+    motion_features,
+    motion_smoothness,
+    sharpness,
+)
+from freeloc.metrics.scorers import Scorer
+
+__all__ = [
+    "MEASURES",
+    "Scorer",
+    "colour_spread",
+    "contrast",
+    "denoising_loss",
+    "distance_by_lag",
+    "drift",
+    "drift_curve",
+    "dynamic_degree",
+    "flicker",
+    "frame_features",
+    "frechet_distance",
+    "frozen_share",
+    "loop_strength",
+    "motion_features",
+    "motion_smoothness",
+    "sharpness",
+]

@@ -1,0 +1,281 @@
+"""Measures of long videos that need no downloaded weights.
+
+A video is a tensor (frames, height, width, 3) with values 0..1; `MEASURES` lists those of one video. By consistency
+alone a video that stands still is the best of all, so read no measure without the others: look at sharpness, motion,
+freezing, looping and drift together, and compare each with its value for true videos.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freeloc.errors import FreelocError
+from freeloc.metrics.motion import between, inner, motion_field, working_size
+
+BRIGHTNESS = torch.tensor([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
+
+
+def sharpness(video: Tensor) -> float:
+    """Mean of abs(d2/dx2) + abs(d2/dy2) of brightness: falls when detail is lost, rises with noise.
+
+    Source: the modified Laplacian of Nayar and Nakagawa (1994), measure LAP2 of Pertuz et al. (2013).
+
+    >>> sharpness(torch.full((2, 8, 8, 3), 0.5))
+    0.0
+    """
+    grey = _brightness(checked(video))
+    across = (grey[:, 1:-1, 2:] - 2 * grey[:, 1:-1, 1:-1] + grey[:, 1:-1, :-2]).abs()
+    down = (grey[:, 2:, 1:-1] - 2 * grey[:, 1:-1, 1:-1] + grey[:, :-2, 1:-1]).abs()
+    return float((across + down).mean())
+
+
+def contrast(video: Tensor) -> float:
+    """Standard deviation of brightness within a frame, mean over frames (RMS contrast, Peli 1990): falls when faded.
+
+    >>> contrast(torch.full((2, 8, 8, 3), 0.5))
+    0.0
+    """
+    return float(_brightness(checked(video)).flatten(1).std(dim=1, unbiased=False).mean())
+
+
+def dynamic_degree(video: Tensor) -> float:
+    """Mean length of the largest 5 % of motions between neighbouring frames, in percent of the frame's shorter side.
+
+    Source: VBench's dynamic degree (arXiv 2311.17982) before its threshold, with `motion_field` in place of RAFT.
+    Motion of more than 6 pixels per frame along an axis, of at most 64 along the shorter side, is not found.
+
+    >>> dynamic_degree(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
+    0.0
+    """
+    small = working_size(checked(video, frames=2))
+    length = inner(motion_field(small)).square().sum(dim=-1).sqrt().flatten(1)  # (frames - 1, pixels)
+    largest = length.topk(max(1, round(0.05 * length.shape[1])), dim=1).values
+    return 100 * float(largest.mean()) / min(small.shape[1:3])
+
+
+def motion_smoothness(video: Tensor) -> float:
+    """1 - mean absolute difference of each inner frame from what its neighbours predict (`between`): falls with jerks.
+
+    Source: VBench's motion smoothness (arXiv 2311.17982), with block matching in place of AMT.
+
+    >>> motion_smoothness(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
+    1.0
+    """
+    small = working_size(checked(video, frames=3))
+    return 1 - float((between(small) - small[1:-1]).abs().mean())
+
+
+def flicker(video: Tensor) -> float:
+    """Mean absolute second difference in time of the mean colour of a frame: rises when light or colour flickers.
+
+    Steady change and motion inside the frame leave it near 0. After the temporal flickering of VBench (arXiv
+    2311.17982), which takes first differences of pixels and so counts motion too.
+
+    >>> round(flicker(torch.tensor([0.0, 1, 0, 1]).view(4, 1, 1, 1).expand(4, 8, 8, 3)), 3)
+    2.0
+    """
+    colour = checked(video, frames=3).mean(dim=(1, 2))  # (frames, channels)
+    return float((colour[2:] - 2 * colour[1:-1] + colour[:-2]).abs().mean())
+
+
+def frozen_share(video: Tensor, threshold: float = 0.002) -> float:
+    """Share of neighbouring frames whose mean absolute difference, of values 0..1, is below `threshold`.
+
+    As ffmpeg's freezedetect.
+
+    >>> frozen_share(torch.rand(1, 8, 8, 3).expand(4, -1, -1, -1))
+    1.0
+    """
+    video = checked(video, frames=2)
+    return float(((video[1:] - video[:-1]).abs().mean(dim=(1, 2, 3)) < threshold).float().mean())
+
+
+def distance_by_lag(video: Tensor) -> Tensor:
+    """Mean absolute difference of frames so many frames apart, (frames,): the self-similarity of a video over time.
+
+    >>> frame = torch.zeros(1, 4, 4, 3)
+    >>> distance_by_lag(torch.cat([frame, frame + 1, frame, frame + 1])).tolist()
+    [0.0, 1.0, 0.0, 1.0]
+    """
+    small = working_size(checked(video))
+    return torch.stack([(small[lag:] - small[: len(small) - lag]).abs().mean() for lag in range(len(small))])
+
+
+def loop_strength(video: Tensor) -> float:
+    """How far frames come back to what they were: 0 never, 1 exactly.
+
+    The largest fall of `distance_by_lag` below the maximum that it reached at a shorter lag, as a share of that
+    maximum, over lags of at most half the video. A video that stands still does not loop.
+
+    >>> frame = torch.zeros(1, 4, 4, 3)
+    >>> loop_strength(torch.cat([frame, frame + 1, frame, frame + 1]))
+    1.0
+    """
+    distance = distance_by_lag(checked(video, frames=3))[: len(video) // 2 + 1]
+    highest = distance.cummax(dim=0).values
+    return float(((highest - distance) / highest.clamp(min=1e-3)).max())
+
+
+def drift_curve(video: Tensor, bins: int = 8) -> Tensor:
+    """How much colours have changed after so many frames, (frames,): 0 not at all, 1 none in common.
+
+    Mean total variation distance of the colour histograms (each channel in `bins` bins) of frames so many frames apart.
+
+    >>> drift_curve(torch.full((3, 4, 4, 3), 0.5)).tolist()
+    [0.0, 0.0, 0.0]
+    """
+    histogram = _histograms(checked(video), bins)
+    apart = [
+        (histogram[lag:] - histogram[: len(video) - lag]).abs().sum(dim=-1).mean() / 2 for lag in range(len(video))
+    ]
+    return torch.stack(apart)
+
+
+def drift(video: Tensor, bins: int = 8) -> float:
+    """Total variation distance of the colours of the first and the last quarter of a video (see `drift_curve`).
+
+    >>> dark, light = torch.zeros(4, 4, 4, 3), torch.ones(4, 4, 4, 3)
+    >>> drift(torch.cat([dark, dark])), drift(torch.cat([dark, light]))
+    (0.0, 1.0)
+    """
+    histogram = _histograms(checked(video, frames=2), bins)
+    quarter = max(1, len(video) // 4)
+    return float((histogram[:quarter].mean(dim=0) - histogram[-quarter:].mean(dim=0)).abs().sum(dim=-1).mean() / 2)
+
+
+MEASURES: dict[str, Callable[[Tensor], float]] = {
+    "sharpness": sharpness,
+    "contrast": contrast,
+    "dynamic degree": dynamic_degree,
+    "motion smoothness": motion_smoothness,
+    "flicker": flicker,
+    "frozen share": frozen_share,
+    "loop strength": loop_strength,
+    "drift": drift,
+}
+"""The measures of one video."""
+
+
+def colour_spread(videos: Sequence[Tensor]) -> float:
+    """Standard deviation over videos of their mean colour, mean over channels: falls when all get the same colours.
+
+    >>> colour_spread([torch.zeros(2, 4, 4, 3), torch.zeros(3, 4, 4, 3)])
+    0.0
+    """
+    colours = torch.stack([checked(video).mean(dim=(0, 1, 2)) for video in videos])
+    return float(colours.std(dim=0, unbiased=False).mean())
+
+
+def denoising_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    sigmas: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.95),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Rectified-flow loss on real clips, (sigmas, clips): low where a model understands clips of this length.
+
+    Mean over all values of (prediction - (noise - latents)) ** 2 at (1 - sigma) latents + sigma noise (arXiv
+    2403.03206). No sampling is needed, so this is the cheapest measure of all. With the
+    same generator seed, two models or patches see the same noise: compare them clip by clip.
+
+    >>> clean = torch.zeros(2, 4, 3, 8, 8)
+    >>> denoising_loss(lambda noisy, sigma: noisy / sigma.view(-1, 1, 1, 1, 1), clean).max() < 1e-9
+    tensor(True)
+
+    Args:
+        predict: (noisy latents, sigma of shape (clips,)) -> velocity of the latents' shape.
+        latents: real clips, (clips, channels, frames, height, width).
+        sigmas: noise levels, 0 clean to 1 noise.
+        generator: of the noise, on the CPU.
+    """
+    losses = []
+    for sigma in sigmas:
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        level = torch.full((len(latents),), sigma).to(latents)
+        found = predict(torch.lerp(latents, noise, sigma), level)
+        losses.append((found - (noise - latents)).square().flatten(1).mean(dim=1))
+    return torch.stack(losses)
+
+
+def frame_features(video: Tensor, cells: int = 4) -> Tensor:
+    """What a frame looks like, (frames, 5 cells ** 2): per cell of a grid mean colour, contrast and edges.
+
+    >>> frame_features(torch.rand(3, 16, 20, 3)).shape
+    torch.Size([3, 80])
+    """
+    video = checked(video)
+    frames, grey = video.movedim(-1, 1), _brightness(video)[:, None]
+    mean = F.adaptive_avg_pool2d(grey, cells)
+    spread = (F.adaptive_avg_pool2d(grey.square(), cells) - mean.square()).clamp(min=0).sqrt()
+    across = F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1))
+    down = F.pad((grey[..., 1:, :] - grey[..., :-1, :]).abs(), (0, 0, 0, 1))
+    parts = [F.adaptive_avg_pool2d(frames, cells), spread, F.adaptive_avg_pool2d(across + down, cells)]
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def motion_features(video: Tensor, cells: int = 4) -> Tensor:
+    """How a frame moves, (frames - 1, 2 cells ** 2): per cell of a grid the mean motion in pixels of the working size.
+
+    >>> motion_features(torch.rand(3, 16, 20, 3)).shape
+    torch.Size([2, 32])
+    """
+    field = motion_field(working_size(checked(video, frames=2))).movedim(-1, 1)
+    return F.adaptive_avg_pool2d(field, cells).flatten(1)
+
+
+def frechet_distance(features: Tensor, others: Tensor) -> float:
+    """Distance of two sets of features (count, channels) as if each were normal (Dowson and Landau 1982, as in FID).
+
+    |m - m'|**2 + tr(S + S' - 2 (S S') ** 0.5). It is biased upwards for small sets: compare sets of equal size only.
+
+    >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    >>> round(frechet_distance(features, features + 1), 4), abs(round(frechet_distance(features, features), 4))
+    (4.0, 0.0)
+    """
+    means, covariances = zip(
+        *((part.double().mean(dim=0), part.double().T.cov()) for part in (features, others)), strict=True
+    )
+    root = _root(covariances[0])
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    traces = covariances[0].trace() + covariances[1].trace()
+    return float((means[0] - means[1]).square().sum() + traces - 2 * cross)
+
+
+def checked(video: Tensor, frames: int = 1) -> Tensor:
+    """A video as float32 on the CPU, if it is one of at least so many frames.
+
+    Raises:
+        FreelocError: if it is not (frames, height, width, 3) with values 0..1.
+    """
+    if video.ndim != 4 or video.shape[-1] != 3:
+        raise FreelocError(f"expected a video (frames, height, width, 3), found shape {tuple(video.shape)}")
+    if len(video) < frames or min(video.shape[1:3]) < 3:
+        raise FreelocError(
+            f"expected a video of at least {frames} frames of 3 x 3 pixels, found shape {tuple(video.shape)}"
+        )
+    if not video.is_floating_point() or not (video.min() >= 0 and video.max() <= 1):
+        raise FreelocError(
+            f"expected floats from 0 to 1, found {video.dtype} from {video.min()} to {video.max()}; divide bytes by 255"
+        )
+    return video.detach().cpu().float()
+
+
+def _brightness(video: Tensor) -> Tensor:
+    return video @ BRIGHTNESS
+
+
+def _histograms(video: Tensor, bins: int) -> Tensor:
+    """Share of pixels in each bin, (frames, channels, bins)."""
+    video = working_size(video)
+    index = (video * bins).long().clamp(max=bins - 1)  # (frames, height, width, channels)
+    return torch.stack([(index == number).float().mean(dim=(1, 2)) for number in range(bins)], dim=-1)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Square root of a symmetric positive matrix."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

@@ -1,0 +1,171 @@
+"""FramePlan: a correction of one layer's attention, as small tables over pairs of latent frames."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from freeloc.errors import FreelocError
+
+NONE, STRIPED, DENSE = 0, 1, 2
+"""Values of `FramePlan.visibility`."""
+
+
+def relative_positions(frames: int) -> Tensor:
+    """True relative positions i - j of query frame i and key frame j, (frames, frames) float64.
+
+    >>> relative_positions(3)
+    tensor([[ 0., -1., -2.],
+            [ 1.,  0., -1.],
+            [ 2.,  1.,  0.]], dtype=torch.float64)
+    """
+    if frames < 1:
+        raise FreelocError(f"expected at least 1 latent frame, found {frames}")
+    index = torch.arange(frames, dtype=torch.float64)
+    return index[:, None] - index[None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class FramePlan:
+    """Where each frame sees each other frame, and how much of it.
+
+    >>> plan = FramePlan.identity(3)
+    >>> plan.frames, plan.is_identity, plan.largest_position
+    (3, True, 2.0)
+
+    Args:
+        positions: (frames, frames) float64; the temporal relative position, in latent frames, that query frame i and
+            key frame j are to have. Fractions are allowed.
+        visibility: (frames, frames) uint8; 0 the pair is not attended, 1 striped (only tokens near each other in raster
+            order), 2 dense.
+        stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair see each other
+            where ``|k - l| < stripe_tokens(tokens_per_frame)``.
+        frequencies: from the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
+            highest first, to those that it is to have; by default they stay.
+        logit_scale: factor of all logits.
+        decay: (frames, frames) float64; factor of the positive logits of each pair, 1 where it is None.
+        positions_optional: whether the positions only keep distances within the trained range. A model without RoPE,
+            which knows no distances, does without them.
+
+    Raises:
+        FreelocError: if the tables do not fit each other, hold other values, or leave a frame nothing to attend to.
+    """
+
+    positions: Tensor
+    visibility: Tensor
+    stripe: float = 0.125
+    frequencies: Callable[[Tensor], Tensor] | None = None
+    logit_scale: float = 1.0
+    decay: Tensor | None = None
+    positions_optional: bool = False
+    is_identity: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        positions, visibility = self.positions, self.visibility
+        if not isinstance(positions, Tensor) or not isinstance(visibility, Tensor):
+            raise FreelocError(
+                f"expected positions and visibility as tensors, found {type(positions).__name__} and "
+                f"{type(visibility).__name__}"
+            )
+        frames = len(positions)
+        if positions.shape != (frames, frames) or visibility.shape != (frames, frames) or frames == 0:
+            raise FreelocError(
+                "expected positions and visibility of the same shape (frames, frames), "
+                f"found {tuple(positions.shape)} and {tuple(visibility.shape)}"
+            )
+        if positions.dtype != torch.float64 or visibility.dtype != torch.uint8:
+            raise FreelocError(
+                f"expected float64 positions and uint8 visibility, found {positions.dtype} and {visibility.dtype}"
+            )
+        if not positions.isfinite().all():
+            raise FreelocError("expected finite positions, found nan or inf")
+        if visibility.max() > DENSE:
+            raise FreelocError(f"expected visibility 0, 1 or 2, found {visibility.max()}")
+        if not 0 < self.stripe <= 1:
+            raise FreelocError(f"expected a stripe in (0, 1], found {self.stripe}")
+        if not 0 < self.logit_scale < math.inf:
+            raise FreelocError(f"expected a finite logit_scale above 0, found {self.logit_scale}")
+        self._check_decay()
+        blind = (visibility == NONE).all(dim=1)
+        if blind.any():
+            raise FreelocError(f"frame {int(blind.nonzero()[0])} attends to no frame: its attention is undefined")
+        plain = (
+            self.frequencies is None and self.logit_scale == 1 and (self.decay is None or bool((self.decay == 1).all()))
+        )
+        untouched = (visibility == DENSE).all() and torch.equal(positions, relative_positions(frames))
+        object.__setattr__(self, "is_identity", plain and bool(untouched))
+
+    def _check_decay(self) -> None:
+        decay = self.decay
+        if decay is None:
+            return
+        if decay.shape != self.positions.shape or decay.dtype != torch.float64:
+            raise FreelocError(
+                f"expected decay as float64 of shape {tuple(self.positions.shape)}, found {decay.dtype} of shape "
+                f"{tuple(decay.shape)}"
+            )
+        if not (decay.isfinite() & (decay >= 0)).all():
+            raise FreelocError("expected finite decay of at least 0, found another value")
+
+    @classmethod
+    def identity(cls, frames: int) -> "FramePlan":
+        """The plan that changes nothing."""
+        return cls(relative_positions(frames), torch.full((frames, frames), DENSE, dtype=torch.uint8))
+
+    def same_as(self, other: "FramePlan") -> bool:
+        """Whether both plans ask for the same.
+
+        >>> FramePlan.identity(3).same_as(FramePlan.identity(3)), FramePlan.identity(3).same_as(FramePlan.identity(4))
+        (True, False)
+        """
+        numbers = (self.stripe, self.logit_scale, self.frequencies, self.positions_optional) == (
+            other.stripe,
+            other.logit_scale,
+            other.frequencies,
+            other.positions_optional,
+        )
+        tables = ((self.positions, other.positions), (self.visibility, other.visibility), (self.decay, other.decay))
+        return numbers and all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in tables)
+
+    @property
+    def frames(self) -> int:
+        """Number of latent frames."""
+        return len(self.positions)
+
+    @property
+    def largest_position(self) -> float:
+        """Largest distance, in latent frames, at which any attended pair stands."""
+        return float(self.positions[self.visibility != NONE].abs().max())
+
+    def stripe_tokens(self, tokens_per_frame: int) -> int:
+        """Half-width of a stripe in tokens, at least 1.
+
+        >>> FramePlan.identity(1).stripe_tokens(1560)
+        195
+        """
+        return max(1, math.ceil(self.stripe * tokens_per_frame))
+
+    def token_mask(self, tokens_per_frame: int) -> Tensor:
+        """Which token attends to which, (frames * tokens, frames * tokens) bool. For tests and plots: it is large.
+
+        >>> FramePlan.identity(2).token_mask(3).shape
+        torch.Size([6, 6])
+        """
+        token = torch.arange(tokens_per_frame)
+        near = (token[:, None] - token[None, :]).abs() < self.stripe_tokens(tokens_per_frame)
+        pairs = self.visibility[:, None, :, None]  # (frames, 1, frames, 1)
+        mask = (pairs == DENSE) | ((pairs == STRIPED) & near[None, :, None, :])
+        return mask.reshape(self.frames * tokens_per_frame, self.frames * tokens_per_frame)
+
+    def density(self, tokens_per_frame: int) -> float:
+        """Share of all token pairs that are attended, 0..1.
+
+        >>> FramePlan.identity(4).density(tokens_per_frame=10)
+        1.0
+        """
+        reach = min(self.stripe_tokens(tokens_per_frame), tokens_per_frame)
+        in_stripe = tokens_per_frame + 2 * sum(tokens_per_frame - step for step in range(1, reach))
+        dense, striped = int((self.visibility == DENSE).sum()), int((self.visibility == STRIPED).sum())
+        return (dense * tokens_per_frame**2 + striped * in_stripe) / (self.frames * tokens_per_frame) ** 2

@@ -1,0 +1,68 @@
+"""What differs between two profiles, in words."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from freeloc.profile.schema import Profile
+from freeloc.untrusted import printable
+
+CHOICE = ("layers", "heads")
+"""Fields that say which layer and head gets what: told layer by layer, whatever the order in the file."""
+
+
+def differences(first: Profile, second: Profile) -> list[str]:
+    """A line per field that differs, and per change of policy with the layers or heads that it is for.
+
+    >>> import freeloc
+    >>> wan = freeloc.load_profile("wan2.1")
+    >>> differences(wan, wan)
+    []
+    >>> print(*differences(wan, freeloc.load_profile("wan2.1-14b"))[1:3], sep="\\n")
+    model.layers: 30 -> 40
+    model.heads: 12 -> 40
+    """
+    one, other = (_fields(profile.model_dump(mode="json", exclude=set(CHOICE))) for profile in (first, second))
+    lines = []
+    for name in dict.fromkeys([*one, *other]):
+        before, after = one.get(name, "nothing"), other.get(name, "nothing")
+        if before != after:
+            lines.append(f"{name}: {printable(str(before), None)} -> {printable(str(after), None)}")
+    return [*lines, *_layers(first, second), *_heads(first, second)]
+
+
+def _fields(content: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by the names of the fields that lead to them, with dots."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            found |= _fields(value, f"{above}{name}.")
+        elif value is not None and value != {}:
+            found[above + name] = value
+    return found
+
+
+def _layers(first: Profile, second: Profile) -> Iterator[str]:
+    changes: dict[str, list[int]] = {}
+    for layer in range(min(first.model.layers, second.model.layers)):
+        if first.policy(layer) != second.policy(layer):
+            changes.setdefault(f"{first.policy(layer)} -> {second.policy(layer)}", []).append(layer)
+    for change, layers in changes.items():
+        yield f"layers {_numbers(layers)}: {change}"
+
+
+def _heads(first: Profile, second: Profile) -> Iterator[str]:
+    """Heads that differ where their layer does not say it already."""
+    for layer in range(min(first.model.layers, second.model.layers)):
+        if {str(layer)}.isdisjoint({*first.heads, *second.heads}):
+            continue
+        changes: dict[str, list[int]] = {}
+        both = zip(first.head_policies(layer), second.head_policies(layer), strict=False)
+        for head, (before, after) in enumerate(both):
+            if before != after:
+                changes.setdefault(f"{before} -> {after}", []).append(head)
+        for change, heads in changes.items():
+            yield f"layer {layer}, heads {_numbers(heads)}: {change}"
+
+
+def _numbers(numbers: list[int]) -> str:
+    return " ".join(map(str, numbers))

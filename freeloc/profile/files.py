@@ -1,0 +1,150 @@
+"""Reading profiles: by name, from a file, with an error that says what is wrong where."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from freeloc.errors import FreelocError, ProfileError, RegistryError
+from freeloc.profile import hub
+from freeloc.profile.schema import LARGEST_FILE, SCHEMA_VERSION, Profile
+from freeloc.registry import registry
+from freeloc.untrusted import brief, check_version, parsed, printable, problems
+
+
+def load_profile(name_or_path: str | Path | Profile) -> Profile:
+    """A profile by name (``freeloc profiles`` lists them), from a file, or from a Hugging Face repository.
+
+    >>> load_profile("wan2.1").model.layers
+    30
+
+    Args:
+        name_or_path: an installed profile's name; a path; or ``"owner/name"`` or ``"owner/name@revision"`` of a
+            repository that holds a profile (see `freeloc.profile.hub`): it is kept in huggingface_hub's cache, and
+            found there without a network. A file of that path comes first.
+
+    Raises:
+        ProfileError: if there is no such profile (near names are suggested) or it is malformed: the message names the
+            first fields that are wrong, their values, and what is allowed.
+    """
+    return name_or_path if isinstance(name_or_path, Profile) else _read(profile_path(name_or_path))
+
+
+def profile_path(name_or_path: str | Path) -> Path:
+    """Where the file of a profile is: see `load_profile`.
+
+    Raises:
+        ProfileError: if nothing has that name.
+    """
+    try:
+        path, name = Path(name_or_path), str(name_or_path)
+        if path.suffix == ".json" or path.is_file():
+            return path
+        if hub.is_repository(name):
+            return hub.download(name)
+        if printable(name) == name:
+            way_out = "; or give the path of a .json file, or a Hugging Face repository, owner/name"
+            return registry().profiles.get(name, way_out)
+    except (TypeError, OSError):  # OSError: where the name is too long for a file
+        pass
+    except RegistryError as error:
+        raise ProfileError(str(error)) from error
+    raise ProfileError(f"expected a Profile, its name, or the path of a .json file, found {brief(name_or_path)}")
+
+
+def measurements_path(name_or_path: str | Path) -> Path | None:
+    """Where the measurements that a profile rests on are: beside its file, in the same repository, or None: nowhere.
+
+    >>> measurements_path("wan2.1")  # a published choice: nobody measured it
+
+    Raises:
+        ProfileError: if there is no such profile, or its measurements are others or cannot be had.
+    """
+    path = profile_path(name_or_path)
+    if _read(path).evidence is None:  # whatever lies beside it
+        return None
+    beside = path.with_suffix(".safetensors")
+    if not _is_file(beside) and hub.is_repository(str(name_or_path)) and not Path(name_or_path).is_file():
+        try:
+            hub.download(str(name_or_path), hub.MEASUREMENTS_FILE)
+        except hub.NoSuchFileError:
+            return None
+        _read(path)  # which compares the digest
+    return beside if _is_file(beside) else None
+
+
+def _read(path: Path) -> Profile:
+    """The profile in a file, with the measurements beside it the ones that it names."""
+    where = printable(str(path))
+    text = _text(path, where)
+    try:
+        content = parsed(text)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"{where} is not JSON: {error}") from error
+    profile = validated(content, where)
+    measurements = path.with_suffix(".safetensors")
+    if profile.evidence and _is_file(measurements) and (found := digest(measurements)) != profile.evidence.sha256:
+        raise ProfileError(
+            f"{printable(str(measurements))} holds other measurements than the profile beside it rests on: expected "
+            f"sha256 {profile.evidence.sha256[:12]}..., found {found[:12]}...: get both files from the same place, or "
+            "remove the measurements, which are not needed to use the profile"
+        )
+    return profile
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def _text(path: Path, where: str) -> str:
+    try:
+        regular = path.is_file()
+        if not regular and path.exists():  # opening a pipe would wait for somebody to write to it
+            found = "a folder or a device"
+        else:
+            with path.open("rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+            if len(content) <= LARGEST_FILE:
+                return content.decode("utf-8")
+            found = f"{path.stat().st_size} bytes"
+    except OSError as error:
+        raise ProfileError(f"cannot read the profile {where}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{where} is not JSON: {error}") from error
+    except ValueError as error:
+        raise ProfileError(f"cannot read the profile {where}: expected the path of a .json file: {error}") from error
+    raise ProfileError(
+        f"cannot read the profile {where}: expected a file of at most {LARGEST_FILE} bytes, found {found}"
+    )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file.
+
+    Raises:
+        ProfileError: if it cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    except OSError as error:
+        raise ProfileError(f"cannot read {printable(str(path))}: {error.strerror}") from error
+    return found.hexdigest()
+
+
+def validated(content: Any, where: str) -> Profile:
+    """A profile from what a JSON file holds, or an error that names the first fields that are wrong."""
+    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    try:
+        check_version(version, SCHEMA_VERSION, where)
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise ProfileError(f"{where} is not a profile:\n{problems(error)}") from None
+    except FreelocError as error:
+        raise ProfileError(str(error)) from None

@@ -1,0 +1,147 @@
+"""A slip in an adapter is an error that names the word and says what to write."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from freeloc_toy.adapter import KERNEL, TOY
+from freeloc_toy.model import ToyDiT
+
+import freeloc
+from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+
+SITE = TOY.sites[0]
+QUALIFIED = r"Adapter\.classes: expected qualified names, 'package\.module\.Class', found 'ToyDiT'"
+
+SLIPS = {
+    "a path without a star": (
+        lambda: AttentionSite("blocks.attention"),
+        r"AttentionSite\.path: expected one \* for the number of the block, .* found 'blocks\.attention'",
+    ),
+    "a path with two": (lambda: AttentionSite("blocks.*.parts.*"), r"expected one \*"),
+    "a star for part of a name": (lambda: AttentionSite("blocks.layer*.attention"), r"expected one \*"),
+    "another end for text": (
+        lambda: AttentionSite("blocks.*", text="end"),
+        "AttentionSite.text: expected one of 'none', 'first', 'last', found 'end'",
+    ),
+    "other tokens": (lambda: AttentionSite("blocks.*", tokens="fhw"), "expected one of 'f h w', 'f', found 'fhw'"),
+    "a kernel by its name alone": (
+        lambda: AttentionSite("blocks.*", kernel="kernel"),
+        r"AttentionSite\.kernel: expected Kernel, found 'kernel'",
+    ),
+    "a value that is no place": (
+        lambda: AttentionSite("blocks.*", while_running={"mode": "slow"}),
+        r"while_running\['mode'\]: expected where a value is, 'package\.module:NAME', .* found 'slow'",
+    ),
+    "a value itself": (
+        lambda: AttentionSite("blocks.*", while_running={"mode": False}),
+        r"while_running: expected Mapping\[str, str\], found {'mode': False}",
+    ),
+    "one site without a comma": (
+        lambda: replace(TOY, sites=SITE),
+        r"Adapter\.sites: expected tuple\[AttentionSite, \.\.\.\], found .*: a tuple of one thing needs a comma",
+    ),
+    "no site": (lambda: replace(TOY, sites=()), r"Adapter\.sites: expected tuple\[AttentionSite"),
+    "one class without a comma": (
+        lambda: replace(TOY, classes="freeloc_toy.model.ToyDiT"),
+        r"Adapter\.classes: expected tuple\[str, \.\.\.\], found 'freeloc_toy\.model\.ToyDiT': a tuple of one thing",
+    ),
+    "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), QUALIFIED),
+    "a refused class without a comma": (
+        lambda: freeloc.adapter.Refusal("no", "a.b.C", "why"),
+        r"Refusal\.classes: expected tuple",
+    ),
+    "a number of heads": (lambda: replace(TOY, heads=24), r"Adapter\.heads: expected str, found 24"),
+    "a rope that is none": (lambda: replace(TOY, rope=False), r"Adapter\.rope: expected TemporalRope \| None"),
+    "frames by another letter": (
+        lambda: TokenGrid(axes="b t c h w"),
+        r"TokenGrid\.axes: expected each axis .* frames f, rows h and columns w, as in 'b c f h w', found 'b t c h w'",
+    ),
+    "axes in one word": (lambda: TokenGrid(axes="bcfhw"), "TokenGrid.axes"),
+    "one size of a patch": (lambda: TokenGrid(patch=2), r"TokenGrid\.patch: expected str \| tuple\[int .*, found 2"),
+    "two sizes of a patch": (lambda: TokenGrid(patch=(2, 2)), r"TokenGrid\.patch: .*, found \(2, 2\)"),
+    "two arguments": (lambda: TokenGrid(("height", "width")), r"TokenGrid\.argument: expected str \| tuple\[str"),
+    "a grid of something else": (lambda: TokenGrid(of="model"), "expected one of 'transformer', 'attention'"),
+    "a grid of attention modules without a table": (
+        lambda: TokenGrid("sizes", of="attention"),
+        r"TokenGrid\.axes: expected 'sample \(f h w\)', the table that .* found 'b c f h w'",
+    ),
+    "an argument refused without a reason": (lambda: TokenGrid(refused={"mask"}), r"TokenGrid\.refused: .*\{'mask'\}"),
+    "another letter in a layout": (
+        lambda: Kernel("kernel", layout="b n h d", arguments=("q", "k", "v")),
+        "Kernel.layout: expected one of 'b h l d', 'b l h d', found 'b n h d'",
+    ),
+    "arguments in one word": (lambda: replace(KERNEL, arguments="q k v"), r"Kernel\.arguments: expected tuple\[str"),
+    "another pairing": (
+        lambda: TemporalRope(4, pairing="(pair 2)"),
+        r"TemporalRope\.pairing: expected \(pair two\) or \(two pair\), or an attribute path, found '\(pair 2\)'",
+    ),
+    "a step that is a number": (
+        lambda: TemporalRope(4, step=0.5),
+        r"TemporalRope\.step: expected Callable.* found 0.5",
+    ),
+    "channels of a model": (
+        lambda: TemporalRope(lambda model: model.head_dim // 3).pairs(12),
+        r"TemporalRope\.channels: expected a function from head_dim, here 12, to a whole number, found .*'head_dim'",
+    ),
+    "channels that are a fraction": (
+        lambda: TemporalRope(lambda head_dim: head_dim / 3).span(12),
+        r"TemporalRope\.channels: .* to a whole number, found 4\.0",
+    ),
+    "a block of a model": (
+        lambda: TemporalRope(4, within=lambda model: model.head_dim).span(12),
+        r"TemporalRope\.within: expected a function from head_dim, here 12",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_is_said_in_the_words_of_an_adapter(slip):
+    make, message = SLIPS[slip]
+    with pytest.raises(freeloc.errors.AdapterError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"grid": TokenGrid("video", axes="b f c h w", patch="config.patch")},
+            r"TokenGrid\.patch 'config\.patch': expected the place of three numbers, found 2: name each of frames",
+        ),
+        ({"heads": "config.sizes"}, r"expected a number at ToyDiT\.config\.sizes, found \[2, 12\]"),
+        ({"heads": "config.head"}, r"its adapter expects ToyDiT\.config\.head: "),
+        ({"sites": (replace(SITE, layers="config.order"),)}, r"its adapter expects ToyDiT\.config\.order: "),
+    ],
+    ids=["a patch that is one number", "heads that are several", "heads that are not there", "layers not there"],
+)
+def test_a_path_to_something_else_is_said(changes, message):
+    model = ToyDiT()
+    model.config = SimpleNamespace(patch=2, sizes=[2, 12])
+    with pytest.raises(freeloc.errors.AdapterError, match=message):
+        freeloc.patch(model, make_default(), adapter=replace(TOY, **changes))
+
+
+def make_default():
+    return freeloc.default_profile(ToyDiT(), trained_latent_frames=4, adapter=TOY)
+
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+def test_a_configuration_may_be_of_any_kind(kind):
+    model = ToyDiT()
+    model.config = kind(heads=2, patch=[1, 2, 2], sizes={"head": [12]})
+    adapter = replace(TOY, heads="config.heads", head_dim="config.sizes.head.0", grid=TokenGrid(patch="config.patch"))
+    assert adapter.shape(model) == TOY.shape(ToyDiT())
+    assert adapter.patch_size(model) == (1, 2, 2)
+
+
+def test_every_type_that_an_adapter_may_use_is_let_through():
+    grids = [
+        TokenGrid(("frames", "rows", "columns"), axes="b (f h w) c", patch=(1, 1, 1)),
+        TokenGrid("sizes", axes="sample (f h w)", of="attention"),
+        TokenGrid("places", axes="sample token (f h w)", patch=(1, "config.patch", 2), refused={"mask": "why"}),
+    ]
+    rope = TemporalRope("config.dim", theta=256, frequencies_from=torch.ones, pairing="config.half", present="rope")
+    for grid in grids:
+        assert Adapter("toy", "toy", ("a.B", "c.D"), (SITE, SITE), grid, rope).grid is grid

@@ -1,0 +1,243 @@
+"""The conformance suite: on every installed adapter, and on adapters that are wrong in one word."""
+
+import contextlib
+from dataclasses import replace
+from unittest import mock
+
+import hunyuan_double
+import opensora_double
+import pytest
+import wan_double
+from freeloc_toy import model as toy_dit
+from freeloc_toy.adapter import KERNEL
+from freeloc_toy.adapter import TOY as RIGHT
+from freeloc_toy.examples import inputs
+from freeloc_toy.model import ToyDiT
+
+import freeloc
+from freeloc.adapter import MATMUL
+from freeloc.testing import CHECKS, Example, behaviour, conformance, examples, random_model, run_checks
+
+TOY = "freeloc_toy.model"
+SITE = RIGHT.sites[0]
+
+
+def example(**changes):
+    return Example("toy", lambda: random_model(lambda: ToyDiT(**changes)), inputs, video="video")
+
+
+def problems(adapter, model=None):
+    """Messages by check."""
+    return {result.check: result.problem for result in run_checks(model or example(), adapter) if result.problem}
+
+
+@conformance(*examples())
+def test_installed_adapters(check):
+    check()
+
+
+@conformance(*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES)
+def test_adapters_of_original_repositories(check):
+    check()
+
+
+def test_a_right_description_has_no_problem():
+    assert all(result.passed for result in run_checks(example(), RIGHT))
+
+
+def wrong(**changes):
+    return replace(RIGHT, **changes)
+
+
+def wrong_site(**changes):
+    return wrong(sites=(replace(SITE, **changes),))
+
+
+def wrong_kernel(**changes):
+    return wrong_site(kernel=replace(KERNEL, **changes))
+
+
+def wrong_rope(**changes):
+    return wrong(rope=replace(RIGHT.rope, **changes))
+
+
+BROKEN = {
+    "check_it_matches_its_class_only": [
+        (
+            wrong(classes=(f"{TOY}.ToyDiT", f"{TOY}.ToyBlock")),
+            "classes: 'blocks.0', a ToyBlock, is a part",
+        ),
+        (
+            wrong(classes=(f"{TOY}.Another",)),
+            f"classes: the model is a {TOY}.ToyDiT, the adapter names {TOY}.Another",
+        ),
+    ],
+    "check_importing_it_is_light": [
+        (
+            wrong(classes=(f"{TOY}.ToyDiT", "pydantic.BaseModel")),
+            "importing the adapters imports ['pydantic']",
+        ),
+    ],
+    "check_every_site_is_named": [
+        (wrong_site(path="blocks.*.self_attention"), "sites: ToyDiT has no 'blocks.0.self_attention'"),
+        (wrong(sites=(SITE, SITE)), "sites: a module is named twice"),
+    ],
+    "check_every_site_calls_its_kernel": [
+        (wrong_kernel(function="flash_attention"), f"{TOY} has no function 'flash_attention'"),
+        (wrong_site(kernel=MATMUL), "made no call of torch.matmul"),
+        (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
+    ],
+    "check_every_tensor_of_the_call_is_described": [
+        (wrong_kernel(mask=None), "kernel: blocks.0.attention passes a tensor 'bias'"),
+    ],
+    "check_the_sizes_are_the_models_own": [
+        (wrong(heads="head_dim"), "heads: blocks.0.attention has 2, the adapter reads 12"),
+    ],
+    "check_the_layout_adds_up": [
+        (wrong_site(text="none"), "text: 'none', but blocks.0.attention has 4 more tokens than the grid"),
+        (wrong(grid=replace(RIGHT.grid, axes="b f c w h")), "look at argument, axes and patch"),
+        (wrong(grid=replace(RIGHT.grid, patch=(1, 1, 2))), "the adapter reads (8, 4, 3)"),
+    ],
+    "check_each_token_is_where_it_should_be": [
+        (wrong_site(text="last"), "should change tokens 6 to 11 of blocks.0.attention, it changed 10 to 15 of 52"),
+    ],
+    "check_our_rotation_is_the_models_own": [
+        (wrong_rope(pairing="(pair two)"), "pairing: the described (pair two) does not fit, (two pair) does"),
+        (wrong_rope(first=0), "channels: time turns 4-7 of a head, the adapter describes 0-3"),
+        (wrong_rope(channels=2), "channels: time turns 4-7 of a head, the adapter describes 4-5"),
+        (wrong_rope(theta=10_000.0), "one base for all pairs would be theta=100 at step 1"),
+        (wrong(rope=None), "none is described, and between equal frames there is a rotation"),
+        (wrong_rope(step=lambda model, given: 0.5), "one base for all pairs would be theta=100 at step 1"),
+    ],
+    "check_the_engine_is_the_models_attention": [
+        (wrong_kernel(scale=None), "look at mask, scale, valid_keys, segments and output"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "adapter", "message"),
+    [
+        pytest.param(check, *case, id=f"{check}-{index}")
+        for check, cases in BROKEN.items()
+        for index, case in enumerate(cases)
+    ],
+)
+def test_one_wrong_word_is_caught_by_one_check_that_names_it(check, adapter, message):
+    found = problems(adapter, example(sharpness=0.7))
+    assert list(found) == [check]
+    assert message in found[check]
+
+
+def add_one(model, given):
+    """A `step` that writes where it should only read."""
+    given["video"].add_(1)
+    return 1.0
+
+
+class Counting(toy_dit.ToyAttention):
+    """Remembers how often its mode was set, so that setting it back does not undo it."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "mode":
+            self.__dict__["changes"] = self.__dict__.get("changes", 0) + 1
+
+
+Counting.__module__ = "freeloc_toy.model"  # where its kernel is
+
+
+def counting():
+    model = example().model()
+    for block in model.blocks:
+        block.attention.__class__ = Counting
+    return model
+
+
+def test_a_wrong_word_of_a_later_site_is_caught_too():
+    two_streams = examples("hunyuan-video")[0]
+    adapter = freeloc.discovery.find_adapter(two_streams.model())
+    later = replace(adapter.sites[1], text="first")
+    found = problems(replace(adapter, sites=(adapter.sites[0], later)), two_streams)
+    assert list(found) == ["check_each_token_is_where_it_should_be"]
+    assert "of single_transformer_blocks.0.attn, it changed" in found["check_each_token_is_where_it_should_be"]
+
+
+def test_absolute_positions_are_told_from_a_wrong_rope():
+    found = problems(RIGHT, example(absolute=True))
+    assert list(found) == ["check_scores_depend_on_distance_only"]
+    assert "the model has absolute positions beside its rotary ones" in found["check_scores_depend_on_distance_only"]
+
+
+def test_a_description_that_changes_the_input_is_caught():
+    assert list(problems(wrong_rope(step=add_one))) == ["check_the_identity_changes_nothing"]
+
+
+def test_an_attribute_that_cannot_be_set_back_is_caught():
+    adapter = wrong_site(while_running={"mode": "freeloc_toy.model:THETA"})
+    found = problems(adapter, replace(example(), model=counting))
+    assert found == {"check_unpatching_restores_all": "hooks or attributes are left behind"}
+
+
+def test_an_engine_that_is_not_its_reference_is_caught(monkeypatch):
+    def careless(query, key, value, tables, layout, *rest):
+        out = freeloc.attention.engine.attend(query, key, value, tables, layout, *rest)
+        out[:, :, layout.video] *= 1.001
+        return out
+
+    monkeypatch.setattr(behaviour, "attend", careless)
+    assert list(problems(RIGHT)) == ["check_fast_equals_reference"]
+
+
+@pytest.mark.parametrize("hides", ["video from text", "text from video"])
+def test_an_engine_that_hides_text_is_caught(monkeypatch, hides):
+    def deaf(function):
+        def call(query, key, value, tables, layout, *rest):
+            value = value.clone()
+            if hides == "text from video":
+                value[:, :, : layout.text_first] = 0
+            out = function(query, key, value, tables, layout, *rest)
+            if hides == "video from text":
+                out[:, :, : layout.text_first] = 0
+            return out
+
+        return call
+
+    monkeypatch.setattr(behaviour, "attend", deaf(freeloc.attention.engine.attend))
+    monkeypatch.setattr(behaviour, "attend_reference", _deaf_reference(hides))
+    assert list(problems(RIGHT)) == ["check_text_is_neither_hidden_nor_turned"]
+
+
+def _deaf_reference(hides):
+    def call(query, key, value, plan, rope, layout, *rest):
+        value = value.clone()
+        if hides == "text from video":
+            value[:, :, : layout.text_first] = 0
+        out = freeloc.attention.engine.attend_reference(query, key, value, plan, rope, layout, *rest)
+        if hides == "video from text":
+            out[:, :, : layout.text_first] = 0
+        return out
+
+    return call
+
+
+def test_a_patch_that_reaches_other_models_is_caught(monkeypatch):
+    @contextlib.contextmanager
+    def everywhere(model, *args, **kwargs):
+        forward = ToyDiT.forward
+
+        def scaled(self, **inputs):
+            return forward(self, **inputs) * (1 if self is model else 2)
+
+        with freeloc.patch(model, *args, **kwargs), mock.patch.object(ToyDiT, "forward", scaled):
+            yield
+
+    monkeypatch.setattr(behaviour, "patch", everywhere)
+    assert list(problems(RIGHT)) == ["check_two_models_do_not_see_each_other"]
+
+
+def test_every_check_has_an_adapter_or_engine_that_it_alone_catches():
+    alone = {*BROKEN, "check_scores_depend_on_distance_only", "check_the_identity_changes_nothing"}
+    alone |= {"check_unpatching_restores_all", "check_fast_equals_reference", "check_text_is_neither_hidden_nor_turned"}
+    alone |= {"check_two_models_do_not_see_each_other"}
+    assert alone == {check.__name__ for check in CHECKS}

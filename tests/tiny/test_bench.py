@@ -1,0 +1,333 @@
+"""The bench: what it samples, that it goes on where it was, and its arithmetic."""
+
+import csv
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import freeloc
+from freeloc.cli import main
+from freeloc.plans.baselines import reschedule_noise
+from freeloc.registry import registry
+from freeloc.tiny import bench, probes, scores, settings, sizes
+from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
+from freeloc.tiny.results import bench as run_bench
+from freeloc.tiny.results import table, tables
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+NAMES = ("direct", "freenoise", "vrpr everywhere")
+SIZE = sizes.Size((sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES)), steps=1, guidance=1.0)
+ALONE = (sizes.Part(1, 4, ("direct",)),)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder with a finished bench, and the tables that it printed."""
+    folder = tmp_path_factory.mktemp("bench")
+    return folder, run_bench(folder, SIZE)
+
+
+def cell_of(folder, setting, times=2):
+    return bench.Cell(folder, times, setting, 0)
+
+
+def test_everything_that_was_promised_is_there(done):
+    folder, tables = done
+    for name in (
+        "identity",
+        "land-as-prompted",
+        "sharpness",
+        "drift",
+        "frame-distance",
+        "denoising-loss",
+        "2x-drift-curve",
+        "2x-trade-off",
+    ):
+        with Image.open(folder / f"{name}.png") as figure:
+            assert figure.width > 500
+    with Image.open(folder / "2x.gif") as gif:
+        assert gif.n_frames == 41
+    assert len(list(folder.glob("2x-[01]-*.png"))) == 2
+    for setting in (*NAMES, sizes.TRUE):
+        assert f"| {setting} " in tables
+    with (folder / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * (2 + 4)  # at the trained length only true clips and the model as it is
+    with (folder / "summary.csv").open(newline="") as file:
+        lines = {(line["times"], line["setting"], line["measure"]): line for line in csv.DictReader(file)}
+    of_direct = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "direct")]
+    assert float(lines["2", "direct", "sharpness"]["mean"]) == pytest.approx(statistics.mean(of_direct))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_starts_from_the_same_noise(done, name):
+    cell = cell_of(done[0], name)
+    initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
+    if name == "freenoise":
+        initial = reschedule_noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(bench.FIRST_SEED))
+    method = {"direct": "direct", "freenoise": "sliding-window", "vrpr everywhere": "vrpr"}[name]
+    pipeline = load_pipeline()
+    with freeloc.patch(pipeline, "tiny-wan", method=method):
+        expected = sample(pipeline, cell.prompts, initial, steps=1, guidance=1.0)
+    assert (cell.video() - expected).abs().max() < 0.01  # kept as bytes
+
+
+def test_settings_differ(done):
+    videos = [cell_of(done[0], name).video() for name in NAMES]
+    assert all((videos[0] - other).abs().max() > 0.02 for other in videos[1:])
+
+
+def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
+    folder, _ = done
+    rows = bench.run(folder, SIZE)
+    lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, "direct").path
+    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    lost.with_suffix(".json").unlink()
+    kept.with_suffix(".json").unlink()  # measured again, not sampled
+    cell_of(folder, "freenoise").path.with_suffix(".json").write_text('{"measured by": "an older freeloc", "rows": []}')
+    assert bench.run(folder, SIZE, workers=2) == rows
+    assert lost.read_bytes() == before
+    assert kept.stat().st_mtime_ns == stamp
+    assert not list(folder.rglob("*.part"))
+
+
+def test_results_of_other_settings_are_not_mixed(done):
+    folder, _ = done
+    with pytest.raises(freeloc.FreelocError, match="holds a bench of other steps: give another folder, or remove"):
+        bench.run(folder, sizes.Size(ALONE, steps=2, guidance=1.0))
+
+
+def test_a_changed_setting_is_noticed(done):
+    folder, _ = done
+    path = folder / "bench.json"
+    text = path.read_text()
+    content = json.loads(text)
+    content["plans"]["direct"] = "another"
+    path.write_text(json.dumps(content))
+    try:
+        with pytest.raises(freeloc.FreelocError, match="holds a bench of other plans of 'direct': "):
+            bench.run(folder, SIZE)
+    finally:
+        path.write_text(text)
+
+
+def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choice(tmp_path):
+    prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
+    assert len(set(prompts)) == 60
+    most = max(part.clips for part in sizes.full().parts)
+    assert bench.FIRST_SEED + most < probes.SEED
+
+
+def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matter_most():
+    size = sizes.full()
+    assert size.lengths == [1, 2, 4, 8]
+    assert list(size.clips_at(4)) == [sizes.TRUE, *settings.all_settings()]
+    assert {size.clips_at(4)[name] for name in sizes.SOME} == {48}
+    assert {size.clips_at(4)[name] for name in ("random layers 1", "random layers 2", "wrong layers")} == {16}
+    assert set(sizes.SOME) < set(size.clips_at(2))
+    assert set(size.clips_at(1)) == {sizes.TRUE, "direct"}
+    assert {"direct", "layer-wise"} < set(size.clips_at(8))
+    assert set(sizes.quick().clips_at(4)) == {sizes.TRUE, *sizes.SOME}
+
+
+def test_every_cell_is_made_once_and_settings_that_there_are_not_are_left_out(tmp_path):
+    size = sizes.Size((sizes.Part(2, 8, ("direct", "no such")), sizes.Part(2, 4, ("direct", "tsa everywhere"))))
+    assert [(cell.setting, cell.first) for cell in bench.cells(tmp_path, size)] == [
+        (sizes.TRUE, 0),
+        ("direct", 0),
+        (sizes.TRUE, 4),
+        ("direct", 4),
+        ("tsa everywhere", 0),
+    ]
+    assert size.clips_at(2) == {sizes.TRUE: 8, "direct": 8, "tsa everywhere": 4}
+
+
+def test_others_methods_and_profiles_are_compared_too(tmp_path):
+    mine = tmp_path / "mine.json"
+    MIXED.save(mine)
+    size = SIZE.with_others(["ultravico", str(mine)])
+    assert size.clips_at(1) == SIZE.clips_at(1)
+    assert size.clips_at(2) == SIZE.clips_at(2) | {"ultravico": 4, "mine": 4}
+    assert size.settings["mine"].fingerprint == settings.Setting("", MIXED).fingerprint
+    MIXED.save(tmp_path / "layer-wise.json")
+    with pytest.raises(freeloc.FreelocError, match="two settings have the name 'layer-wise': give the file"):
+        bench.cells(tmp_path, SIZE.with_others([str(tmp_path / "layer-wise.json")]))
+    with pytest.raises(freeloc.FreelocError, match="no method is named 'riflx'; did you mean riflex"):
+        SIZE.with_others(["riflx"])
+    with pytest.raises(freeloc.FreelocError, match="a profile of the tiny model, 8 layers of 4 heads, found 30 of 12"):
+        SIZE.with_others(["wan2.1"])
+
+
+def test_one_layer_at_a_time():
+    names = set(sizes.single_layers().clips_at(4)) - {sizes.TRUE}
+    assert len(names) == 1 + 2 * 8
+    assert "vrpr everywhere" in names
+    found = settings.single_layer_settings()
+    assert settings.policies_of(found["VRPR on all but layer 2"].profile) == ["vrpr"] * 2 + ["none"] + ["vrpr"] * 5
+    assert settings.policies_of(found["VRPR, and TSA on layer 7"].profile) == ["vrpr"] * 7 + ["vrpr+tsa"]
+    full, layers = sizes.full(), sizes.single_layers()
+    assert (full.steps, full.guidance) == (layers.steps, layers.guidance)  # they share a folder
+
+
+def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
+    every = settings.all_settings().values()
+    assert len({setting.fingerprint for setting in every}) == len(every)
+    monkeypatch.setattr(settings, "load_profile", lambda name: MIXED)
+    names = set(settings.all_settings())
+    assert {"layer-wise", "random layers 1", "random layers 2", "random layers 3"} <= names
+    monkeypatch.setattr(settings, "load_profile", lambda name: settings.with_layers(MIXED, ["vrpr"] * 8))
+    assert "vrpr everywhere" in settings.all_settings()
+    assert not {"layer-wise", "random layers 1"} & set(settings.all_settings())
+
+
+def test_a_fingerprint_is_of_the_plans_not_of_the_name():
+    one = settings.Setting("a", MIXED)
+    assert one.fingerprint == settings.Setting("b", MIXED).fingerprint
+    assert one.fingerprint != settings.Setting("a", settings.shuffled(MIXED, 1)).fingerprint
+    direct = registry().methods.get("direct")
+    assert settings.Setting("a", MIXED, direct).fingerprint == settings.Setting("a", FIRST, direct).fingerprint
+
+
+MIXED = settings.with_layers(freeloc.load_profile("tiny-wan"), ["vrpr"] * 4 + ["vrpr+tsa"] * 3 + ["none"])
+
+
+FIRST = settings.with_layers(MIXED, ["vrpr"] * 8)
+
+
+def counts(profile):
+    return {policy: len(layers) for policy, layers in profile.layers.items() if layers}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_choices_have_as_many_layers_of_each_kind(seed):
+    assert counts(settings.shuffled(MIXED, seed)) == counts(MIXED)
+    assert settings.shuffled(MIXED, seed) == settings.shuffled(MIXED, seed)
+
+
+def test_random_choices_differ():
+    assert len({json.dumps(settings.shuffled(MIXED, seed).layers) for seed in range(6)}) > 3
+
+
+def test_the_wrong_choice_has_as_many_layers_of_each_kind_where_they_hurt():
+    losses = {
+        "none": [0, 9, 0, 0, 0, 0, 0, 0],
+        "vrpr+tsa": [5, 9, 0, 7, 0, 0, 6, 8],
+        "vrpr": [0, 0, 0, 0, 0, 0, 0, 8.0],
+    }
+    bad = settings.wrong(MIXED, {policy: torch.tensor(values)[:, None] for policy, values in losses.items()})
+    assert counts(bad) == counts(MIXED)
+    assert bad.layers["none"] == [1]
+    assert bad.layers["vrpr+tsa"] == [0, 3, 6]
+
+
+def rows_of(setting, values, times=4):
+    return [{"times": times, "setting": setting, "clip": i, "prompt": "", "m": value} for i, value in enumerate(values)]
+
+
+def test_the_summary_is_mean_standard_error_and_paired_difference():
+    lines = {line["setting"]: line for line in scores.summary(rows_of("direct", [1, 2, 6]) + rows_of("x", [2, 4, 6]))}
+    assert lines["direct"]["mean"] == 3
+    assert lines["direct"]["error"] == pytest.approx(statistics.stdev([1, 2, 6]) / 3**0.5)
+    assert lines["x"]["difference"] == 1
+    assert lines["x"]["difference error"] == pytest.approx(statistics.stdev([1, 2, 0]) / 3**0.5)
+    assert "difference" not in lines["direct"]
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    mean, error = scores.jackknife(
+        lambda parts: float(torch.stack(list(parts)).mean()), [torch.tensor(value) for value in values]
+    )
+    assert mean == pytest.approx(statistics.mean(values))
+    assert error == pytest.approx(statistics.stdev(values) / 5**0.5)
+
+
+def test_the_table_shows_the_length_that_was_asked_for():
+    lines = [
+        {"times": times, "setting": "direct", "measure": "identity", "clips": 4, "mean": times / 8, "error": 0.01}
+        for times in (2, 4)
+    ]
+    assert table(lines, 4, "4x").splitlines() == [
+        "| 4x     | clips | identity   |",
+        "| ------ | ----- | ---------- |",
+        "| direct | 4     | 0.5 ± 0.01 |",
+    ]
+
+
+def test_the_tables_compare_with_direct_sampling_and_with_the_choice_of_layers():
+    rows = [
+        {"times": 4, "setting": name, "clip": clip, "prompt": "", "identity": value + clip}
+        for name, value in ((sizes.TRUE, 9.0), ("direct", 1.0), ("layer-wise", 3.0))
+        for clip in range(2)
+    ]
+    means, to_direct, to_choice = tables(rows, scores.summary(rows), [4])
+    assert [line.split()[1] for line in means.splitlines()[2:]] == ["true", "direct", "layer-wise"]
+    assert "| 4x, minus direct | clips | identity |" in to_direct
+    assert "| layer-wise       | 2     | 2 ± 0    |" in to_direct
+    assert "| direct               | 2     | -2 ± 0   |" in to_choice
+
+
+def read(path):
+    """Rows of a CSV file, numbers as numbers, without empty places."""
+
+    def number(name, text):
+        if name in ("setting", "measure", "prompt"):
+            return text
+        return int(text) if name in ("times", "clip", "clips") else float(text)
+
+    with path.open(newline="") as file:
+        return [{name: number(name, text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+
+
+def test_the_tables_in_docs_are_of_the_rows_beside_them():
+    rows, lines = read(DOCS / "long-video-bench" / "clips.csv"), read(DOCS / "long-video-bench" / "summary.csv")
+    page = (DOCS / "long-video-bench.md").read_text()
+    shown = [each for each in tables(rows, lines, [1, 2, 4, 8]) if each in page]
+    assert [each.split("|")[1].strip() for each in shown] == [
+        "1x",
+        "2x",
+        "4x",
+        "4x, minus direct",
+        "4x, minus layer-wise",
+        "8x",
+    ]
+    assert page.count("| true clips ") == len([1, 2, 4, 8]) + 1  # and beside the paper's
+    means = {(line["setting"], line["measure"]): line["mean"] for line in lines if line["times"] == 4}
+    for name in ("direct", "layer-wise", "vrpr everywhere"):
+        ours = " | ".join(f"{means[name, measure]:.3f}" for measure in ("drift", "land as prompted", "sharpness"))
+        assert re.search(rf"^\| {re.escape(name)} \|.* \| {re.escape(ours)} \|$", page, flags=re.MULTILINE)
+    assert len({row["clip"] for row in rows if (row["times"], row["setting"]) == (4, "layer-wise")}) == 48
+    assert {line["mean"] for line in scores.summary(rows)} <= {line["mean"] for line in lines}
+
+
+def test_what_docs_say_of_heads_is_of_the_rows_beside_them():
+    rows = read(DOCS / "long-video-bench" / "clips.csv") + read(DOCS / "long-video-bench" / "head-wise.csv")
+    both = [row for row in rows if row["times"] == 4 and row["setting"] in ("layer-wise", "head-wise")]
+    lines = scores.summary([row for row in both if row["clip"] < 24])
+    page = (DOCS / "long-video-bench.md").read_text().partition("## Heads instead of layers")[2]
+    assert tables([row for row in both if row["clip"] < 24], lines, [4])[1] in page
+    moving = [f"{line['mean']:.3f}" for line in lines if line["measure"] == "land as prompted"]
+    assert f"({moving[1]}\nof frame pairs against {moving[0]})" in page
+    chosen = freeloc.load_profile(settings.HEAD_CHOICE)
+    assert sum(len(heads) for of_layer in chosen.heads.values() for heads in of_layer.values()) == 7
+    assert "7 of the 32" in page.replace("\n", " ")
+
+
+def test_one_value_has_no_standard_error():
+    mean, error = scores.mean_and_error([2.0])
+    assert (mean, math.isnan(error)) == (2, True)
+
+
+def test_the_command_needs_no_more_than_a_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sizes, "quick", lambda: sizes.Size(ALONE, steps=1, guidance=1.0))
+    assert main(["bench", "--output", str(tmp_path / "out")]) == 0
+    assert "| direct " in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.csv").exists()
