@@ -58,18 +58,19 @@ def attend_reference(
     for frame in range(layout.frames):
         per_frame = true[frame, :, None, None], plan.positions[frame, :, None, None]  # (frames, 1, 1)
         angles = per_frame[0] * frequencies[..., None, None, :] - per_frame[1] * wanted[..., None, None, :]
-        turned = rotate(video, torch.polar(torch.ones_like(angles), angles), span, rope.pairing).flatten(2, 3)
+        rotations = torch.polar(torch.ones_like(angles), angles).to(query.device)
+        rotated = rotate(video, rotations, span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
-        logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT
+        logits[:, :, rows, layout.video] = q[:, :, rows] @ rotated.mT
     logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
     if plan.decay is not None:
-        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64)
-        per_token = plan.decay.repeat_interleave(layout.tokens_per_frame, dim=0)
+        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64, device=query.device)
+        per_token = plan.decay.to(query.device).repeat_interleave(layout.tokens_per_frame, dim=0)
         factor[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
         logits = torch.where(logits > 0, logits * factor, logits)
-    hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
-    hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame)
+    hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool, device=query.device)
+    hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame).to(query.device)
     logits = logits.masked_fill(hidden, float("-inf"))
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
