@@ -9,71 +9,22 @@ import sys
 import threading
 import weakref
 
-import opensora_double
 import pytest
 import torch
-import wan_double
 from conftest import make_profile, make_wan, wan_inputs
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from freeloc_adapters import examples
+from subjects import EXAMPLES, Subject, error_of, in_threads
 
 import freeloc
 from freeloc.discovery import find_adapter
 from freeloc.errors import LayoutError, PatchError
 from freeloc.interception.hooks import patched_models
 
-EXAMPLES = {example.label: example for example in (*examples.EXAMPLES, *opensora_double.EXAMPLES, *wan_double.EXAMPLES)}
 LABELS = sorted(EXAMPLES)
 BY_ATTENTION = {label for label in LABELS if label.startswith("wan-original")}
 """Whose attention modules are each told the grid, so that they need no call of the transformer."""
 OF_ONE_LENGTH = {"latte", "skyreels-v2-causal"}
 """Whose small models are built for 9 latent frames."""
-
-
-class Subject:
-    """A small model of an example, and how to run it."""
-
-    def __init__(self, label):
-        self.example = EXAMPLES[label]
-        self.model = self.example.model()
-        has_rope = find_adapter(self.model).rope_of(self.model) is not None
-        self.profile = freeloc.default_profile(self.model, "vrpr+tsa" if has_rope else "tsa", 4)
-
-    def run(self, frames, call=None):
-        with torch.no_grad():
-            return first(call or self.model, self.example.inputs(frames, 2, 3, 2))
-
-    def patch(self, **options):
-        return freeloc.patch(self.model, self.profile, **options)
-
-
-def first(call, inputs):
-    out = call(**inputs)
-    while not isinstance(out, torch.Tensor):
-        out = next(iter(out.values() if isinstance(out, dict) else out))
-    return out
-
-
-def error_of(found, expected):
-    return float((found - expected).abs().max())
-
-
-def in_threads(*jobs):
-    """What the jobs return or raise, run at the same time."""
-    found = [None] * len(jobs)
-
-    def do(index, job):
-        try:
-            found[index] = job()
-        except Exception as error:
-            found[index] = error
-
-    threads = [threading.Thread(target=do, args=each) for each in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 @pytest.mark.parametrize("label", LABELS)

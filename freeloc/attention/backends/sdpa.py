@@ -161,11 +161,8 @@ def _factor(decay: Tensor, like: Tensor) -> Tensor:
 def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
     """The video tokens of these frames, (batch, heads, frames, tokens_per_frame, head_dim)."""
     video: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    return (
-        video
-        if len(which) == layout.frames and bool((which.diff() == 1).all())
-        else video.index_select(2, which.to(tensor.device))
-    )
+    whole = len(which) == layout.frames and bool((which.diff() == 1).all())
+    return video if whole else video.index_select(2, which.to(tensor.device))
 
 
 def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.device) -> Tensor:
