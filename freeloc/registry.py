@@ -1,4 +1,4 @@
-"""Plugins: adapters, profiles, methods and scorers, ours and anybody's, through the entry-point group ``freeloc``.
+"""Plugins: adapters, profiles, methods, scorers and depths, ours and anybody's, by the entry-point group ``freeloc``.
 
 A plugin is a module (or object) with one or more of the hooks below::
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -28,6 +28,15 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.plans.method import Method
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Depth(Protocol):
+    """What is asked of a `freeloc.probing.Depth` here, in a file that probing imports: an object, or its class."""
+
+    name: str
+    measure: Any
+    summarize: Any
 
 
 class Hooks:
@@ -52,6 +61,10 @@ class Hooks:
     @hookspec
     def freeloc_scorers(self) -> Iterable[Scorer]:  # type: ignore[empty-body]  # reason: a specification
         """Return scorers, which judge the videos of a probe."""
+
+    @hookspec
+    def freeloc_depths(self) -> Iterable[Depth]:  # type: ignore[empty-body]  # reason: a specification
+        """Return depths, ways to probe a model: `freeloc.probing.Depth` objects, or classes without arguments."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,7 @@ class Registry:
         self.profiles: Shelf[Path] = Shelf("profile")
         self.methods: Shelf[Method] = Shelf("method")
         self.scorers: Shelf[Scorer] = Shelf("scorer")
+        self.depths: Shelf[Depth] = Shelf("depth")
         self.failures: list[Failure] = []
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(Hooks)
@@ -141,11 +155,12 @@ class Registry:
         profiles = _checked("freeloc_profiles", (Path,), hooks("freeloc_profiles", others)())
         methods = _checked("freeloc_methods", (Method,), hooks("freeloc_methods", others)())
         scorers = _checked("freeloc_scorers", (Scorer,), hooks("freeloc_scorers", others)())
-        if not (adapters or examples or profiles or methods or scorers):
+        depths: list[Depth] = _checked("freeloc_depths", (Depth,), hooks("freeloc_depths", others)())
+        if not (adapters or examples or profiles or methods or scorers or depths):
             raise FreelocError(
-                "it brings no adapter, example, profile, method or scorer: does a function freeloc_adapters, "
-                "freeloc_examples, freeloc_profiles, freeloc_methods or freeloc_scorers, marked @freeloc.hookimpl, "
-                "return a list of them?"
+                "it brings no adapter, example, profile, method, scorer or depth: does a function freeloc_adapters, "
+                "freeloc_examples, freeloc_profiles, freeloc_methods, freeloc_scorers or freeloc_depths, marked "
+                "@freeloc.hookimpl, return a list of them?"
             )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
@@ -157,6 +172,8 @@ class Registry:
             self.methods.add(method.name, distribution, method)
         for scorer in scorers:
             self.scorers.add(scorer.name, distribution, scorer)
+        for depth in depths:
+            self.depths.add(depth.name, distribution, depth)
 
 
 def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[T]:

@@ -362,9 +362,7 @@ class TestBadInput:
             freeloc.FramePlan([[0.0]], [[2]])
 
     def test_a_name_in_place_of_an_adapter(self, small_wan):
-        with pytest.raises(
-            freeloc.errors.AdapterError, match=r"expected adapter to be an Adapter.*found 'wan'"
-        ):
+        with pytest.raises(freeloc.errors.AdapterError, match=r"expected adapter to be an Adapter.*found 'wan'"):
             freeloc.patch(small_wan, make_profile(), adapter="wan")
 
     def test_no_such_head(self):

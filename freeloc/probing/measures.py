@@ -54,8 +54,8 @@ def logits_difference(call: SeenAttention, shifts: Sequence[int]) -> Tensor:
         for index, shift in enumerate(shifts):
             angles = shift * frequencies[head]
             eye = torch.eye(head_dim, dtype=torch.float64)[None]  # one frame of head_dim tokens
-            turned = rotate(eye, torch.polar(torch.ones_like(angles), angles), rope.span(head_dim), rope.pairing)[0]
-            move = turned - torch.eye(head_dim, dtype=torch.float64)
+            rotated = rotate(eye, torch.polar(torch.ones_like(angles), angles), rope.span(head_dim), rope.pairing)[0]
+            move = rotated - torch.eye(head_dim, dtype=torch.float64)
             found[head, index] = ((gram_query * (move.mT @ gram_key @ move)).sum().clamp(min=0) / whole).sqrt()
     return found
 

@@ -67,13 +67,13 @@ class Subject:
         return frames
 
     @property
-    def turns(self) -> bool:
+    def has_rope(self) -> bool:
         """Whether the model has RoPE."""
         return any(adapter.rope_of(model) is not None for model, adapter in self.found)
 
     def perturbations(self, shifts: Sequence[int] | None) -> list[str]:
         """Names of the perturbations: by default with `default_shifts`; the window alone if the model has no RoPE."""
-        if not self.turns:
+        if not self.has_rope:
             return [WINDOW]
         return names(default_shifts(self.trained_frames) if shifts is None else shifts)
 

@@ -181,7 +181,7 @@ def test_it_goes_on_where_it_was_stopped(model: Any, tmp_path: Path, name: str) 
 
 SCRIPT = """
 import os, pathlib, sys, torch
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 pathlib.Path(sys.argv[1] + "-" + os.environ.get("RANK", "alone")).touch()
 torch.set_num_threads(1)
 import freeloc
@@ -202,7 +202,8 @@ found.save(sys.argv[2])
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
+    here = Path(__file__).parent
+    path.write_text(SCRIPT.format(folders=[str(here), str(here.parent)]))
     return path
 
 
@@ -313,7 +314,10 @@ def test_pieces_of_another_length_are_refused(model: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        ({"depth": "deep"}, "expected depth to be one of local, output, video, or a Depth, found 'deep'"),
+        (
+            {"depth": "deep"},
+            "no depth is named 'deep'; .*known: local, loss, output, video; or give a freeloc.probing.Depth",
+        ),
         ({"depth": "loss"}, r"needs clips: give freeloc.probing.Loss\(clips\)"),
         ({"prompts": ["a", "a"]}, "expected each prompt once"),
         ({"prompts": "fox"}, r"expected a list of prompts, found one text: give prompts=\['fox'\]"),
@@ -576,7 +580,7 @@ def test_tables() -> None:
 
 
 def test_ranks() -> None:
-    from freeloc.probing.choice import rank_correlation
+    from freeloc.probing import rank_correlation
 
     assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1])) == -1
     assert rank_correlation(torch.tensor([1.0, 1, 3]), torch.tensor([2.0, 2, 9])) == 1
@@ -664,7 +668,7 @@ def test_a_layer_that_computes_no_numbers_is_named() -> None:
     broken.blocks[2].attn1.to_q.weight.fill_(torch.nan)
     for depth in (Local(), Output(shifts=(3,), steps=(0,))):
         found = freeloc.probe(broken, run_of(broken), depth, profile=PROFILE)
-        with pytest.raises(ProbeError, match=r"found none for layer \d: one that never runs"):
+        with pytest.raises(ProbeError, match=r"found none for layer \d: a layer that never runs"):
             found.to_profile()
     with pytest.raises(
         ProbeError, match=r"expected the model to return numbers, found nan at noise level 0\.3, clip 0"
