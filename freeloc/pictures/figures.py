@@ -13,6 +13,7 @@ from torch import Tensor
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.files import replacing
 from freeloc.metrics.measures import drift_curve
+from freeloc.pictures.measured import Sensitivity
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.untrusted import printable
@@ -20,8 +21,6 @@ from freeloc.untrusted import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from freeloc.probing.sensitivity import Sensitivity
 
 POLICY_COLOURS: dict[Policy, str] = {"none": "#bbbbbb", "vrpr": "#0072b2", "tsa": "#e69f00", "vrpr+tsa": "#009e73"}
 """Told apart by everybody, also in print: after Okabe and Ito."""
