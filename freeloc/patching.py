@@ -14,7 +14,7 @@ from freeloc.interception.kernel_call import Observer
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
-from freeloc.profile.planning import resolve_method
+from freeloc.profile.planning import require_noise, resolve_method
 from freeloc.profile.schema import Profile
 from freeloc.report import Report
 
@@ -55,6 +55,7 @@ def patch(
     *,
     adapter: Adapter | None = None,
     method: str | Method | PlanFunction | None = None,
+    noise_prepared: bool = False,
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -74,8 +75,8 @@ def patch(
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
-            (profile, layer, latent frames) -> `FramePlan`, or one per head. What a method does to the initial noise
-            (`Method.noise`: FreeNoise) is for the caller to do.
+            (profile, layer, latent frames) -> `FramePlan`, or one per head.
+        noise_prepared: that the caller starts from the noise that the method requires (`Method.noise`: FreeNoise).
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -84,13 +85,18 @@ def patch(
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
         RegistryError: if no method has that name.
-        PatchError: if the model is patched already, or cannot do what the profile or method asks for.
+        PatchError: if the model is patched already, or cannot do what the profile or method asks for, or a method
+            requires noise of its own and `noise_prepared` is not given.
     """
     name, function = resolve_method(method)
+    require_noise(method, noise_prepared)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
         require_fit(loaded, known.shape(transformer), (known.name, known.family))
+
+    if method is None:
+        require_noise(loaded, noise_prepared)
 
     def method_name(layer: int) -> str:
         return name or ", ".join(dict.fromkeys(loaded.head_policies(layer)))

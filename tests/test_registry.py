@@ -215,7 +215,7 @@ class TestLookUps:
         assert {point.value for point in ours} == {
             "freeloc_adapters",
             "freeloc_profiles",
-            "freeloc.profile.planning",
+            "freeloc.plans.policies",
             "freeloc.metrics.scorers",
             "freeloc.probing.depths",
         }
