@@ -16,6 +16,7 @@ from freeloc.discovery import transformers_of
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.metrics.video import read_video
 from freeloc.probing import Depth, encode, find_depth, probe
+from freeloc.probing.depths.lookup import installed_depths
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import default_profile, fitting_profile
 from freeloc.profile.schema import Profile
@@ -64,7 +65,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ProbeError(f"expected --heads without --depth {depth.name}, which cannot tell heads apart")
     for setting, option in OPTIONS.items():
         if _given(arguments)[setting] and setting not in _settings_of(depth):
-            able = [name for name, _, _ in registry().depths.things() if setting in _settings_of(find_depth(name))]
+            able = [own.name for own in installed_depths(registry().depths.owners) if setting in _settings_of(own)]
             raise ProbeError(f"expected {option} with --depth {' or '.join(able)}: depth {depth.name} has no {setting}")
     if "clips" not in _settings_of(depth):
         return

@@ -86,7 +86,8 @@ def probe(
     subject = Subject(model_or_pipeline, found, run, prompts, loaded, seed)
     settings = chosen.settings(subject)
     what = {"model": print_of_model, "prompts": labels, "seed": seed, chosen.name: settings}
-    what["profile"] = loaded.model_dump(mode="json", include={"model", "vrpr", "tsa"})
+    decides = {"model", "vrpr", "tsa"} | ({"policies"} if loaded.policies else set())
+    what["profile"] = loaded.model_dump(mode="json", include=decides)
     of_run = {"run": _json(run_settings)} if run_settings else {}
     what |= of_run
     subject.cells = Cells(Path(folder) / chosen.name if folder else None, what)

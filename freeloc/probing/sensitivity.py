@@ -15,7 +15,7 @@ from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.statistics import rank_correlation
 from freeloc.probing.store import Measurements
 from freeloc.profile.files import digest, validated
-from freeloc.profile.schema import POLICIES, Profile
+from freeloc.profile.schema import POLICIES, Profile, version_for
 from freeloc.untrusted import brief, printable
 
 if TYPE_CHECKING:
@@ -148,9 +148,15 @@ class Sensitivity(Measurements):
             policy: [layer for layer, own in enumerate(usual) if own == policy]
             for policy in dict.fromkeys([*POLICIES, *usual])
         }
-        return facts.profile.model_dump() | {
+        heads = _differing(policies, usual)
+        content = facts.profile.model_dump()
+        used = {*usual, *(policy for groups in heads.values() for policy in groups)}
+        defined = {name: policy for name, policy in content["policies"].items() if name in used}
+        return content | {
+            "schema_version": version_for(defined, usual, heads),
+            "policies": defined,
             "layers": {policy: places for policy, places in layers.items() if places},
-            "heads": _differing(policies, usual),
+            "heads": heads,
             "provenance": {
                 "kind": "probed",
                 "source": facts.command,

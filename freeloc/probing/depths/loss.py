@@ -18,10 +18,11 @@ from freeloc.probing.depths.denoising_loss import denoising_loss, require_finite
 from freeloc.probing.depths.lowest_loss import Losses
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
-from freeloc.probing.subject import Subject, one_layer
+from freeloc.probing.subject import Subject
 from freeloc.probing.table import Label, Table
-from freeloc.profile.planning import policy_plan
-from freeloc.profile.schema import POLICIES
+from freeloc.profile.planning import layer_plans
+from freeloc.profile.policies import resolve_policy
+from freeloc.profile.schema import POLICIES, Profile
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
 
@@ -52,6 +53,16 @@ class _Place(NamedTuple):
         of_head = "" if self.head is None else f".{self.head}"
         where = "all" if self.rest == self.changed else f"{self.layer}{of_head}"
         return f"loss/{self.clip:03}/{_of_file(self.rest)}/{_of_file(self.changed)}/{where}"
+
+    def profile(self, profile: Profile) -> Profile:
+        """The profile with these policies, and its settings of them."""
+        every = range(profile.model.layers)
+        if self.head is None:
+            others = [layer for layer in every if layer != self.layer and self.rest != self.changed]
+            layers = {self.rest: others, self.changed: [layer for layer in every if layer not in others]}
+            return profile.model_copy(update={"layers": layers, "heads": {}})
+        heads = {str(self.layer): {self.changed: [self.head]}}
+        return profile.model_copy(update={"layers": {self.rest: [*every]}, "heads": heads})
 
 
 @dataclass(frozen=True)
@@ -110,15 +121,20 @@ class Loss(Depth):
         """The clips, the noise levels, and what the model predicts.
 
         Raises:
-            ProbeError: if there are no clips, or the model's scheduler does not say what it predicts.
-            FreelocError: if there is no policy of one of the names.
+            ProbeError: if there are no clips, or the model's scheduler does not say what it predicts, or a policy
+                starts from noise of its own.
+            ProfileError: if there is no policy of one of the names.
         """
         if not len(self.clips):
             raise ProbeError(
                 "depth loss needs clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
             )
         for policy in self._names:
-            policy_plan(subject.profile, policy, subject.trained_frames + 1)
+            if resolve_policy(subject.profile, policy).method.noise:
+                raise ProbeError(
+                    f"expected policies that need no initial noise of their own, found '{policy}': the loss is "
+                    "measured on real videos with plain noise"
+                )
         sums = [float(clip.double().abs().sum()) for clip in self.clips]
         found = {"levels": list(self.levels), "clips": [f"{value:.9g}" for value in sums]}
         # What is usual is left out: so folders that were begun before these were noted go on.
@@ -207,10 +223,8 @@ class Loss(Depth):
 
     def _loss(self, subject: Subject, call: Any, place: _Place) -> Cell:
         """The loss under one plan on one clip, at every level."""
-        plans = {policy: partial(policy_plan, subject.profile, policy) for policy in (place.rest, place.changed)}
-        plan = one_layer(place.layer, plans[place.changed], plans[place.rest], place.head, subject.shape.heads)
         observed = call(place.clip if len(subject.prompts) > 1 else 0)
-        with subject.under(plan):
+        with subject.under(partial(layer_plans, place.profile(subject.profile))):
             losses = [self._at(subject, observed, place.clip, level) for level in self.levels]
         return {"loss": torch.tensor(losses, dtype=torch.float64)}
 
