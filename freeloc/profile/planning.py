@@ -1,5 +1,6 @@
 """From a profile to the plan of one layer at one length. Pure: no model is needed."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from freeloc.errors import FreelocError, PatchError
@@ -37,7 +38,7 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
 def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:
     """`frame_plan` of a layer; one for each head where the profile, or a method, tells them apart."""
     policies = profile.head_policies(layer)
-    plans = {policy: _plans(profile, policy, frames, layer) for policy in dict.fromkeys(policies)}
+    plans = {policy: policy_plans(profile, policy, frames, layer) for policy in dict.fromkeys(policies)}
     if len(plans) == 1:
         return plans[policies[0]]
     return [_of_head(plans[policy], head) for head, policy in enumerate(policies)]
@@ -61,7 +62,7 @@ def policy_plan(profile: Profile, policy: Policy, frames: int, layer: int = 0, h
         ProfileError: if there is no such policy, or its method requires settings and gets none.
         FreelocError: without a head, if the method gives heads different plans.
     """
-    plans = _plans(profile, policy, frames, layer)
+    plans = policy_plans(profile, policy, frames, layer)
     if head is not None:
         return _of_head(plans, head)
     first = _of_head(plans, 0)
@@ -73,25 +74,31 @@ def policy_plan(profile: Profile, policy: Policy, frames: int, layer: int = 0, h
     return first
 
 
-def _plans(profile: Profile, policy: Policy, frames: int, layer: int) -> Plans:
-    """What a policy gives a layer, checked; up to the trained length the identity, whatever its method says."""
+def policy_plans(profile: Profile, policy: Policy, frames: int, layer: int = 0) -> Plans:
+    """What a policy gives a layer: one plan, or one per head. At or below the trained length it is the identity.
+
+    Raises:
+        ProfileError: if there is no such policy, or its method requires settings and gets none.
+        FreelocError: if the method returns something else.
+    """
     resolved = resolve_policy(profile, policy)
     if frames <= profile.model.trained_latent_frames:
         return FramePlan.identity(frames)
     plans = resolved.plans(profile, layer, frames)
-    several = [plans] if isinstance(plans, FramePlan) else plans
-    if not isinstance(plans, FramePlan) and len(plans) != profile.model.heads:
-        raise FreelocError(
-            f"expected one plan or {profile.model.heads} of the method '{resolved.method.name}', one per head, found "
-            f"{len(plans)}"
-        )
-    for plan in several:
-        if not isinstance(plan, FramePlan) or plan.frames != frames:
-            found = f"one of {plan.frames}" if isinstance(plan, FramePlan) else type(plan).__name__
-            raise FreelocError(
-                f"expected of the method '{resolved.method.name}' a FramePlan of {frames} latent frames, found {found}"
-            )
+    _require_plans(plans, resolved.method.name, frames, profile.model.heads)
     return plans
+
+
+def _require_plans(plans: object, method: str, frames: int, heads: int) -> None:
+    """Refuse what a method returned unless it is one plan for so many frames, or one per head."""
+    expected = f"expected of the method '{method}' a FramePlan of {frames} latent frames, or {heads}, one per head"
+    if isinstance(plans, Sequence) and len(plans) != heads:
+        raise FreelocError(f"{expected}, found {len(plans)}")
+    for plan in plans if isinstance(plans, Sequence) else [plans]:
+        if not isinstance(plan, FramePlan):
+            raise FreelocError(f"{expected}, found {type(plan).__name__}")
+        if plan.frames != frames:
+            raise FreelocError(f"{expected}, found one of {plan.frames} latent frames")
 
 
 def _of_head(plans: Plans, head: int) -> FramePlan:

@@ -13,22 +13,15 @@ import freeloc
 from freeloc import FreelocError, Profile
 from freeloc.cli import main
 from freeloc.errors import ProbeError
-from freeloc.pictures.figures import (
-    POLICY_COLOURS,
-    SEEN,
-    curves,
-    drift_chart,
-    layer_chart,
-    plan_tables,
-    scatter,
-    sensitivity_map,
-    write,
-)
+from freeloc.pictures import curves, drift_chart, layer_chart, plan_tables, scatter, sensitivity_map, write
+from freeloc.pictures.plans import FRAME_MASK_COLOURS
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.policies import POLICIES as OWN_METHODS
 from freeloc.probing import ProbeFacts, Sensitivity, Table
 from freeloc.profile.schema import POLICIES
 from freeloc.tiny.settings import with_layers
 
+POLICY_COLOURS = {method.name: method.colour for method in OWN_METHODS}
 MIXED = with_layers(freeloc.load_profile("tiny-wan"), ["none", "vrpr", "tsa", "vrpr+tsa"] * 2)
 
 
@@ -81,7 +74,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
     write(figure, tmp_path / "plan.png")
     picture = pixels(tmp_path / "plan.png")
     seen = drawn(figure.axes[1], picture, plan.visibility)
-    colours = torch.stack([of_colour(colour) for colour in SEEN.values()])
+    colours = torch.stack([of_colour(colour) for colour in FRAME_MASK_COLOURS.values()])
     below = torch.ones(81, 81).tril().bool()  # the legend lies above the diagonal,
     below[:, 0] = below[80] = False  # and the frame's line over the cells at the edge
     assert torch.equal(seen[below], colours[plan.visibility.long()][below])
@@ -99,7 +92,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
 def test_a_plan_that_changes_nothing_and_one_of_a_single_frame(tmp_path: Path) -> None:
     for frames in (1, 5):
         write(plan_tables(FramePlan.identity(frames)), tmp_path / f"{frames}.png")
-        _, yellow, blue = shares(tmp_path / f"{frames}.png", list(SEEN.values()))
+        _, yellow, blue = shares(tmp_path / f"{frames}.png", list(FRAME_MASK_COLOURS.values()))
         assert blue > 20 * yellow  # which is in the legend only
 
 

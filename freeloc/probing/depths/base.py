@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.pictures.bars import layer_bars
+from freeloc.pictures.measurements import layer_bars
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject
