@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeloc.cli.common import Commands, positive, telling
+from freeloc.cli.common import Commands, positive, problems, telling
 from freeloc.discovery import transformers_of
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.metrics.video import read_video
@@ -54,6 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(found.text(found.to_profile(arguments.output, heads=arguments.heads)))
     print(f"\nwritten: {arguments.output} and {arguments.output.with_suffix('.safetensors')}; pieces: {folder}")
+
+
+def depths(arguments: argparse.Namespace) -> int:
+    """List the depths, the one that tells most last."""
+    known = registry().depths.things()
+    for name, distribution, depth in sorted(known, key=lambda thing: getattr(thing[2], "rank", 0)):
+        print(f"{name:20} {distribution:20} {(inspect.getdoc(depth) or '').partition(chr(10))[0]}")
+    return problems()
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -180,7 +189,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("probe", help="measure how sensitive each layer of a diffusers model is")
     command.add_argument("model", help="folder of a diffusers pipeline, or its repository")
     command.add_argument("--output", type=Path, required=True, help="profile to write, a .json file")
-    command.add_argument("--depth", default="local", help="local (the default), output, loss, video, or a plugin's")
+    command.add_argument("--depth", default="local", help="how to probe (freeloc depths); by default local")
     command.add_argument("--prompt", action="append", default=[], help="what to generate; may be given several times")
     command.add_argument("--prompts", type=Path, help="file with a prompt per line")
     command.add_argument("--frames", type=positive, help="video frames: longer than the model was trained on")
@@ -200,3 +209,6 @@ def add(commands: Commands) -> None:
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     command.set_defaults(run=run)
+
+    command = commands.add_parser("depths", help="list the ways to probe a model")
+    command.set_defaults(run=depths)

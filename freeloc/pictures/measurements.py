@@ -48,6 +48,10 @@ class SummaryLike(Protocol):
     def context_error(self) -> Tensor:
         """Standard errors of `context`."""
 
+    @property
+    def more(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Other numbers by name, each with its standard errors."""
+
 
 class FactsLike(Protocol):
     """What measurements are of."""

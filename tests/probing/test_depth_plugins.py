@@ -209,6 +209,10 @@ def test_the_command_line_knows_it(plugged: Registry, tmp_path: Path, capsys: py
     assert "expected --scorer with --depth video: depth narrowed has no scorers" in capsys.readouterr().err
     assert main([*ask, "--depth", "narrowed"]) == 2
     assert "cannot load the model" in capsys.readouterr().err
+    assert main(["depths"]) == 0
+    listed = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["local", "freeloc"] in listed
+    assert listed[-1] == ["narrowed", "acme_depths"]
     assert main([*ask, "--depth", "narowed"]) == 2
     assert "did you mean narrowed" in capsys.readouterr().err
 

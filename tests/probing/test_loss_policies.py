@@ -11,6 +11,7 @@ from torch import Tensor
 
 import freeloc
 from freeloc.errors import ProbeError, ProfileError
+from freeloc.pictures import layer_chart
 from freeloc.probing import Loss, Objective, Sensitivity, Table
 from freeloc.probing.denoising import flow
 
@@ -87,8 +88,9 @@ def test_what_each_policy_gains_is_printed(found: Sensitivity) -> None:
     lines = str(found).splitlines()
     assert lines[1].split() == ["layer", "sliding-window", "narrow", "policy"]
     assert [line.split()[-1] for line in lines[2:]] == ["vrpr", "sliding-window", "narrow", "vrpr"]
-    figure = found.picture()
-    assert [axes.get_ylabel() for axes in figure.axes] == ["sliding-window", "narrow"]
+    assert [axes.get_ylabel() for axes in found.picture().axes] == ["sliding-window", "narrow"]
+    chart = layer_chart(found.to_profile(), found)
+    assert [axes.get_ylabel() for axes in chart.axes[:2]] == ["sliding-window", "narrow"]
 
 
 def test_heads_get_their_own(model: Any) -> None:
