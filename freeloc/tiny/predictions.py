@@ -19,7 +19,7 @@ from freeloc.tiny.scores import mean_and_error
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
-"""What the truth is measured by, and whether more (1) or less (-1) of it is better."""
+"""What the ground truth is measured by, and whether more (1) or less (-1) of it is better."""
 
 
 Losses = dict[str, Tensor]
@@ -37,7 +37,7 @@ class Effects(NamedTuple):
 
 
 def in_videos(rows: Rows, measure: str) -> Losses:
-    """The truth by one measure, its sign turned where more of it is better."""
+    """The ground truth by one measure, negated where more of it is better."""
     found: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: int(row["clip"])):
         found.setdefault(row["setting"], []).append(-MEASURES[measure] * float(row[measure]))
@@ -50,13 +50,13 @@ def in_videos(rows: Rows, measure: str) -> Losses:
 
 
 def effects(losses: Losses, clips: slice = slice(None)) -> Effects:
-    """What these losses say, mean over clips."""
+    """The effects by these losses, means over clips."""
     none, vrpr, both = (losses[policy][:, clips].mean(dim=1) for policy in ("none", "vrpr", "vrpr+tsa"))
     return Effects(none - vrpr, vrpr - both)
 
 
 def halves(losses: Losses) -> tuple[Effects, Effects]:
-    """What they say on every other clip, and on the rest."""
+    """The effects on every other clip, and on the rest."""
     return effects(losses, slice(0, None, 2)), effects(losses, slice(1, None, 2))
 
 
@@ -72,7 +72,8 @@ def agreement(first: Effects, second: Effects) -> str:
 
 
 def table(probes: dict[str, Effects], rows: Rows) -> str:
-    """Each probe beside the truth by each measure, a Markdown table; last, one half of the clips beside the other."""
+    """A Markdown table of each probe against the ground truth by each measure; last, of one half of the clips
+    against the other."""
     truths = {measure: in_videos(rows, measure) for measure in MEASURES}
     lines = [["positions / context", *MEASURES]]
     for name, found in probes.items():
@@ -114,7 +115,7 @@ def _depths(found: Sensitivity) -> dict[str, tuple[str, str | None]]:
 
 
 def probed(found: Sensitivity) -> dict[str, Effects]:
-    """What every depth says."""
+    """The effects by every depth."""
     summaries = {name: found.summary(depth, scorer=scorer) for name, (depth, scorer) in _depths(found).items()}
     return {name: Effects(summary.position, summary.context) for name, summary in summaries.items()}
 

@@ -133,6 +133,13 @@ def test_a_name_leads_nowhere_else_on_disk(model: Any, tmp_path: Path) -> None:
     assert len([*(tmp_path / "in" / "here").rglob("none/*/0.safetensors")]) == 2
 
 
+def test_folders_of_before_go_on(model: Any, tmp_path: Path) -> None:
+    some = Loss(clips(2), levels=(0.5,), compared=[("vrpr", "vrpr+tsa")])
+    freeloc.probe(model, run_of(model), some, profile=PROFILE, folder=tmp_path)
+    assert (tmp_path / "loss" / "loss" / "001" / "vrpr" / "vrpr+tsa" / "3.safetensors").exists()
+    assert (tmp_path / "loss" / "loss" / "001" / "vrpr" / "vrpr" / "all.safetensors").exists()
+
+
 def test_other_settings_of_a_policy_are_another_probe(model: Any, tmp_path: Path) -> None:
     wider = NARROW | {"settings": NARROW["settings"] | {"dense_frames": 2, "striped_frames": 2}}
     some = Loss(clips(2), levels=(0.5,), policies=["vrpr", "narrow"])

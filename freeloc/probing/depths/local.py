@@ -34,7 +34,7 @@ class Local(Depth):
 
     Args:
         shifts: of the keys, in latent frames; by default `perturbations.default_shifts`.
-        rows: query tokens whose softmax is computed; None takes all of them.
+        rows: query tokens whose softmax is computed; None for all.
         every: measures the first of so many denoising steps.
     """
 

@@ -32,10 +32,10 @@ COMPARED: tuple[tuple[str, str], ...] = (
     ("tsa", "none"),
     ("vrpr+tsa", "none"),
 )
-"""(what all layers get, what one gets instead): only this layer corrected; all but this; on top of VRPR, each other."""
+"""(what all layers get, what one gets instead): only this layer corrected; all but this one; VRPR and each other."""
 
 WITHOUT_ROPE: tuple[tuple[str, str], ...] = (("none", "tsa"),)
-"""For a model whose positions cannot be changed: only this layer corrected."""
+"""For a model without RoPE: this layer alone corrected."""
 
 
 class _Place(NamedTuple):
@@ -80,15 +80,15 @@ class Loss(Depth):
     ['vrpr', 'sliding-window', 'riflex']
 
     Args:
-        clips: latents of real videos longer than the trained length, as the transformer takes one sample of them,
-            without the batch: see `encode`. Two or more.
+        clips: latents of two or more real videos longer than the trained length, each one sample of the transformer's
+            input, without the batch: see `encode`.
         levels: of noise, 0 clean to 1 noise.
         compared: (rest, policy) pairs to measure; by default with `policies` the first of them for the rest, and each
             other one; else all that a choice of layers among ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa`` needs
             (`COMPARED`), of a model without RoPE those of ``none`` and ``tsa``.
         heads: change one head of a layer at a time, too.
         objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow:
-            then a run whose first call is told another time than that of noise is refused.
+            then a run whose first call does not have the time of pure noise is refused.
         argument: name of the transformer's argument that holds the noisy video; by default as the adapter says.
         policies: to choose among: names of methods (``freeloc methods``) or of policies that the probed profile
             defines. The first is what all other layers have.
