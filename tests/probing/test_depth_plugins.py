@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_profile, make_wan, wan_inputs
+from conftest import make_wan, wan_inputs
+from small_probe import PROFILE, made_up
 
 import freeloc
 from freeloc.cli import main
 from freeloc.errors import ProbeError
 from freeloc.markers import GROUP
 from freeloc.pictures import write
-from freeloc.probing import Depth, ProbeFacts, Rule, Sensitivity, Table, find_depth
+from freeloc.probing import Depth, Rule, Sensitivity, Table, find_depth
 from freeloc.registry import Registry, registry
-
-PROFILE = make_profile({"vrpr": [0, 1, 2, 3]})
 
 PLUGIN = '''
 import torch
@@ -215,14 +214,6 @@ def test_the_command_line_knows_it(plugged: Registry, tmp_path: Path, capsys: py
     assert listed[-1] == ["narrowed", "acme_depths"]
     assert main([*ask, "--depth", "narowed"]) == 2
     assert "did you mean narrowed" in capsys.readouterr().err
-
-
-def made_up(**tables: Table) -> Sensitivity:
-    facts = ProbeFacts(
-        profile=PROFILE, fingerprint="f" * 64, latent_frames=[9], prompts=["a"], seed=0, settings={}, versions={},
-        command="a test",
-    )  # fmt: skip
-    return Sensitivity({name.replace("_", "."): table for name, table in tables.items()}, facts)
 
 
 def losses(values: torch.Tensor) -> Table:
