@@ -14,7 +14,7 @@ from freeloc.interception.kernel_call import Observer
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
-from freeloc.profile.planning import require_noise, resolve_method
+from freeloc.profile.planning import require_noise, require_settings, resolve_method
 from freeloc.profile.schema import Profile
 from freeloc.report import Report
 
@@ -95,6 +95,7 @@ def patch(
     for transformer, known in found:
         require_fit(loaded, known.shape(transformer), (known.name, known.family))
 
+    require_settings(method, loaded)
     if method is None:
         require_noise(loaded, noise_prepared)
 

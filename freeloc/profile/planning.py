@@ -142,6 +142,19 @@ def methods_used(method_or_profile: str | Method | PlanFunction | Profile | None
     return [method_or_profile] if isinstance(method_or_profile, Method) else []
 
 
+def require_settings(method: str | Method | PlanFunction | None, profile: Profile) -> None:
+    """Refuse a method whose settings a profile does not say, or without a method a profile whose policies cannot be.
+
+    Raises:
+        ProfileError: which says what is missing.
+    """
+    if method is None:
+        methods_used(profile)
+    else:
+        for own in methods_used(method):
+            resolved_with(profile, own)
+
+
 def require_noise(method_or_profile: str | Method | PlanFunction | Profile | None, noise_prepared: bool) -> None:
     """Refuse a method that starts from noise of its own where that noise is not prepared: it would be another method.
 

@@ -78,8 +78,10 @@ def wrong_policies(profile: Profile) -> str:
                 resolve_policy(profile, name)
             except ProfileError as error:
                 found += [f"  {line}" for line in f"layers or heads: {error}".split("\n")]
+    longest = 200 if len(found) > 3 else 600
+    lines = [line if len(line) <= longest else f"{line[:longest]}..." for line in found[:MOST_LINES]]
     more = [f"  and {len(found) - MOST_LINES} more"] if len(found) > MOST_LINES else []
-    return "\n".join([*found[:MOST_LINES], *more])
+    return "\n".join([*lines, *more])
 
 
 def _wrong_definition(profile: Profile, name: Policy) -> Iterator[str]:
@@ -110,6 +112,9 @@ def _resolved(profile: Profile, policy: Policy) -> Resolved:
         raise ProfileError(problems(error, f"{place}.settings")) from None
     except _UnknownSettingsError as error:
         raise ProfileError(f"  {place}.settings: {error}") from None
+    except Exception as error:  # of a plugin's schema, on values that it did not expect
+        words = printable(f"{type(error).__name__}: {error}")
+        raise ProfileError(f"  {place}.settings: the method '{method.name}' cannot read them: {words}") from error
 
 
 def _method(profile: Profile, policy: Policy) -> Method:
@@ -119,7 +124,7 @@ def _method(profile: Profile, policy: Policy) -> Method:
     except RegistryError as error:
         near = difflib.get_close_matches(policy, profile.policies, n=1)
         hint = f", or the policy '{near[0]}'" if near else ""
-        own = f"; policies of the profile: {', '.join(profile.policies)}" if profile.policies else ""
+        own = f"; policies of the profile: {printable(', '.join(profile.policies), 200)}" if profile.policies else ""
         raise ProfileError(f"expected the name of a policy or a method{hint}: {error}{own}") from error
 
 

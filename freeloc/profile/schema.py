@@ -1,7 +1,6 @@
 """Profiles: which correction each layer of a model gets, as a JSON file that a person can read in a pull request."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from freeloc.errors import ProfileError
 from freeloc.files import replacing
 from freeloc.plans.tsa import TsaSettings
 from freeloc.plans.vrpr import VrprPart
+from freeloc.profile.text import as_json
 
 SCHEMA_VERSION = 2
 """The newest. Version 1 knows the `POLICIES` only, and files of it are read as ever."""
@@ -256,8 +256,7 @@ class Profile(_Part):
                 del content[name]
         for name, policy in self.policies.items():  # None may be one of its settings
             content["policies"][name] = policy.model_dump(exclude_unset=True)
-        text = _one_line_per_list(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
-        data = re.sub(r"[^ -~\n]", _escaped, text).encode()
+        data = as_json(content)
         if len(data) > LARGEST_FILE:
             raise ProfileError(
                 f"cannot write the profile {path}: expected at most {LARGEST_FILE} bytes, found {len(data)}"
@@ -279,18 +278,3 @@ def version_for(policies: Iterable[str], layers: Iterable[str], heads: Mapping[s
     """
     names = {*layers, *(name for group in heads.values() for name in group)}
     return 1 if not list(policies) and names <= set(POLICIES) else 2
-
-
-def _escaped(letter: re.Match[str]) -> str:
-    """A letter as people write it, or as JSON escapes it where it would not be seen."""
-    return letter[0] if letter[0].isprintable() else json.dumps(letter[0])[1:-1]
-
-
-def _one_line_per_list(text: str) -> str:
-    """Indented JSON with each list of numbers on one line: 30 layers are one line of a diff, not 30."""
-    lines: list[str] = []
-    inside = False
-    for line in text.split("\n"):
-        lines[-1:] = [lines[-1] + line.strip() + (" " if line.endswith(",") else "")] if inside else [*lines[-1:], line]
-        inside = (inside or line.endswith("[")) and "]" not in line
-    return "\n".join(line.rstrip() for line in lines)
