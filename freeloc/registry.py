@@ -1,4 +1,4 @@
-"""Plugins: adapters, profiles, methods, backends and scorers, all through the entry-point group ``freeloc``.
+"""Plugins: adapters, profiles, methods, backends, scorers and depths, by the entry-point group ``freeloc``.
 
 A plugin is a module (or object) with one or more of the hooks below::
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -29,6 +29,15 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.plans.method import Method
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Depth(Protocol):
+    """What is asked of a `freeloc.probing.Depth` here, in a file that probing imports: an object, or its class."""
+
+    name: str
+    measure: Any
+    summarize: Any
 
 
 class Hooks:
@@ -58,9 +67,23 @@ class Hooks:
     def freeloc_scorers(self) -> Iterable[Scorer]:  # type: ignore[empty-body]  # reason: a specification
         """Return scorers, which judge the videos of a probe."""
 
+    @hookspec
+    def freeloc_depths(self) -> Iterable[Depth]:  # type: ignore[empty-body]  # reason: a specification
+        """Return depths, ways to probe a model: `freeloc.probing.Depth` objects, or classes without arguments."""
+
 
 HOOKS = tuple(name for name in vars(Hooks) if name.startswith("freeloc_"))
 """Names of all hooks."""
+
+EAGER: dict[str, tuple[tuple[type[Any], ...], Callable[[Any], str]]] = {
+    "adapters": ((Adapter, Refusal), lambda adapter: adapter.name),
+    "profiles": ((Path,), lambda path: path.name.removesuffix(".json")),
+    "methods": ((Method,), lambda method: method.name),
+    "backends": ((Backend,), lambda backend: backend.name),
+    "scorers": ((Scorer,), lambda scorer: scorer.name),
+    "depths": ((Depth,), lambda depth: depth.name),
+}
+"""Of what hooks bring when a plugin is loaded: the types, and the name of one."""
 
 LAZY = ("freeloc_examples",)
 """Hooks that are called when somebody asks for what they bring, since they import what a patch does not need."""
@@ -128,6 +151,7 @@ class Registry:
         self.methods: Shelf[Method] = Shelf("method")
         self.backends: Shelf[Backend] = Shelf("backend")
         self.scorers: Shelf[Scorer] = Shelf("scorer")
+        self.depths: Shelf[Depth] = Shelf("depth")
         self.failures: list[Failure] = []
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(Hooks)
@@ -143,57 +167,40 @@ class Registry:
         plugin: Any = point.load()
         self._manager.register(plugin, name=f"{distribution}:{point.name}")
         _check_hook_names(plugin)
-        adapters: list[Adapter | Refusal] = self._bring(plugin, "freeloc_adapters", (Adapter, Refusal))
-        profiles = self._bring(plugin, "freeloc_profiles", (Path,))
-        methods = self._bring(plugin, "freeloc_methods", (Method,))
-        backends = self._bring(plugin, "freeloc_backends", (Backend,))
-        scorers = self._bring(plugin, "freeloc_scorers", (Scorer,))
-        lazy = any(hook for name in LAZY for hook in _callers(self._manager, name, plugin))
-        if not (adapters or profiles or methods or backends or scorers or lazy):
+        brought = {
+            name: _checked(f"freeloc_{name}", kinds, [found() for found in self._hooks(plugin, f"freeloc_{name}")])
+            for name, (kinds, _) in EAGER.items()
+        }
+        if not any(brought.values()) and not any(self._hooks(plugin, name) for name in LAZY):
             raise FreelocError(
                 f"it brings nothing: does a function {', '.join(HOOKS[:-1])} or {HOOKS[-1]}, marked @freeloc.hookimpl, "
                 "return a list of them?"
             )
-        for adapter in adapters:
-            self.adapters.add(adapter.name, distribution, adapter)
-        for path in profiles:
-            self.profiles.add(path.name.removesuffix(".json"), distribution, path)
-        for method in methods:
-            self.methods.add(method.name, distribution, method)
-        for backend in backends:
-            self.backends.add(backend.name, distribution, backend)
-        for scorer in scorers:
-            self.scorers.add(scorer.name, distribution, scorer)
+        for name, things in brought.items():
+            for thing in things:
+                getattr(self, name).add(EAGER[name][1](thing), distribution, thing)
         self._plugins.append((point.name, distribution, plugin))
 
     @functools.cached_property
     def examples(self) -> Shelf[Example]:
-        """Small models for the conformance suite; asked for when it runs, as they import test code."""
-        return self._shelf("example", "freeloc_examples", (Example,), lambda example: example.label)
-
-    def _shelf(self, kind: str, hook: str, kinds: tuple[type[T], ...], name: Callable[[T], str]) -> Shelf[T]:
-        """What all plugins bring by a hook of `LAZY`."""
-        shelf: Shelf[T] = Shelf(kind)
+        """Small models for the conformance suite. Plugins are asked for them here, as they import test code."""
+        shelf: Shelf[Example] = Shelf("example")
         for point, distribution, plugin in self._plugins:
             try:
-                for thing in self._bring(plugin, hook, kinds):
-                    shelf.add(name(thing), distribution, thing)
+                results = [found() for found in self._hooks(plugin, "freeloc_examples")]
+                for example in _checked("freeloc_examples", (Example,), results):
+                    shelf.add(example.label, distribution, example)
             except (Exception, SystemExit) as error:  # noqa: PERF203  # reason: as above
                 self._fail(point, distribution, error)
         return shelf
 
-    def _bring(self, plugin: object, hook: str, kinds: tuple[type[T], ...]) -> list[T]:
-        """What one plugin returns from a hook."""
-        return _checked(hook, kinds, [caller() for caller in _callers(self._manager, hook, plugin)])
+    def _hooks(self, plugin: object, hook: str) -> list[Callable[[], Any]]:
+        """The implementations of a hook in one plugin."""
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        return [found.function for found in caller.get_hookimpls() if found.plugin is plugin]
 
     def _fail(self, point: str, distribution: str, error: BaseException) -> None:
         self.failures.append(Failure(point, distribution, " ".join(f"{type(error).__name__}: {error}".split())))
-
-
-def _callers(manager: pluggy.PluginManager, hook: str, plugin: object) -> list[Callable[[], Any]]:
-    """The implementations of a hook in one plugin."""
-    caller: pluggy.HookCaller = getattr(manager.hook, hook)
-    return [found.function for found in caller.get_hookimpls() if found.plugin is plugin]
 
 
 def _check_hook_names(plugin: object) -> None:

@@ -218,12 +218,14 @@ class TestLookUps:
             "freeloc.attention.backends",
             "freeloc.plans.policies",
             "freeloc.metrics.scorers",
+            "freeloc.probing.depths",
         }
         alone = Registry(ours)
         assert "wan" in alone.adapters.owners
         assert "wan2.1" in alone.profiles.owners
         assert "sharpness" in alone.scorers.owners
         assert "vrpr" in alone.methods.owners
+        assert "loss" in alone.depths.owners
         assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
 
     def test_without_entry_points_there_is_nothing(self):

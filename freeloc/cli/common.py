@@ -25,6 +25,7 @@ def problems(more: Sequence[str] = ()) -> int:
         *known.profiles.conflicts(),
         *known.methods.conflicts(),
         *known.scorers.conflicts(),
+        *known.depths.conflicts(),
         *more,
     ]
     for problem in found:

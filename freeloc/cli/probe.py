@@ -1,7 +1,9 @@
 """freeloc probe: measure a diffusers model folder, and write a profile with what it rests on."""
 
 import argparse
+import dataclasses
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freeloc.cli.common import Commands, positive, telling
+from freeloc.cli.common import Commands, positive, problems, telling
 from freeloc.discovery import transformers_of
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.metrics.video import read_video
-from freeloc.probing import Local, Loss, Output, Video, encode
-from freeloc.probing.probe import Depth, probe
+from freeloc.probing import Depth, encode, find_depth, probe
+from freeloc.probing.depths.lookup import installed_depths
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import default_profile, fitting_profile
 from freeloc.profile.schema import Profile
+from freeloc.registry import registry
+
+OPTIONS = {"clips": "--clips", "scorers": "--scorer", "policies": "--policy"}
+"""Settings that a depth may have, by the option that gives them."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     def generate(prompt: str) -> Any:
         generator = torch.Generator().manual_seed(arguments.seed)
-        kind = "np" if depth.name == "video" else "latent"
+        kind = "np" if depth.needs_video else "latent"
         with telling(f"{type(pipe).__name__} cannot generate"):
             return pipe(prompt=prompt, generator=generator, output_type=kind, **more)
 
@@ -51,27 +57,43 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwritten: {arguments.output} and {arguments.output.with_suffix('.safetensors')}; pieces: {folder}")
 
 
+def depths(arguments: argparse.Namespace) -> int:
+    """List the depths, the one that tells most last."""
+    known = registry().depths.things()
+    for name, distribution, depth in sorted(known, key=lambda thing: getattr(thing[2], "rank", 0)):
+        print(f"{name:20} {distribution:20} {(inspect.getdoc(depth) or '').partition(chr(10))[0]}")
+    return problems()
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what does not go together, before anything large is loaded."""
-    output, depth, clips = arguments.output, arguments.depth, arguments.clips
-    size = arguments.frames and arguments.height and arguments.width
-    refusals = [
-        (output.suffix != ".json" or output.is_dir(), f"expected --output to name a .json file, found {output}"),
-        (arguments.heads and depth == "video", "expected --heads without --depth video, which perturbs whole layers"),
-        (arguments.scorer and depth != "video", "expected --scorer with --depth video: no other scores videos"),
-        (clips and depth != "loss", "expected --clips with --depth loss: no other needs real videos"),
-        (
-            depth == "loss" and not clips,
-            "expected --clips VIDEO VIDEO ... with --depth loss: real videos as long as --frames",
-        ),
-        (
-            depth == "loss" and not size,
-            "expected --frames, --height and --width with --depth loss: the size of the clips",
-        ),
-    ]
-    for applies, words in refusals:
-        if applies:
-            raise ProbeError(words)
+    output, depth = arguments.output, find_depth(arguments.depth)
+    if output.suffix != ".json" or output.is_dir():
+        raise ProbeError(f"expected --output to name a .json file, found {output}")
+    if arguments.heads and not depth.by_heads:
+        raise ProbeError(f"expected --heads without --depth {depth.name}, which cannot tell heads apart")
+    for setting, option in OPTIONS.items():
+        if _given(arguments)[setting] and setting not in _settings_of(depth):
+            able = [own.name for own in installed_depths(registry().depths.owners) if setting in _settings_of(own)]
+            raise ProbeError(f"expected {option} with --depth {' or '.join(able)}: depth {depth.name} has no {setting}")
+    if "clips" not in _settings_of(depth):
+        return
+    if not arguments.clips:
+        raise ProbeError(f"expected --clips VIDEO VIDEO ... with --depth {depth.name}: real videos as long as --frames")
+    if not (arguments.frames and arguments.height and arguments.width):
+        raise ProbeError(
+            f"expected --frames, --height and --width with --depth {depth.name}: the size that clips are cut to"
+        )
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of a depth as they are on the command line."""
+    return {"clips": arguments.clips, "scorers": arguments.scorer, "policies": arguments.policy}
+
+
+def _settings_of(depth: Depth) -> set[str]:
+    """Names of the settings that a depth has."""
+    return {field.name for field in dataclasses.fields(depth)} if dataclasses.is_dataclass(depth) else set()
 
 
 def _pipeline(arguments: argparse.Namespace) -> Any:
@@ -102,11 +124,14 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _depth(arguments: argparse.Namespace, pipe: Any) -> Depth:
-    if arguments.depth == "loss":
-        return Loss([_clip(arguments, pipe, path) for path in arguments.clips], heads=arguments.heads)
-    if arguments.depth == "video":
-        return Video(arguments.scorer or Video.scorers)
-    return Output(heads=arguments.heads) if arguments.depth == "output" else Local()
+    """The depth with the settings of the command line."""
+    depth = find_depth(arguments.depth)
+    settings = {name: value for name, value in _given(arguments).items() if value}
+    if arguments.clips:
+        settings["clips"] = [_clip(arguments, pipe, path) for path in arguments.clips]
+    if arguments.heads and "heads" in _settings_of(depth):
+        settings["heads"] = True
+    return dataclasses.replace(depth, **settings) if settings else depth  # type: ignore[type-var]  # reason: see _check
 
 
 def _clip(arguments: argparse.Namespace, pipe: Any, path: Path) -> Tensor:
@@ -164,7 +189,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("probe", help="measure how sensitive each layer of a diffusers model is")
     command.add_argument("model", help="folder of a diffusers pipeline, or its repository")
     command.add_argument("--output", type=Path, required=True, help="profile to write, a .json file")
-    command.add_argument("--depth", choices=("local", "output", "loss", "video"), default="local")
+    command.add_argument("--depth", default="local", help="how to probe (freeloc depths); by default local")
     command.add_argument("--prompt", action="append", default=[], help="what to generate; may be given several times")
     command.add_argument("--prompts", type=Path, help="file with a prompt per line")
     command.add_argument("--frames", type=positive, help="video frames: longer than the model was trained on")
@@ -173,6 +198,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--steps", type=positive, help="denoising steps")
     command.add_argument("--arguments", default="{}", help="more arguments of the pipeline, a JSON object")
     command.add_argument("--clips", type=Path, nargs="+", metavar="VIDEO", help="real videos, for --depth loss")
+    command.add_argument("--policy", action="append", help="to choose among, for --depth loss; may be repeated")
     command.add_argument("--scorer", action="append", help="for --depth video (freeloc scorers); may be repeated")
     command.add_argument("--heads", action="store_true", help="choose for each head: not with --depth video")
     source = command.add_mutually_exclusive_group()
@@ -183,3 +209,6 @@ def add(commands: Commands) -> None:
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     command.set_defaults(run=run)
+
+    command = commands.add_parser("depths", help="list the ways to probe a model")
+    command.set_defaults(run=depths)

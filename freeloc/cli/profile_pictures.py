@@ -10,6 +10,7 @@ from freeloc.errors import ProfileError
 from freeloc.pictures import layer_chart, plan_tables, sensitivity_map, write
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.probing import Sensitivity
+from freeloc.probing.depths.lookup import installed_depths
 from freeloc.profile.files import load_profile, measurements_path
 from freeloc.profile.planning import policy_plans
 from freeloc.profile.schema import Policy, Profile
@@ -22,7 +23,7 @@ MOST_DRAWN = 1000
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Draw a profile, the plan of each policy in it, and every table of its measurements."""
+    """Draw a profile, the plan of each policy in it, and its measurements: each depth, and each table."""
     profile, folder = load_profile(arguments.profile), arguments.output
     frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
     _require_drawable(profile, frames)
@@ -32,6 +33,7 @@ def plot(arguments: argparse.Namespace) -> None:
         if policy != "none":
             pictures[file_name(f"plan-{policy}")] = _plan(profile, policy, frames)
     if measured:
+        pictures |= {f"depth-{depth.name}": depth.picture(measured) for depth in installed_depths(measured.depths)}
         for name, table in measured.tables.items():
             if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
                 pictures[file_name(name)] = sensitivity_map(measured, name)

@@ -5,13 +5,14 @@ Each function returns a matplotlib figure, for a notebook or for `write`, which 
 
 from freeloc.pictures.charts import curves, drift_chart, scatter
 from freeloc.pictures.figures import write
-from freeloc.pictures.measurements import sensitivity_map
+from freeloc.pictures.measurements import layer_bars, sensitivity_map
 from freeloc.pictures.plans import plan_tables
 from freeloc.pictures.profiles import layer_chart, policy_colours
 
 __all__ = [
     "curves",
     "drift_chart",
+    "layer_bars",
     "layer_chart",
     "plan_tables",
     "policy_colours",

@@ -10,6 +10,7 @@ from freeloc.pictures.measurements import MeasurementsLike
 from freeloc.plans.method import colour_of
 from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import Policy, Profile
+from freeloc.untrusted import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def layer_chart(profile: Profile, sensitivity: MeasurementsLike | None = None, d
         of_layers = [colours[profile.policy(layer)] for layer in range(layers)]
         axes.bar(range(layers), values, yerr=errors, color=of_layers, ecolor="#333333", capsize=2)
         axes.axhline(0, color="#333333", linewidth=0.8)
-        axes.set_ylabel(name)
+        axes.set_ylabel(name, parse_math=False)
     _draw_policies(rows[-1], profile, heads, colours)
     add_legend(figure, colours, loc="outside right center", title="policy")
     return figure
@@ -84,9 +85,13 @@ def _bars(
         raise ProbeError(
             f"expected measurements of {profile.model.layers} layers, as the profile has, found {len(found.position)}"
         )
-    both = {"positions": (found.position, found.position_error), "context": (found.context, found.context_error)}
+    rows = {
+        "sensitivity\nto positions": (found.position, found.position_error),
+        "sensitivity\nto context": (found.context, found.context_error),
+        **{printable(name, 40): numbers for name, numbers in found.more.items()},
+    }
     return {
-        f"sensitivity\nto {name}": (values.nan_to_num().tolist(), None if errors.isnan().any() else errors.tolist())
-        for name, (values, errors) in both.items()
+        name: (values.nan_to_num().tolist(), None if errors.isnan().any() else errors.tolist())
+        for name, (values, errors) in rows.items()
         if not values.isnan().all()
     }

@@ -1,30 +1,35 @@
-"""Probing: how sensitive each layer of a model is, and what it should get."""
+"""Probing: how sensitive each layer of a model is, and which correction it should get."""
 
-from freeloc.probing.choice import Rule, Summary
 from freeloc.probing.denoising import Objective, diffusion, encode, flow
+from freeloc.probing.depths import Depth, Local, Loss, Output, Video
+from freeloc.probing.depths.lookup import find_depth
 from freeloc.probing.facts import ProbeFacts
-from freeloc.probing.local import Local
-from freeloc.probing.loss import Loss
-from freeloc.probing.output import Output
-from freeloc.probing.probe import Depth, probe
+from freeloc.probing.probe import probe
+from freeloc.probing.rule import Rule, Summary
 from freeloc.probing.sensitivity import Sensitivity
+from freeloc.probing.statistics import rank_correlation
+from freeloc.probing.store import Measurements
+from freeloc.probing.subject import Subject
 from freeloc.probing.table import Table
-from freeloc.probing.video import Video
 
 __all__ = [
     "Depth",
     "Local",
     "Loss",
+    "Measurements",
     "Objective",
     "Output",
     "ProbeFacts",
     "Rule",
     "Sensitivity",
+    "Subject",
     "Summary",
     "Table",
     "Video",
     "diffusion",
     "encode",
+    "find_depth",
     "flow",
     "probe",
+    "rank_correlation",
 ]

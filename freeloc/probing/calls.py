@@ -13,15 +13,15 @@ from freeloc.adapter.spec import Adapter
 from freeloc.errors import ProbeError
 
 TIMES = ("timestep", "timesteps", "t", "sigma")
-"""Names that models give the argument that says how noisy their input is."""
+"""Names of the argument that tells a model how noisy its input is."""
 
 UNTIL = ("r_timestep", "timestep_r")
-"""Names of the time that a flow map goes to (AnyFlow, MeanFlow): it predicts the velocity where both are the same."""
+"""Names of the time that a flow map jumps to (AnyFlow, MeanFlow): where both times are equal it predicts velocity."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A transformer's call.
+    """A call of a transformer.
 
     Args:
         model: the transformer.
@@ -32,13 +32,13 @@ class Call:
     arguments: dict[str, Any]
 
     def run(self, **changes: Any) -> Tensor:
-        """Call it again, and return what it gives as one tensor."""
+        """Call it again, and return its output as one tensor."""
         with torch.no_grad():
             return first_tensor(self.model(**(self.arguments | changes)))
 
 
 class Steps:
-    """Counts denoising steps: calls with the same timestep, one after the other, are one (guidance makes two)."""
+    """Counts denoising steps: consecutive calls with the same timestep are one step (guidance makes two calls)."""
 
     def __init__(self, first_calls: Sequence[int] = (), ends: bool = True) -> None:
         self.number = -1
@@ -53,7 +53,7 @@ class Steps:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run may end, since all calls that were asked for have been seen."""
+        """Whether the run may end: all calls that were asked for have been seen."""
         return self._ends and bool(self._wanted) and self._wanted <= self.calls.keys()
 
     def note(self, model: nn.Module, arguments: dict[str, Any]) -> None:
@@ -68,14 +68,14 @@ class Steps:
 
 
 class _Enough(BaseException):
-    """Ends a run of which enough was seen. Not an Exception: a pipeline must not catch it."""
+    """Ends a run early. Not an Exception, so that no pipeline catches it."""
 
 
 @contextmanager
 def watched(
     found: Sequence[tuple[nn.Module, Adapter]], first_calls: Sequence[int] = (), ends: bool = True
 ) -> Iterator[Steps]:
-    """Counts the steps of what runs inside, and keeps the first calls of some: once these were seen it may end."""
+    """Counts the steps of a run inside the block, and keeps the first call of some; then the run may be ended early."""
     steps = Steps(first_calls, ends)
     removers = [model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True) for model, _ in found]
     try:
@@ -99,7 +99,7 @@ def _noting(model: nn.Module, steps: Steps) -> Callable[..., None]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The first tensor in what a model returned; a list of samples of one shape as one tensor."""
+    """The first tensor of a model's output; a list of samples of the same shape as one tensor."""
     if isinstance(output, Tensor):
         return output
     values = list(output.values()) if isinstance(output, Mapping) else output
@@ -112,7 +112,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def _copied(value: Any) -> Any:
-    """The same with tensors of its own: a scheduler may write into what it gave."""
+    """A copy with tensors of its own: a scheduler may write into the originals."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A probe's work in small pieces, each kept on disk as soon as it is done, and shared among processes."""
+"""The work of a probe in small pieces, each saved as soon as it is done, and shared among processes."""
 
 import json
 import os
@@ -22,11 +22,11 @@ Cell = dict[str, Tensor]
 
 
 class Cells:
-    """The pieces of one probe by name.
+    """The pieces of one probe, by name.
 
     Args:
-        folder: where they are kept; None keeps them in memory alone.
-        settings: what their numbers depend on: a folder with others is refused.
+        folder: where they are saved; None keeps them in memory only.
+        settings: everything that the numbers depend on; a folder with other settings is refused.
 
     Raises:
         ProbeError: if the folder holds another probe, or cannot be written, or several processes have no folder.
@@ -44,7 +44,7 @@ class Cells:
             )
 
     def all(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
-        """Every one of these, made where it is missing: in several processes each makes its share."""
+        """All of these. Missing ones are made; of several processes each makes its share."""
         share = names[self.process :: self.processes]
         for name in _progress([name for name in share if not self.has(name)], title):
             self.get(name, make)
@@ -52,11 +52,11 @@ class Cells:
         return {name: self.get(name, make) for name in names}
 
     def has(self, name: str) -> bool:
-        """Whether it was made."""
+        """Whether this piece exists."""
         return name in self._known or (self.folder is not None and self._path(name).exists())
 
     def get(self, name: str, make: Callable[[str], Cell]) -> Cell:
-        """One of them, made if it is missing."""
+        """One piece, made if it is missing."""
         if name not in self._known:
             if self.folder is None:
                 self._known[name] = make(name)
@@ -70,7 +70,7 @@ class Cells:
         return (self.folder or Path()) / f"{name}.safetensors"
 
     def _await(self, names: Sequence[str], title: str) -> None:
-        """Until the other processes have made theirs."""
+        """Wait until the other processes have made theirs."""
         missing = [name for name in names if not self.has(name)]
         for name in _progress(missing, f"{title}, others"):
             while not self.has(name):
@@ -82,7 +82,7 @@ def _from_environment(names: Sequence[str], default: int) -> int:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder this probe's, or see that it is."""
+    """Mark a folder as this probe's, or check that it is."""
     path = folder / "probe.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     try:

@@ -1,4 +1,4 @@
-"""What a diffusion transformer was trained to predict, so that its loss on any real video can be measured."""
+"""What a diffusion transformer was trained to predict, from which its loss on any real video follows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Objective:
     Args:
         signal, noise: level -> share of the latents and of the noise in the model's input.
         target: (latents, noise, level) -> what the model is to predict.
-        timestep: level -> the timestep that the model is told.
+        timestep: level -> the timestep that the model gets.
     """
 
     signal: Callable[[float], float]
@@ -32,7 +32,7 @@ class Objective:
         return self.signal(level) * latents + self.noise(level) * noise
 
     def numbers(self, levels: Sequence[float]) -> list[list[float]]:
-        """What tells it from others: signal, noise, timestep, target of latents alone and of noise alone, per level."""
+        """Numbers by which objectives differ, per level: signal, noise, timestep, target of latents and of noise."""
         one, none = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
         return [
             [
@@ -116,11 +116,11 @@ def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
 
     Args:
         vae: such as ``pipe.vae``.
-        video: (frames, height, width, 3) in 0..1. The VAE may want 4n + 1 frames, and sizes that its stride divides.
-        axes: einops names of the latents' axes, as the transformer takes one sample: ``"f c h w"`` for CogVideoX.
+        video: (frames, height, width, 3) in 0..1. The VAE may require 4n + 1 frames, and sizes that its stride divides.
+        axes: einops names of the axes of one sample of the transformer's input: ``"f c h w"`` for CogVideoX.
 
     Raises:
-        ProbeError: if the VAE says no scale of its latents, or another one for each frame.
+        ProbeError: if the VAE does not say the scale of its latents, or says one for each frame.
     """
     if video.ndim != 4 or video.shape[-1] != 3 or video.min() < 0 or video.max() > 1:
         raise ProbeError(f"expected a video (frames, height, width, 3) in 0..1, found {tuple(video.shape)}")

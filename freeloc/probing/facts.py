@@ -1,4 +1,4 @@
-"""What a file of measurements says beside its tensors, and whether the two fit each other."""
+"""The header of a file of measurements, and whether it fits the file's tensors."""
 
 import re
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ from freeloc.untrusted import brief, check_version, parsed, printable, problems
 SCHEMA_VERSION = 1
 
 LARGEST_HEADER = 10_000_000
-"""Characters of what a file says beside its tensors, at most."""
+"""Characters of a header, at most."""
 
 TABLE_NAME = re.compile(r"[a-z0-9-]+\.[A-Za-z0-9 _-]+")
-"""``depth.measure``, without what would lead elsewhere as the name of a file."""
+"""``depth.measure``, of letters that cannot lead out of a folder as a file name."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ProbeFacts(BaseModel):
-    """Where the numbers come from.
+    """The origin of the numbers.
 
     Attributes:
-        profile: that it was probed with: what the model looks like, and the settings of the methods.
-        fingerprint: of the weights.
-        latent_frames: length of what was generated or of the clips.
+        profile: that the model was probed with: its sizes, its trained length, and the settings of the methods.
+        fingerprint: of the weights; see `freeloc.probing.subject.fingerprint`.
+        latent_frames: length of the generated videos or of the clips.
         prompts: what `run` was called with.
-        seed: of what freeloc drew itself: sampled tokens, noise of clips.
-        settings: of each depth.
-        versions: of the libraries that have a part in the numbers.
-        command: as it was started.
+        seed: of everything that freeloc drew itself: sampled tokens, noise of clips.
+        settings: of each depth, by its name.
+        versions: of the libraries that affect the numbers.
+        command: that started the probe.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
@@ -51,7 +51,7 @@ class ProbeFacts(BaseModel):
 
 
 class Header(BaseModel):
-    """What a file says beside its tensors."""
+    """The header of a file of measurements: everything beside its tensors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
@@ -63,7 +63,11 @@ class Header(BaseModel):
 
 
 def read_header(text: str, where: str) -> Header:
-    """What a file says beside its tensors."""
+    """Read a header.
+
+    Raises:
+        ProbeError: if it is none.
+    """
     refused = f"{where} holds no measurements of freeloc"
     if len(text) > LARGEST_HEADER:
         raise ProbeError(f"{refused}: expected metadata of at most {LARGEST_HEADER} characters, found {len(text)}")
@@ -84,7 +88,11 @@ def read_header(text: str, where: str) -> Header:
 
 
 def tables_of(tensors: Mapping[str, Tensor], header: Header) -> dict[str, Table]:
-    """The tensors with their axes, which must fit them and the model."""
+    """The tensors with the axes that the header gives them.
+
+    Raises:
+        ProbeError: if the axes do not fit the tensors, or the model.
+    """
     if header.axes.keys() != tensors.keys():
         raise ProbeError(f"expected the tensors {brief(sorted(header.axes))}, found {brief(sorted(tensors))}")
     if other := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:

@@ -18,10 +18,10 @@ from freeloc.attention.prepared import rotate
 from freeloc.interception.watch import LayerCall
 
 LARGEST_BLOCK = 2**23
-"""Logits that are held at once."""
+"""Logits in memory at a time, at most."""
 
 SMALLEST = torch.finfo(torch.float64).tiny
-"""Instead of 0 in a denominator: nothing does not change."""
+"""Instead of 0 in a denominator."""
 
 
 def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
@@ -55,8 +55,8 @@ def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
         for index, shift in enumerate(shifts):
             angles = shift * frequencies[head]
             eye = torch.eye(head_dim, dtype=torch.float64)[None]  # one frame of head_dim tokens
-            turned = rotate(eye, torch.polar(torch.ones_like(angles), angles), rope.span(head_dim), rope.pairing)[0]
-            move = turned - torch.eye(head_dim, dtype=torch.float64)
+            rotated = rotate(eye, torch.polar(torch.ones_like(angles), angles), rope.span(head_dim), rope.pairing)[0]
+            move = rotated - torch.eye(head_dim, dtype=torch.float64)
             found[head, index] = ((gram_query * (move.mT @ gram_key @ move)).sum().clamp(min=0) / whole).sqrt()
     return found
 
@@ -66,7 +66,7 @@ class Context(NamedTuple):
 
     Attributes:
         entropy: of the attention, in nats.
-        windowed: the same if it saw the window only.
+        windowed: the same if attention were limited to the window.
         change: ||windowed - entropy|| / ||entropy|| over query tokens.
         beyond: share of the attention of video tokens to video tokens farther than the trained range.
         distance: mean distance of the video tokens attended to, in latent frames.
@@ -95,7 +95,7 @@ def context(call: LayerCall, window: Tensor, trained_frames: int, rows: int | No
         call: queries and keys as they reach the kernel, rotated by the model.
         window: (frames, frames) bool; the key frames that each query frame would see. Text is always seen.
         trained_frames: latent frames of the clips that the model was trained on.
-        rows: query tokens to sample, as many of every frame; None takes all.
+        rows: query tokens to sample, the same number from every frame; None for all.
         seed: of the sample.
     """
     layout = call.layout
@@ -154,7 +154,7 @@ def _summarised(values: Tensor, correction: float) -> Context:
 
 
 def _sample(layout: TokenLayout, rows: int | None, seed: int) -> Tensor:
-    """Numbers of video tokens, as many at random of every frame; all of them for None."""
+    """Numbers of random video tokens, the same number from every frame; of all tokens for None."""
     every = torch.arange(layout.frames * layout.tokens_per_frame).view(layout.frames, -1)
     if rows is None:
         return every.flatten()
@@ -164,7 +164,7 @@ def _sample(layout: TokenLayout, rows: int | None, seed: int) -> Tensor:
 
 
 def _blocks(call: LayerCall, sample: Tensor, head: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """These video tokens a few at a time, with their logits to all tokens, (batch, rows, tokens), in one head."""
+    """Video tokens a few at a time, each time with their logits to all tokens in one head, (batch, rows, tokens)."""
     query, key = call.query[:, head], _exact(call.key[:, head])
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
     mask = call.mask

@@ -1,4 +1,4 @@
-"""What a probe does to one layer, as plans: shift its keys in time, or let it see a window only.
+"""Perturbations of one layer, as plans: its keys are shifted in time, or its attention is limited to a window.
 
 Source: FreeLOC, arXiv 2603.25209, its two probes.
 """
@@ -12,7 +12,7 @@ from freeloc.plans.baselines import sliding_window
 from freeloc.plans.frame_plan import DENSE, FramePlan, relative_positions
 
 WINDOW = "window"
-"""Name of the perturbation that is not a shift."""
+"""Name of the one perturbation that is not a shift."""
 
 
 def default_shifts(trained_frames: int) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def default_shifts(trained_frames: int) -> tuple[int, ...]:
 
 
 def shifted(frames: int, shift: int) -> FramePlan:
-    """Every key frame stands `shift` latent frames later than it is.
+    """Every key frame is moved `shift` latent frames later.
 
     >>> shifted(3, shift=20).positions[0].tolist()
     [-20.0, -21.0, -22.0]
@@ -44,7 +44,7 @@ def perturbed(name: str, frames: int, trained_frames: int) -> FramePlan:
 
 
 def names(shifts: Sequence[int]) -> list[str]:
-    """Of the perturbations with these shifts, and the window.
+    """The names of the perturbations with these shifts, and of the window.
 
     >>> names((-20, 20))
     ['-20', '+20', 'window']

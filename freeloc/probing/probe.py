@@ -7,38 +7,22 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from freeloc.adapter.spec import Adapter
 from freeloc.discovery import transformers_of
 from freeloc.errors import ProbeError
 from freeloc.probing.cells import Cells
-from freeloc.probing.facts import ProbeFacts
-from freeloc.probing.local import Local
-from freeloc.probing.output import Output
+from freeloc.probing.depths.base import Depth
+from freeloc.probing.depths.lookup import find_depth
+from freeloc.probing.facts import TABLE_NAME, ProbeFacts
 from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.subject import Subject, fingerprint
 from freeloc.probing.table import Table
-from freeloc.probing.video import Video
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
 from freeloc.profile.schema import Profile
 from freeloc.untrusted import brief
-
-
-class Depth(Protocol):
-    """How deep a probe looks, and how."""
-
-    name: ClassVar[str]
-
-    def settings(self, subject: Subject) -> dict[str, Any]:
-        """What the numbers depend on, beside model and run; JSON."""
-
-    def measure(self, subject: Subject) -> dict[str, Table]:
-        """The tables, each named ``depth.measure`` (see `facts.TABLE_NAME`: a file of others is not read)."""
-
-
-DEPTHS: dict[str, Callable[[], Depth]] = {"local": Local, "output": Output, "video": Video}
 
 
 def probe(
@@ -71,8 +55,8 @@ def probe(
         model_or_pipeline: a transformer, also wrapped, or a pipeline; all its transformers are probed as one.
         run: generates a long video with it, or calls the transformer: the same each time for one prompt, so it must
             seed its noise. Depth ``video`` needs the video that it returns, of two prompts or more.
-        depth: ``"local"``, ``"output"``, ``"loss"``, ``"video"``, or one of `Local`, `Output`, `Loss`, `Video` with
-            settings.
+        depth: name of a registered depth, ``"local"``, ``"output"``, ``"video"`` or a plugin's; or a `Depth` with
+            settings of its own: `Local`, `Output`, `Loss`, `Video` ... ``Loss`` needs clips.
         prompts: run is called once with each; by default once without.
         profile: says the trained length and the methods' settings: as in `freeloc.patch`.
         adapter: describes the model; by default found from its class.
@@ -83,11 +67,12 @@ def probe(
         seed: of what freeloc draws itself: sampled tokens, the noise of clips.
 
     Raises:
-        ProbeError: if the run does not call the model, or is not seen to be the same each time, or is no longer than
-            the trained length; if the folder holds another probe.
+        ProbeError: if there is no such depth, or it lacks an argument; if the run does not call the model, or is not
+            the same each time as far as can be seen, or is no longer than the trained length; if the folder holds
+            another probe.
         ProfileError, AdapterError, PatchError: as `freeloc.patch`.
     """
-    chosen = _depth(depth)
+    chosen = find_depth(depth)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=True)
     for transformer, known in found:
@@ -101,11 +86,12 @@ def probe(
     subject = Subject(model_or_pipeline, found, run, prompts, loaded, seed)
     settings = chosen.settings(subject)
     what = {"model": print_of_model, "prompts": labels, "seed": seed, chosen.name: settings}
-    what["profile"] = loaded.model_dump(mode="json", include={"model", "vrpr", "tsa"})
+    decides = {"model", "vrpr", "tsa"} | ({"policies"} if loaded.policies else set())
+    what["profile"] = loaded.model_dump(mode="json", include=decides)
     of_run = {"run": _json(run_settings)} if run_settings else {}
     what |= of_run
     subject.cells = Cells(Path(folder) / chosen.name if folder else None, what)
-    tables = chosen.measure(subject)
+    tables = _named(chosen, chosen.measure(subject))
     facts = ProbeFacts(
         profile=loaded,
         fingerprint=print_of_model,
@@ -119,13 +105,15 @@ def probe(
     return Sensitivity(tables, facts)
 
 
-def _depth(depth: str | Depth) -> Depth:
-    if not isinstance(depth, str):
-        return depth
-    if depth not in DEPTHS:
-        needs = ", which needs clips: give freeloc.probing.Loss(clips)" if depth == "loss" else ""
-        raise ProbeError(f"expected depth to be one of {', '.join(DEPTHS)}, or a Depth, found {depth!r}{needs}")
-    return DEPTHS[depth]()
+def _named(depth: Depth, tables: dict[str, Table]) -> dict[str, Table]:
+    """The tables of a depth, whose names say so: files with other names are not read."""
+    for name in tables:
+        if not TABLE_NAME.fullmatch(name) or not name.startswith(f"{depth.name}."):
+            raise ProbeError(
+                f"expected depth {depth.name} to name its tables '{depth.name}.measure', with letters, digits, spaces, "
+                f"'_' and '-', found {brief(name)}"
+            )
+    return tables
 
 
 def _json(settings: Mapping[str, Any]) -> Any:

@@ -1,90 +1,98 @@
-"""Sensitivity: what a probe measured, as named tensors in one file, with all that says what they are of."""
+"""Sensitivity: what follows from the measurements of a probe, depth by depth."""
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.probing.choice import BY_DEPTH, Rule, Summary, choose, rank_correlation, samples, summary
-from freeloc.probing.facts import SCHEMA_VERSION, Header, ProbeFacts, read_header, tables_of
-from freeloc.probing.table import Table, read_tensors, write_tensors
+from freeloc.probing.depths.base import Depth
+from freeloc.probing.depths.lookup import find_depth, installed_depths
+from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.statistics import rank_correlation
+from freeloc.probing.store import Measurements
 from freeloc.profile.files import digest, validated
-from freeloc.profile.schema import POLICIES, Policy, Profile
+from freeloc.profile.schema import POLICIES, Profile, version_for
 from freeloc.untrusted import brief, printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """What a probe measured.
 
-    Args:
-        tables: by name: ``local.logits``, ``loss.value`` ...: docs/probe-your-model.md lists them.
-        facts: see `ProbeFacts`.
+class Sensitivity(Measurements):
+    """What a probe measured, and what follows from it: `freeloc.probe` returns one, `load` reads one.
+
+    Printing one gives a line per layer: how sensitive it is, and the policy that `to_profile` would choose.
     """
-
-    tables: Mapping[str, Table]
-    facts: ProbeFacts
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, profile: Profile | None = None) -> str:
-        """A line per layer: how sensitive it is, and what a profile gives it; by default the one that would be chosen.
+        """A line per layer: how sensitive it is, and its policy. Where there is none, it says why; it never raises.
 
-        Raises:
-            ProbeError: if no known depth was measured.
+        Args:
+            profile: whose policies are shown; by default those that would be chosen.
         """
-        depth, facts = self._deepest, self.facts
-        found, why = self.summary(depth), []
-        if profile is not None:
-            chosen = [profile.head_policies(layer) for layer in range(profile.model.layers)]
-        else:
-            try:
-                chosen = choose(self, depth, Rule())
-            except ProbeError as error:  # the numbers are shown all the same
-                chosen, why = [[] for _ in found.position], [f"no policy: {error}"]
-        lines = [
-            f"{facts.profile.model.name}, {' and '.join(map(str, facts.latent_frames))} latent frames, depth {depth}",
-            f"{'layer':>5} {'position':>10} {'context':>10}  {'policy'}",
-        ]
-        rows = zip(found.position.tolist(), found.context.tolist(), chosen, strict=True)
-        lines += [
-            f"{n:5} {position:10.4g} {context:10.4g}  {_told(own)}" for n, (position, context, own) in enumerate(rows)
-        ]
+        facts = self.facts
+        title = f"{printable(facts.profile.model.name)}, {' and '.join(map(str, facts.latent_frames))} latent frames"
+        try:
+            depth = self._depth(None)
+            columns = {name: _by_layer(values) for name, (values, _) in depth.summarize(self).columns().items()}
+        except Exception as error:  # any plugin's depth, on any file's tables
+            return f"{title}\n{_why(error)}"
+        why = []
+        try:
+            chosen = depth.choose(self, USUAL) if profile is None else _policies_of(profile)
+        except Exception as error:  # the numbers are shown all the same
+            chosen, why = [], [f"no policy: {_why(error)}"]
+        widths = {name: max(10, len(printable(name))) for name in columns}
+        head = " ".join(f"{printable(name):>{width}}" for name, width in widths.items())
+        lines = [f"{title}, depth {depth.name}", f"{'layer':>5} {head}  policy"]
+        rows = itertools.zip_longest(zip(*columns.values(), strict=False), chosen, fillvalue=())
+        for layer, (numbers, own) in enumerate(rows):
+            told = " ".join(f"{value:{width}.4g}" for value, width in zip(numbers, widths.values(), strict=False))
+            lines.append(f"{layer:5} {told}  {_told(own)}")
         return "\n".join(lines + why)
-
-    @property
-    def depths(self) -> list[str]:
-        """What was probed: ``local``, ``output``, ``loss``, ``video``."""
-        return list(dict.fromkeys(name.split(".")[0] for name in self.tables))
-
-    def table(self, name: str) -> Table:
-        """One table.
-
-        Raises:
-            ProbeError: if it was not measured.
-        """
-        if name not in self.tables:
-            raise ProbeError(f"'{name}' was not measured: found {', '.join(self.tables)}")
-        return self.tables[name]
 
     def summary(self, depth: str | None = None, heads: bool = False, scorer: str | None = None) -> Summary:
         """How sensitive each layer or head is to positions and to context: see `Summary`.
 
+        Args:
+            depth: by default the one with the highest rank of those that were measured.
+            heads: of each head.
+            scorer: of depth ``video``; by default the first.
+
         Raises:
-            ProbeError: if the depth was not measured.
+            ProbeError: if the depth was not measured, or is not installed.
         """
-        return summary(self, depth or self._deepest, heads, scorer)
+        return self._depth(depth).summarize(self, heads, Rule(scorer=scorer))
+
+    def choose(self, depth: str | None = None, rule: Rule = USUAL, heads: bool = False) -> list[list[str]]:
+        """The policy of each head of each layer; unless `heads`, all heads of a layer get the same one.
+
+        Raises:
+            ProbeError: as `to_profile`.
+        """
+        return self._depth(depth).choose(self, rule, heads)
+
+    def picture(self, depth: str | None = None) -> "Figure":
+        """The picture that a depth makes of its measurements.
+
+        Raises:
+            ProbeError: if the depth was not measured, or is not installed.
+            FreelocError: if matplotlib is not installed.
+        """
+        return self._depth(depth).picture(self)
 
     def compare(self, other: "Sensitivity") -> dict[tuple[str, str], tuple[float, float]]:
         """Rank correlation over layers of positions and of context, for every depth of this with every one of `other`.
 
-        1 where both put the layers in the same order, 0 where they have nothing to do with each other.
+        1 where both put the layers in the same order, 0 where they have nothing to do with each other. Depths that are
+        not installed are left out.
 
         Raises:
             ProbeError: if they are of models with other numbers of layers.
@@ -95,8 +103,9 @@ class Sensitivity:
                 f"expected measurements of models with as many layers, found {mine.layers} of {mine.name} and "
                 f"{its.layers} of {its.name}"
             )
-        pairs = itertools.product(self.depths, other.depths)
-        found = {pair: (self.summary(pair[0]), other.summary(pair[1])) for pair in pairs}
+        first, second = ({depth.name: depth for depth in installed_depths(found.depths)} for found in (self, other))
+        pairs = [(a, b) for a in self.depths if a in first for b in other.depths if b in second]
+        found = {(a, b): (first[a].summarize(self), second[b].summarize(other)) for a, b in pairs}
         return {
             pair: (rank_correlation(a.position, b.position), rank_correlation(a.context, b.context))
             for pair, (a, b) in found.items()
@@ -109,112 +118,93 @@ class Sensitivity:
 
         Args:
             path: where to write the profile, a ``.json`` file, and beside it the measurements it rests on.
-            depth: whose measurements decide; by default the deepest that was measured.
+            depth: whose measurements decide; by default the one with the highest rank of those that were measured.
             rule: with thresholds of your own.
             heads: choose for each head.
 
         Raises:
             ProbeError: if the depth was not measured, or not in every layer, or once where a standard error decides; if
-                the path does not end in ``.json``.
+                it is not installed; if the path does not end in ``.json``.
             ProfileError: if not all layers were measured.
         """
         if path is not None and Path(path).suffix != ".json":  # the measurements' file, or their folder, might be it
             raise ProbeError(f"expected a path that ends in .json for the profile, found {printable(str(path))}")
-        depth, rule = depth or self._deepest, rule or Rule()
-        policies = choose(self, depth, rule, heads)
-        usual = [Counter(of_heads).most_common(1)[0][0] for of_heads in policies]
-        facts, known = self.facts, self.facts.profile
-        name, count = samples(self, depth)
-        content = known.model_dump() | {
-            "layers": {policy: [n for n, own in enumerate(usual) if own == policy] for policy in POLICIES},
-            "heads": _differing(policies, usual),
-            "provenance": {
-                "kind": "probed",
-                "source": facts.command,
-                "notes": f"Chosen by depth {depth} ({rule}) on {count} {name if count > 1 else name[:-1]}, "
-                f"{' and '.join(map(str, facts.latent_frames))} latent frames. Weights {facts.fingerprint[:12]}.",
-            },
-        }
-        content["layers"] = {policy: layers for policy, layers in content["layers"].items() if layers}
-        content["evidence"] = None
+        found, rule = self._depth(depth), rule or USUAL
+        content = self._content(found, rule, found.choose(self, rule, heads))
         if path is not None:
             measurements = Path(path).with_suffix(".safetensors")
             self.save(measurements)
-            content["evidence"] = {"sha256": digest(measurements), "rule": f"{depth}: {rule}"}
+            content["evidence"] = {"sha256": digest(measurements), "rule": f"{found.name}: {rule}"}
         profile = validated(content, "what was chosen")
         if path is not None:
             profile.save(path)
         return profile
 
-    @property
-    def _deepest(self) -> str:
-        found = next((depth for depth in BY_DEPTH if depth in self.depths), None)
-        if found is None:
-            raise ProbeError(f"expected measurements of a depth of {', '.join(BY_DEPTH)}, found {brief(self.depths)}")
-        return found
+    def _content(self, depth: Depth, rule: Rule, policies: list[list[str]]) -> dict[str, object]:
+        """What the profile says, without evidence."""
+        usual = [Counter(of_heads).most_common(1)[0][0] for of_heads in policies]
+        facts, count, samples = self.facts, depth.count_of(self), depth.samples
+        layers = {
+            policy: [layer for layer, own in enumerate(usual) if own == policy]
+            for policy in dict.fromkeys([*POLICIES, *usual])
+        }
+        heads = _differing(policies, usual)
+        content = facts.profile.model_dump()
+        used = {*usual, *(policy for groups in heads.values() for policy in groups)}
+        defined = {name: policy for name, policy in content["policies"].items() if name in used}
+        return content | {
+            "schema_version": version_for(defined, usual, heads),
+            "policies": defined,
+            "layers": {policy: places for policy, places in layers.items() if places},
+            "heads": heads,
+            "provenance": {
+                "kind": "probed",
+                "source": facts.command,
+                "notes": f"Chosen by depth {depth.name} ({rule}) on {count} {samples if count > 1 else samples[:-1]}, "
+                f"{' and '.join(map(str, facts.latent_frames))} latent frames. Weights {facts.fingerprint[:12]}.",
+            },
+            "evidence": None,
+        }
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all.
+    def _depth(self, name: str | None) -> Depth:
+        """The depth of this name, or of those that were measured the one with the highest rank."""
+        if name is None:
+            installed = installed_depths(self.depths)
+            if not installed:
+                raise self._not_installed(self.depths)
+            return installed[0]
+        if self.tables_of(name) and not installed_depths([name]):
+            raise self._not_installed([name])
+        return find_depth(name)
 
-        Raises:
-            ProbeError: if it cannot be written.
-        """
-        path = Path(path)
-        axes = {name: table.axes for name, table in self.tables.items()}
-        try:
-            text = Header(schema_version=SCHEMA_VERSION, facts=self.facts, axes=axes).model_dump_json()
-        except ValueError as error:
-            raise ProbeError(f"cannot write {path}: {printable(str(error)[:300])}") from error
-        tensors = {name: table.values for name, table in self.tables.items()}
-        write_tensors(path, tensors, {"freeloc": text})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Sensitivity":
-        """Read such a file.
-
-        Raises:
-            ProbeError: if it cannot be read, or is something else.
-        """
-        tensors, metadata = read_tensors(Path(path))
-        where = printable(str(path))
-        if "freeloc" not in metadata:
-            raise ProbeError(f"{where} holds no measurements of freeloc: expected metadata named 'freeloc', found none")
-        header = read_header(metadata["freeloc"], where)
-        try:
-            return cls(tables_of(tensors, header), header.facts)
-        except ProbeError as error:
-            raise ProbeError(f"{where} holds no measurements of freeloc: {error}") from None
-
-    def merge(self, other: "Sensitivity") -> "Sensitivity":
-        """Both: what only one has, and of what both have the prompts or clips of one after those of the other.
-
-        Raises:
-            ProbeError: if they are of different weights, or cannot be put side by side.
-        """
-        mine, its = self.facts, other.facts
-        if mine.fingerprint != its.fingerprint:
-            raise ProbeError(
-                "expected measurements of one model, found two: "
-                f"{mine.profile.model.name} ({mine.fingerprint[:12]}) and {its.profile.model.name} "
-                f"({its.fingerprint[:12]})"
-            )
-        tables = {**self.tables, **other.tables}
-        for name in self.tables.keys() & other.tables.keys():
-            tables[name] = _joined(name, self.tables[name], other.tables[name])
-        facts = mine.model_copy(
-            update={
-                "prompts": _union(mine.prompts, its.prompts),
-                "latent_frames": _union(mine.latent_frames, its.latent_frames),
-                "settings": mine.settings | its.settings,
-                "command": "; ".join(_union([mine.command], [its.command])),
-            }
+    def _not_installed(self, depths: Sequence[str]) -> ProbeError:
+        if not depths:
+            return ProbeError("nothing was measured: found no table")
+        tables = [name for depth in depths for name in self.tables_of(depth)]
+        return ProbeError(
+            f"expected measurements of an installed depth, found depth {brief(depths[0])} with the tables "
+            f"{brief(tables)}: install the package that registers it (hook freeloc_depths)"
         )
-        return Sensitivity(tables, facts)
 
 
-def _differing(policies: list[list[Policy]], usual: list[Policy]) -> dict[str, dict[Policy, list[int]]]:
-    """Heads that get something else than their layer, as a profile lists them."""
-    found: dict[str, dict[Policy, list[int]]] = {}
+def _by_layer(values: Tensor) -> list[float]:
+    """A number per layer: means over heads and whatever else there is."""
+    found: list[float] = values.flatten(1).mean(dim=1).tolist() if values.ndim > 1 else values.tolist()
+    return found
+
+
+def _policies_of(profile: Profile) -> list[list[str]]:
+    return [[*profile.head_policies(layer)] for layer in range(profile.model.layers)]
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, in our words or in those of a plugin."""
+    return str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {printable(str(error))}"
+
+
+def _differing(policies: list[list[str]], usual: list[str]) -> dict[str, dict[str, list[int]]]:
+    """Heads that get another policy than their layer, as a profile lists them."""
+    found: dict[str, dict[str, list[int]]] = {}
     for layer, of_heads in enumerate(policies):
         for head, policy in enumerate(of_heads):
             if policy != usual[layer]:
@@ -222,27 +212,7 @@ def _differing(policies: list[list[Policy]], usual: list[Policy]) -> dict[str, d
     return found
 
 
-def _told(policies: Sequence[Policy]) -> str:
+def _told(policies: Sequence[str]) -> str:
     """What the heads of a layer get."""
     counts = Counter(policies).most_common()
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{policy} x{count}" for policy, count in counts) or "?"
-
-
-def _union(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    return list(dict.fromkeys([*first, *second]))
-
-
-def _joined(name: str, first: Table, second: Table) -> Table:
-    """Two tables that differ along one axis, one after the other."""
-    if list(first.axes) != list(second.axes):
-        raise ProbeError(f"'{name}' has the axes {list(first.axes)} in one file and {list(second.axes)} in the other")
-    along = [axis for axis in first.axes if first.axes[axis] != second.axes[axis]]
-    if len(along) != 1 or along[0] not in ("prompts", "clips"):
-        raise ProbeError(
-            f"'{name}' can be merged where only the prompts or clips differ, found a difference in {along or 'nothing'}"
-        )
-    axis = along[0]
-    if both := set(first.axes[axis]) & set(second.axes[axis]):
-        raise ProbeError(f"'{name}' has the {axis} {sorted(both, key=str)} in both files")
-    values = torch.cat([first.values, second.values], dim=list(first.axes).index(axis))
-    return Table(values, {**first.axes, axis: first.axes[axis] + second.axes[axis]})

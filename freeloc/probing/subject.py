@@ -1,4 +1,4 @@
-"""What is probed: a model, how to run it, and where the pieces of the work are kept."""
+"""Subject: the model that is probed, how to run it, and where the pieces of the work are saved."""
 
 import functools
 import hashlib
@@ -34,12 +34,12 @@ class Subject:
     """A model that is being probed.
 
     Args:
-        pipeline: the whole that was given, or the transformer itself.
+        pipeline: that was given, or the transformer itself.
         found: its transformers, with their adapters.
         run: generates something, given a prompt if there are any.
         prompts: one run each; none for one run without a prompt.
         profile: says the trained length and the settings of the methods.
-        seed: of what freeloc draws itself.
+        seed: of everything that freeloc draws itself.
     """
 
     pipeline: object
@@ -51,13 +51,13 @@ class Subject:
     cells: Cells = field(init=False)
     """The pieces of the work."""
     latent_frames: set[int] = field(default_factory=set)
-    """Lengths of a run's videos: of all runs the same."""
+    """Lengths of a run's videos, in latent frames; the same in all runs."""
     _seen: set[int] = field(default_factory=set)
-    """Lengths that the work on one piece has seen so far."""
+    """Lengths seen so far while one piece is made."""
 
     @property
     def shape(self) -> ModelShape:
-        """Of the transformers."""
+        """Layers, heads and head size of the transformers."""
         model, adapter = self.found[0]
         return adapter.shape(model)
 
@@ -68,13 +68,13 @@ class Subject:
         return frames
 
     @property
-    def turns(self) -> bool:
+    def has_rope(self) -> bool:
         """Whether the model has RoPE."""
         return any(adapter.rope_of(model) is not None for model, adapter in self.found)
 
     def perturbations(self, shifts: Sequence[int] | None) -> list[str]:
-        """Names of the perturbations: by default with `default_shifts`; the window alone if the model has no RoPE."""
-        if not self.turns:
+        """Names of the perturbations, by default with `default_shifts`; only the window if the model has no RoPE."""
+        if not self.has_rope:
             return [WINDOW]
         return names(default_shifts(self.trained_frames) if shifts is None else shifts)
 
@@ -88,7 +88,7 @@ class Subject:
         return self.run(self.prompts[prompt]) if self.prompts else self.run()
 
     def measure(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
-        """These pieces, from disk where they are.
+        """These pieces, read from disk if they are there, else made.
 
         Raises:
             ProbeError: if a run makes no call, or its video is too short, or not as long as those before.
@@ -106,7 +106,7 @@ class Subject:
         return found
 
     def _checked(self, cell: Cell) -> Cell:
-        """A piece whose video is longer than the trained clips, and as long as the others."""
+        """The piece, if its video is longer than the trained clips and as long as the others."""
         frames = set(cell["latent frames"].tolist())
         if not frames:
             raise self.no_call()
@@ -127,7 +127,7 @@ class Subject:
 
     @contextmanager
     def under(self, plan: PlanOfLayer, observer: Observer | None = None) -> Iterator[None]:
-        """What runs inside has these plans, and tells the observer of its attention calls."""
+        """The model has these plans inside the block, and the observer is given its attention calls."""
 
         def noting(layer: int, frames: int) -> Plans:
             self._seen.add(frames)
@@ -138,7 +138,7 @@ class Subject:
         )
         hooks = install(self.found, correction)
         try:
-            # What an observer counts would make a compiled model compile again and again.
+            # An observer that counts would make a compiled model compile again and again.
             with torch.compiler.set_stance("force_eager"):
                 yield
         finally:
@@ -146,7 +146,7 @@ class Subject:
                 hook.remove()
 
     def no_call(self) -> ProbeError:
-        """What to raise where a run never called a transformer."""
+        """The error of a run that never called a transformer."""
         names = " or ".join(sorted({type(model).__name__ for model, _ in self.found}))
         return ProbeError(f"expected the run to call {names}, found no call: does it run another copy of the model?")
 
@@ -162,7 +162,7 @@ class Subject:
         return seen.calls
 
     def require_same(self, prompt: int, steps: Sequence[int], calls: Mapping[int, Call]) -> None:
-        """See that a run of a prompt makes the same calls at these steps as the first one that was seen.
+        """Check that a run of a prompt makes the same calls at these steps as the first run of it.
 
         Raises:
             ProbeError: if it does not, or made no call.
@@ -181,7 +181,7 @@ class Subject:
 def one_layer(
     layer: int, changed: Callable[[int], FramePlan], rest: Callable[[int], FramePlan], head: int | None, heads: int
 ) -> PlanOfLayer:
-    """Plans in which one layer, or one head of it, has another plan than the rest. Both are functions of the length."""
+    """Plans that differ in one layer, or in one head of it. `changed` and `rest` are functions of the latent frames."""
 
     def plan(asked: int, frames: int) -> Plans:
         if asked != layer:
@@ -194,10 +194,10 @@ def one_layer(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of the names, shapes and first values of all weights, 64 hex digits: tells checkpoints apart, in no time.
+    """A digest of the names, shapes and first values of all weights, 64 hex digits: quick, and tells checkpoints apart.
 
     Raises:
-        ProbeError: if weights are nowhere to be read.
+        ProbeError: if there are weights that cannot be read.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -209,7 +209,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _loaded(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A weight, from where accelerate keeps it while an empty one on ``meta`` stands in its place."""
+    """A weight; if it is empty on ``meta``, the one that accelerate keeps elsewhere."""
     if not tensor.is_meta:
         return tensor
     path, _, own = name.rpartition(".")
@@ -223,7 +223,7 @@ def _loaded(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 
 def _trace(arguments: dict[str, Any]) -> Tensor:
-    """A few numbers that tell a call's tensors from others."""
+    """A few numbers by which the tensors of two calls can be told apart."""
     parts = [part for value in arguments.values() for part in (value if isinstance(value, list) else [value])]
     tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
     return torch.stack([tensor.flatten()[:3].double().cpu().sum() for tensor in tensors])

@@ -42,6 +42,16 @@ class Table:
                 f"found {brief([*self.values.shape])}"
             )
 
+    def labels(self, axis: str) -> list[Label]:
+        """The labels of an axis.
+
+        Raises:
+            ProbeError: if there is no such axis, or nothing on it.
+        """
+        if not self.axes.get(axis):
+            raise ProbeError(f"expected labels on the axis '{axis}', found the axes {brief(list(self.axes))}")
+        return self.axes[axis]
+
     def mean(self, *axes: str) -> "Table":
         """Mean over axes, leaving out what was not measured."""
         kept = {name: labels for name, labels in self.axes.items() if name not in axes}

@@ -1,8 +1,8 @@
-"""How well cheap probes predict dear ones, on the tiny model: ``python -m freeloc.tiny.predictions``.
+"""How well cheap probes predict expensive ones, on the tiny model: ``python -m freeloc.tiny.predictions``.
 
-The truth is in whole videos that `freeloc bench --layers` made: how much worse they are where VRPR leaves one layer out
-(positions), and how much better where one layer has TSA too (context). Rank correlations over layers: 1 the same order,
-0 nothing to do with each other.
+The ground truth is in whole videos that `freeloc bench --layers` made: how much worse they are where one layer has no
+VRPR (positions), and how much better where one layer has TSA too (context). What is printed are rank correlations over
+layers: 1 for the same order, 0 for no relation.
 """
 
 import argparse
@@ -13,18 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.probing import Rule, Sensitivity
-from freeloc.probing.choice import choose, rank_correlation
+from freeloc.probing import Rule, Sensitivity, rank_correlation
 from freeloc.profile.files import measurements_path
-from freeloc.profile.schema import Policy
 from freeloc.tiny.scores import mean_and_error
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
-"""What the truth is measured by, and whether more (1) or less (-1) of it is better."""
+"""What the ground truth is measured by, and whether more (1) or less (-1) of it is better."""
 
 
-Losses = dict[Policy, Tensor]
+Losses = dict[str, Tensor]
 """By the policy that one layer has while the others have VRPR, (layers, clips): less is better."""
 
 Rows = list[dict[str, str]]
@@ -39,12 +37,12 @@ class Effects(NamedTuple):
 
 
 def in_videos(rows: Rows, measure: str) -> Losses:
-    """The truth by one measure, its sign turned where more of it is better."""
+    """The ground truth by one measure, negated where more of it is better."""
     found: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: int(row["clip"])):
         found.setdefault(row["setting"], []).append(-MEASURES[measure] * float(row[measure]))
     layers = range(sum(WITH_TSA.format(layer) in found for layer in range(len(found))))
-    names: dict[Policy, str] = {"none": WITHOUT_VRPR, "vrpr": "vrpr everywhere", "vrpr+tsa": WITH_TSA}
+    names: dict[str, str] = {"none": WITHOUT_VRPR, "vrpr": "vrpr everywhere", "vrpr+tsa": WITH_TSA}
     return {
         policy: torch.tensor([found[name.format(layer)] for layer in layers], dtype=torch.float64)
         for policy, name in names.items()
@@ -52,13 +50,13 @@ def in_videos(rows: Rows, measure: str) -> Losses:
 
 
 def effects(losses: Losses, clips: slice = slice(None)) -> Effects:
-    """What these losses say, mean over clips."""
+    """The effects by these losses, means over clips."""
     none, vrpr, both = (losses[policy][:, clips].mean(dim=1) for policy in ("none", "vrpr", "vrpr+tsa"))
     return Effects(none - vrpr, vrpr - both)
 
 
 def halves(losses: Losses) -> tuple[Effects, Effects]:
-    """What they say on every other clip, and on the rest."""
+    """The effects on every other clip, and on the rest."""
     return effects(losses, slice(0, None, 2)), effects(losses, slice(1, None, 2))
 
 
@@ -74,7 +72,8 @@ def agreement(first: Effects, second: Effects) -> str:
 
 
 def table(probes: dict[str, Effects], rows: Rows) -> str:
-    """Each probe beside the truth by each measure, a Markdown table; last, one half of the clips beside the other."""
+    """A Markdown table of each probe against the ground truth by each measure; last, of one half of the clips
+    against the other."""
     truths = {measure: in_videos(rows, measure) for measure in MEASURES}
     lines = [["positions / context", *MEASURES]]
     for name, found in probes.items():
@@ -105,18 +104,18 @@ def read_rows(path: Path) -> Rows:
 
 
 def _depths(found: Sensitivity) -> dict[str, tuple[str, str | None]]:
-    """Every depth with its scorer, by a name of both; ``video`` once for each scorer."""
+    """Every depth with its scorer, by a name of both; a depth with several scorers once for each."""
     named: dict[str, tuple[str, str | None]] = {}
     for depth in found.depths:
-        if depth == "video":
-            named |= {f"video by {name}": (depth, str(name)) for name in found.table("video.base").axes["scorers"]}
-        else:
-            named[depth] = depth, None
+        tables = [table for table in found.tables_of(depth).values() if "scorers" in table.axes]
+        scorers = [str(name) for name in tables[0].axes["scorers"]] if tables else []
+        by_scorer: dict[str, tuple[str, str | None]] = {f"{depth} by {name}": (depth, name) for name in scorers}
+        named |= by_scorer or {depth: (depth, None)}
     return named
 
 
 def probed(found: Sensitivity) -> dict[str, Effects]:
-    """What every depth says."""
+    """The effects by every depth."""
     summaries = {name: found.summary(depth, scorer=scorer) for name, (depth, scorer) in _depths(found).items()}
     return {name: Effects(summary.position, summary.context) for name, summary in summaries.items()}
 
@@ -125,7 +124,7 @@ def choices(found: Sensitivity) -> str:
     """What every depth would give each layer by the usual rule, a Markdown table."""
     lines = [["layer", *(str(layer) for layer in range(found.facts.profile.model.layers))]]
     for name, (depth, scorer) in _depths(found).items():
-        lines.append([name, *(policies[0] for policies in choose(found, depth, Rule(scorer=scorer)))])
+        lines.append([name, *(policies[0] for policies in found.choose(depth, Rule(scorer=scorer)))])
     return _markdown(lines)
 
 
@@ -150,7 +149,7 @@ def main() -> None:
     found = Sensitivity.load(arguments.measurements)
     probes = probed(found)
     print(f"{choices(found)}\n\n{among(probes)}")
-    if "loss" in found.depths:
+    if "loss.value" in found.tables:
         losses = measured_losses(found)
         print(f"\nloss, one half of the clips with the other: {agreement(*halves(losses))}\n\n{changes(losses)}")
     if arguments.bench:

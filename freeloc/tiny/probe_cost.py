@@ -1,6 +1,6 @@
 """What a local probe costs: ``python -m freeloc.tiny.probe_cost``.
 
-Prints how long a run of the tiny model at four trained lengths takes with and without the probe, in turns.
+Prints how long a run of the tiny model at four trained lengths takes with and without the probe, measured alternately.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Warm up once, then measure both in turns."""
+    """Warm up once, then measure both alternately."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=4, help="length, in trained lengths")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps, two calls of the transformer each")

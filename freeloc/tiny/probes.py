@@ -1,7 +1,7 @@
 """Probes the tiny model at every depth, and compares them: ``python -m freeloc.tiny.probes``.
 
-Prompts, noise and clips are others than the bench's. The dear truth to compare with is `freeloc bench --layers`: whole
-videos with one layer treated differently.
+Prompts, noise and clips differ from those of the bench. The expensive reference to compare with is `freeloc bench
+--layers`: whole videos with one layer treated differently.
 """
 
 import argparse
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from freeloc.metrics.scorers import Scorer
-from freeloc.probing import Local, Loss, Output, Sensitivity, Video, probe
-from freeloc.probing.probe import Depth
-from freeloc.profile.schema import Policy
+from freeloc.probing import Depth, Local, Loss, Output, Sensitivity, Video, probe
 from freeloc.tiny.measures import identity, pan_accuracy
 from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
 from freeloc.tiny.world import PROMPTS, clips, to_latents
@@ -22,12 +20,12 @@ from freeloc.tiny.world import PROMPTS, clips, to_latents
 SEED = 600_000
 """Of noise and clips."""
 
-ON_VRPR: tuple[tuple[Policy, Policy], ...] = (("vrpr", "none"), ("vrpr", "tsa"), ("vrpr", "vrpr+tsa"))
+ON_VRPR: tuple[tuple[str, str], ...] = (("vrpr", "none"), ("vrpr", "tsa"), ("vrpr", "vrpr+tsa"))
 """What is compared for single heads: with so many of them, not more than a choice needs."""
 
 
 def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], float]:
-    """A measure of the tiny world as a scorer's function."""
+    """A measure of the synthetic dataset as a scorer's function."""
     return lambda video, prompt: measure(video.movedim(-1, 0), prompt)
 
 

@@ -21,7 +21,7 @@ from freeloc.metrics.judges import find_scorer
 from freeloc.metrics.measures import MEASURES
 from freeloc.metrics.video import read_video, write_video
 from freeloc.probing import Video
-from freeloc.probing.video import as_video
+from freeloc.probing.depths.video import as_video
 from freeloc.tiny.model import load_transformer
 from freeloc.tiny.world import prompt_embeds
 

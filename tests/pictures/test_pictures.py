@@ -260,7 +260,13 @@ def test_profiles_plot(local: Sensitivity, tmp_path: Path, capsys: pytest.Captur
     names = sorted(path.name for path in (tmp_path / "made").iterdir())
     kinds = {policy for policy in POLICIES[1:] if policy in freeloc.load_profile(profile).layers}
     assert names == sorted(
-        ["layers.png", "local.change.png", "local.logits.png", *(f"plan-{kind}.png" for kind in kinds)]
+        [
+            "layers.png",
+            "depth-local.png",
+            "local.change.png",
+            "local.logits.png",
+            *(f"plan-{kind}.png" for kind in kinds),
+        ]
     )
     assert sorted(Path(line).name for line in capsys.readouterr().out.split()) == names
     assert main(["profiles", "plot", "wan2.1", "--depth", "local", "--output", str(tmp_path / "none")]) == 2

@@ -11,9 +11,8 @@ from torch import Tensor
 
 import freeloc
 from freeloc.metrics import Scorer
-from freeloc.probing import Loss, Output, Sensitivity, Video
-from freeloc.probing.choice import Rule
-from freeloc.probing.loss import COMPARED
+from freeloc.probing import Loss, Output, Rule, Sensitivity, Video
+from freeloc.probing.depths.loss import COMPARED
 
 TEMPORAL = 8  # of 24 channels per head
 FRAMES = 12

@@ -39,21 +39,21 @@ def test_every_depth(example: Example) -> None:
         return freeloc.probe(model, run, depth, profile=profile, prompts=prompts)
 
     local = probe().summary("local")
-    turns = adapter.rope_of(model) is not None
+    has_rope = adapter.rope_of(model) is not None
     assert local.position.isfinite().all()
-    assert bool((local.position > 0).all()) == turns
+    assert bool((local.position > 0).all()) == has_rope
     assert (local.context > 0).all()
 
     found = probe(Output(shifts=(2,), steps=(0,))).summary("output")
     assert found.context.isfinite().all()
-    if turns:
+    if has_rope:
         assert (found.position > 0).sum() >= len(found.position) - 1  # the last block of some models ends in text alone
 
     given = inputs[example.video]
     sample = given[0]
     if example.label == "wan-animate":  # given a condition beside the latents
         sample = sample[: model.config.out_channels]
-    compared = (("none", "tsa"),) if turns else None  # which is all that can be compared
+    compared = (("none", "tsa"),) if has_rope else None  # which is all that can be compared
     clips = torch.stack([sample.float(), -sample.float()])
     found = probe()
     if example.label not in RETURN_TOKENS:
@@ -67,7 +67,7 @@ def test_every_depth(example: Example) -> None:
 
     video = probe(Video(["contrast"], shifts=(2,)), ("a", "b"))
     assert video.table("video.score").values.isfinite().all()
-    expected = {"none", "vrpr", "vrpr+tsa"} if turns else {"none", "tsa"}
+    expected = {"none", "vrpr", "vrpr+tsa"} if has_rope else {"none", "tsa"}
     for depth in found.depths:
         chosen = found.to_profile(depth=depth)
         assert set(chosen.layers) <= (expected if depth == "local" else {"none", "tsa"})

@@ -11,12 +11,16 @@ from freeloc.errors import ProbeError
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Call
 from freeloc.probing.cells import Cell
+from freeloc.probing.depths.base import Depth, samples_of
+from freeloc.probing.perturbations import WINDOW
+from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject, identity, one_layer
 from freeloc.probing.table import Label, Table
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(Depth):
     """Measures ||perturbed output - output|| / ||output|| of the transformer with one layer perturbed.
 
     The run is watched up to the last of these steps; its calls are then repeated with each perturbation.
@@ -31,13 +35,14 @@ class Output:
     """
 
     name: ClassVar[str] = "output"
+    rank: ClassVar[int] = 2
 
     shifts: Sequence[int] | None = None
     steps: Sequence[int] = (0, 5, 10)
     heads: bool = False
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """The perturbations and the steps."""
         return {"perturbations": self._names(subject), "steps": list(self.steps)}
 
     def measure(self, subject: Subject) -> dict[str, Table]:
@@ -61,6 +66,12 @@ class Output:
         by_head = {"output.head change": Table(values[:, 1:], axes)} if self.heads else {}
         of_layers = {name: labels for name, labels in axes.items() if name != "heads"}
         return {"output.change": Table(values[:, 0], of_layers)} | by_head
+
+    def summarize(self, measured: Measurements, heads: bool = False, rule: Rule = USUAL) -> Summary:
+        """The change of the output by shifts, and by the window."""
+        change = measured.table("output.head change" if heads else "output.change")
+        shifted, windowed = change.without(perturbations=WINDOW), change.at(perturbations=WINDOW)
+        return Summary.of_samples(samples_of(shifted, heads), samples_of(windowed, heads))
 
     def _names(self, subject: Subject) -> list[str]:
         if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):

@@ -14,7 +14,10 @@ from freeloc.plans.frame_plan import NONE
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Steps, watched
 from freeloc.probing.cells import Cell
+from freeloc.probing.depths.base import Depth, samples_of
 from freeloc.probing.measures import context, logits_difference
+from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject, identity
 from freeloc.probing.table import Label, Table
 
@@ -22,7 +25,7 @@ CONTEXT = ("entropy", "windowed", "change", "beyond", "distance")
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Depth):
     """Measures what shifted keys would do to the logits, and how attention spreads, per layer, head and denoising step.
 
     Tables: ``local.logits`` (layers, heads, shifts, steps, prompts), and ``local.entropy``, ``local.windowed``,
@@ -31,18 +34,19 @@ class Local:
 
     Args:
         shifts: of the keys, in latent frames; by default `perturbations.default_shifts`.
-        rows: query tokens whose softmax is computed; None takes all of them.
+        rows: query tokens whose softmax is computed; None for all.
         every: measures the first of so many denoising steps.
     """
 
     name: ClassVar[str] = "local"
+    rank: ClassVar[int] = 1
 
     shifts: Sequence[int] | None = None
     rows: int | None = 256
     every: int = 1
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """The shifts, the sampled query tokens and the steps."""
         return {"shifts": self._shifts(subject), "rows": self.rows, "every": self.every}
 
     def measure(self, subject: Subject) -> dict[str, Table]:
@@ -63,12 +67,17 @@ class Local:
             tables[f"local.{name}"] = Table(values.movedim(0, -2), axes)
         return tables
 
+    def summarize(self, measured: Measurements, heads: bool = False, rule: Rule = USUAL) -> Summary:
+        """The difference of logits under shifts; the change of entropy by the window."""
+        logits, change = measured.table("local.logits"), measured.table("local.change")
+        return Summary.of_samples(samples_of(logits, heads), samples_of(change, heads))
+
     def _shifts(self, subject: Subject) -> list[int]:
         shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts
         return [int(name) for name in perturbations.names(shifts)[:-1]]
 
     def _of_prompt(self, subject: Subject, name: str) -> Cell:
-        """One run."""
+        """What one run shows."""
         with watched(subject.found) as steps:
             notes = _Notes(self, subject, steps)
             with subject.under(lambda layer, frames: identity(frames), notes):

@@ -14,12 +14,16 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.probing import perturbations
 from freeloc.probing.calls import watched
 from freeloc.probing.cells import Cell
+from freeloc.probing.depths.base import Depth, samples_of
+from freeloc.probing.perturbations import WINDOW
+from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject, identity, one_layer
 from freeloc.probing.table import Label, Table
 
 
 @dataclass(frozen=True)
-class Video:
+class Video(Depth):
     """Generates the probe video of every prompt with each layer perturbed alone, and scores it.
 
     Tables: ``video.score`` (scorers, layers, perturbations, prompts), and ``video.base`` (scorers, prompts), of the
@@ -31,12 +35,15 @@ class Video:
     """
 
     name: ClassVar[str] = "video"
+    rank: ClassVar[int] = 4
+    by_heads: ClassVar[bool] = False
+    needs_video: ClassVar[bool] = True
 
     scorers: Sequence[str | Scorer] = ("sharpness", "dynamic degree")
     shifts: Sequence[int] | None = None
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """The scorers and the perturbations."""
         scorers = [scorer.name for scorer in self._scorers()]
         if len(subject.prompts) < 2:
             raise ProbeError(f"expected at least 2 prompts, for a standard error, found {len(subject.prompts)}")
@@ -56,6 +63,25 @@ class Video:
         unperturbed = torch.stack([found[name]["scores"] for name in base], dim=1)
         return {"video.score": Table(scores, whole), "video.base": Table(unperturbed, axes | {"prompts": prompts})}
 
+    def summarize(self, measured: Measurements, heads: bool = False, rule: Rule = USUAL) -> Summary:
+        """By how much the score of the rule's scorer falls under shifts, and under the window."""
+        if heads:
+            raise ProbeError("expected heads=False with depth video, which perturbs whole layers")
+        unperturbed, score = measured.table("video.base"), measured.table("video.score")
+        scorer = unperturbed.labels("scorers")[0] if rule.scorer is None else rule.scorer
+        whole, score = unperturbed.at(scorers=scorer).values, score.at(scorers=scorer)
+        shifted, windowed = score.without(perturbations=WINDOW), score.at(perturbations=WINDOW)
+        return Summary.of_samples(whole - samples_of(shifted, heads), whole - samples_of(windowed, heads))
+
+    def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
+        """As `Rule` says, of two prompts or more."""
+        self.require_errors(measured)
+        return super().choose(measured, rule, heads)
+
+    def sensitive(self, found: Summary, rule: Rule) -> tuple[Tensor, Tensor]:
+        """Where the score falls by more than so many standard errors."""
+        return found.position > rule.errors * found.position_error, found.context > rule.errors * found.context_error
+
     def _scorers(self) -> list[Scorer]:
         found = [find_scorer(scorer) for scorer in self.scorers]
         if not found or len({scorer.name for scorer in found}) < len(found):
@@ -63,7 +89,7 @@ class Video:
         return found
 
     def _scores(self, subject: Subject, name: str) -> Cell:
-        """Of one video, which must begin as the other ones of its prompt do."""
+        """The scores of one video, which must begin as the other ones of its prompt do."""
         _, prompt, layer, *kind = name.split("/")
         changed = partial(_perturbed, kind[0], subject.trained_frames) if kind else identity
         plan = one_layer(int(layer) if kind else 0, changed, identity, None, subject.shape.heads)
