@@ -13,7 +13,7 @@ HEAD = """# Command line
 
 You want to use freeloc from a shell. `python -m freeloc` is the same command.
 
-Exit status: 0 is success, 1 is a negative answer (a difference, a failed check), 2 is an error. An error is one message.
+Exit status: 0 is success, 1 is a negative answer (a difference, a failed check), 2 is an error. Errors are one message.
 """
 
 
