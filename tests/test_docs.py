@@ -153,3 +153,23 @@ def test_a_quoted_message_may_leave_text_out_but_not_differ():
     assert quoted("E: expected 1, ... found 2").match("E: expected 1, and also found 2")
     assert not quoted("E: expected 1, found 2").match("E: expected 1, found 3")
     assert not quoted("E: expected 1").match("E: expected 1, found 3")
+
+
+def test_files_about_the_project_agree_on_versions():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == freeloc.__version__
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [hook["rev"] for hook in hooks if "ruff" in hook["repo"]] == [f"v{pinned['ruff']}"]
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    tested = tests["jobs"]["newest"]["strategy"]["matrix"]["python"]
+    assert f"| Python | 3.10 and newer | {tested[0]} to {tested[-1]} |" in (DOCS / "versions.md").read_text()
+    oldest = {step.get("with", {}).get("python-version") for step in tests["jobs"]["oldest"]["steps"]}
+    assert f'requires-python = ">={max(filter(None, oldest))}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_changelog_names_where_old_names_went():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("### Deprecated")[2]
+    rows = re.findall(r"^\| (`freeloc.*?) \| `([\w.]+)` \|$", changelog.partition("## 0.1.0")[0], flags=re.MULTILINE)
+    listed = {(home, name) for names, home in rows for name in re.findall(r"`(?:freeloc\.)?(\w+)`", names)}
+    assert listed == {(home, name) for home, names in freeloc._MOVED.items() for name in names}
