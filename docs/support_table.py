@@ -24,7 +24,7 @@ DOUBLES = ("wan_double", "hunyuan_double", "opensora_double")
 def everything() -> list[tuple[Example, str]]:
     """Every example, and what it is made of."""
     found = [(example, f"diffusers {metadata.version('diffusers')}") for example in examples()]
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     for name in DOUBLES:
         found += [(example, "a double of the original") for example in importlib.import_module(name).EXAMPLES]
     return sorted(found, key=lambda pair: (pair[0].adapter, pair[0].label))
