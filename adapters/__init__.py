@@ -17,11 +17,9 @@ from freeloc_adapters import (
     wan,
     wan_based,
 )
-from freeloc_adapters.examples import EXAMPLES
 
 from freeloc import hookimpl
-from freeloc.adapter import Adapter, Refusal
-from freeloc.testing import Example
+from freeloc.adapter import Adapter, Example, Refusal
 
 
 @hookimpl
@@ -49,4 +47,6 @@ def freeloc_adapters() -> list[Adapter | Refusal]:
 @hookimpl
 def freeloc_examples() -> list[Example]:
     """Small models of each family."""
+    from freeloc_adapters.examples import EXAMPLES
+
     return list(EXAMPLES)

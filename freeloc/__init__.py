@@ -5,6 +5,7 @@ import warnings
 
 from freeloc.errors import FreelocError
 from freeloc.inspection import inspect
+from freeloc.layer import attend_layer
 from freeloc.markers import hookimpl
 from freeloc.patching import Patch, patch, unpatch
 from freeloc.plans import FramePlan
@@ -22,6 +23,7 @@ __all__ = [
     "Patch",
     "Profile",
     "__version__",
+    "attend_layer",
     "default_profile",
     "frame_plan",
     "hookimpl",

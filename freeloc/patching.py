@@ -1,21 +1,26 @@
-"""patch and unpatch: one line that makes a model go long, and its undoing."""
+"""patch and unpatch: one line that lets a model make long videos, and its undoing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
 from freeloc.adapter.spec import Adapter
+from freeloc.attention.backends import Backend
 from freeloc.discovery import components, transformers_of
-from freeloc.errors import PatchError
-from freeloc.interception.hooks import ModelHook, model_hooks
-from freeloc.interception.kernel_call import Observer
+from freeloc.errors import FreelocError, PatchError
+from freeloc.interception import context
+from freeloc.interception.hooks import ModelHook, patched_models, take_off
+from freeloc.interception.patched import Correction
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
 from freeloc.profile.planning import resolve_method
 from freeloc.profile.schema import Profile
+from freeloc.registry import registry
 from freeloc.report import Report
 
 
@@ -25,21 +30,19 @@ class Patch:
     def __init__(self, hooks: list[ModelHook], profile: Profile) -> None:
         self.profile = profile
         self._hooks = hooks
-        self._removed = False
 
     def remove(self) -> None:
         """Leave the model as it was before `patch`. Idempotent."""
-        self._removed = True
         for hook in self._hooks:
             hook.remove()
 
     def report(self) -> Report:
-        """What ran so far: per layer the method, calls, frames, positions and density; and what was not corrected."""
+        """What ran so far: per layer the method, calls, frames, positions, density and backend; what was left alone."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
         return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks])
 
     def __enter__(self) -> "Patch":
-        if self._removed:
+        if any(hook.is_removed for hook in self._hooks):
             raise PatchError("this patch was removed already and corrects nothing: patch the model again")
         return self
 
@@ -55,6 +58,7 @@ def patch(
     *,
     adapter: Adapter | None = None,
     method: str | Method | PlanFunction | None = None,
+    backend: str | Backend = "auto",
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -76,6 +80,8 @@ def patch(
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
             (profile, layer, latent frames) -> `FramePlan`, or one per head. What a method does to the initial noise
             (`Method.noise`: FreeNoise) is for the caller to do.
+        backend: the kernel that computes corrected attention: a name (``freeloc backends`` lists them), a `Backend`, or
+            ``"auto"``: of those that can compute a call, the one with the highest priority.
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -83,54 +89,47 @@ def patch(
     Raises:
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
-        RegistryError: if no method has that name.
+        RegistryError: if no method or backend has that name.
         PatchError: if the model is patched already, or cannot do what the profile or method asks for.
     """
     name, function = resolve_method(method)
+    backends = backends_named(backend)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
         require_fit(loaded, known.shape(transformer), (known.name, known.family))
-
-    def method_name(layer: int) -> str:
-        return name or ", ".join(dict.fromkeys(loaded.head_policies(layer)))
-
-    def plan(layer: int, frames: int) -> Plans:
-        return function(loaded, layer, frames)
-
-    hooks = install(found, loaded.model.name, method_name, plan)
+    chosen = _Chosen(loaded, name, function)
+    hooks = install(found, Correction(loaded.model.name, chosen.method_of, chosen.plan, backends))
     try:
         for hook in hooks:
             hook.require_executable(2 * loaded.model.trained_latent_frames)
+        return Patch(hooks, loaded)
     except BaseException:
         for hook in hooks:
             hook.remove()
         raise
-    return Patch(hooks, loaded)
 
 
-def install(
-    found: Sequence[tuple[nn.Module, Adapter]],
-    label: str,
-    method_name: Callable[[int], str],
-    plan: Callable[[int, int], Plans],
-    observer: Observer | None = None,
-) -> list[ModelHook]:
+def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) -> list[ModelHook]:
     """Hooks on all of these transformers, or on none of them.
 
     Raises:
-        PatchError: if one is patched already.
+        PatchError: if one is patched already, or an interrupted patch has left hooks on it.
     """
     for transformer, _ in found:
-        for hook in model_hooks(transformer):
-            raise PatchError(
-                f"this {type(transformer).__name__} is patched already, with the profile for {hook.label}; undo that "
-                "first: call remove() on its Patch, leave its with block, or call freeloc.unpatch(model)"
-            )
+        for module in transformer.modules():
+            for model in patched_models(module):
+                raise PatchError(
+                    f"this {type(transformer).__name__} is patched already, with the profile for "
+                    f"{model.correction.label}; undo that first: call remove() on its Patch, leave its with block, or "
+                    "call freeloc.unpatch(model)"
+                )
     hooks: list[ModelHook] = []
     try:
         for transformer, known in found:
-            hooks.append(ModelHook(transformer, known, label, method_name, plan, observer))
+            hooks.append(ModelHook(transformer, known, correction))
+        for hook in hooks:
+            hook.install()
     except BaseException:
         for hook in hooks:
             hook.remove()
@@ -139,8 +138,50 @@ def install(
 
 
 def unpatch(model_or_pipeline: object) -> None:
-    """Remove every patch from a model or from all models of a pipeline. Idempotent."""
+    """Remove every patch from a model or a pipeline's models, also what interrupted calls have left. Idempotent."""
+    context.close_dead()
     for part in components(model_or_pipeline):
         for module in part.modules():
-            for hook in list(model_hooks(module)):
-                hook.remove()
+            for model in list(patched_models(module)):
+                take_off(module, model)
+
+
+def backends_named(backend: str | Backend) -> list[Backend]:
+    """The backends that ``backend=`` stands for, the first choice first.
+
+    Raises:
+        RegistryError: if none has that name.
+    """
+    if isinstance(backend, Backend):
+        return [backend]
+    if not isinstance(backend, str):
+        raise FreelocError(f"expected backend to be a name or a freeloc.attention.Backend, found {backend!r}")
+    known = registry().backends
+    if backend != "auto":
+        return [known.get(backend, way_out='; or leave it at "auto"')]
+    automatic = [(found.priority, found) for _, _, found in known.things() if found.priority is not None]
+    return [found for _, found in sorted(automatic, key=lambda pair: -pair[0])]
+
+
+@dataclass
+class _Chosen:
+    """What layers get: a profile's own choice, or one method. Methods that plugins bring are pickled by their name."""
+
+    profile: Profile
+    name: str | None
+    function: PlanFunction
+
+    def method_of(self, layer: int) -> str:
+        return self.name or ", ".join(dict.fromkeys(self.profile.head_policies(layer)))
+
+    def plan(self, layer: int, frames: int) -> Plans:
+        return self.function(self.profile, layer, frames)
+
+    def __reduce__(self) -> Any:
+        known = registry().methods.owners.get(self.name or "", [])
+        by_name = self.name is None or any(method.plan is self.function for _, method in known)
+        return (_chosen_by_name, (self.profile, self.name)) if by_name else (_Chosen, tuple(vars(self).values()))
+
+
+def _chosen_by_name(profile: Profile, name: str | None) -> _Chosen:
+    return _Chosen(profile, *resolve_method(name))

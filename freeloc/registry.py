@@ -1,4 +1,4 @@
-"""Plugins: adapters, profiles, methods and scorers, ours and anybody's, through the entry-point group ``freeloc``.
+"""Plugins: adapters, profiles, methods, backends and scorers, all through the entry-point group ``freeloc``.
 
 A plugin is a module (or object) with one or more of the hooks below::
 
@@ -12,7 +12,7 @@ A plugin is a module (or object) with one or more of the hooks below::
 
 import difflib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ import pluggy
 
 from freeloc.adapter.example import Example
 from freeloc.adapter.spec import Adapter, Refusal
+from freeloc.attention.backends import Backend
 from freeloc.errors import FreelocError, RegistryError
 from freeloc.markers import GROUP, hookspec
 from freeloc.metrics.scorers import Scorer
@@ -50,8 +51,19 @@ class Hooks:
         """Return methods."""
 
     @hookspec
+    def freeloc_backends(self) -> Iterable[Backend]:  # type: ignore[empty-body]  # reason: a specification
+        """Return attention backends, kernels that execute plans."""
+
+    @hookspec
     def freeloc_scorers(self) -> Iterable[Scorer]:  # type: ignore[empty-body]  # reason: a specification
         """Return scorers, which judge the videos of a probe."""
+
+
+HOOKS = tuple(name for name in vars(Hooks) if name.startswith("freeloc_"))
+"""Names of all hooks."""
+
+LAZY = ("freeloc_examples",)
+"""Hooks that are called when somebody asks for what they bring, since they import what a patch does not need."""
 
 
 @dataclass(frozen=True)
@@ -112,51 +124,92 @@ class Registry:
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
         self.adapters: Shelf[Adapter | Refusal] = Shelf("adapter")
-        self.examples: Shelf[Example] = Shelf("example")
         self.profiles: Shelf[Path] = Shelf("profile")
         self.methods: Shelf[Method] = Shelf("method")
+        self.backends: Shelf[Backend] = Shelf("backend")
         self.scorers: Shelf[Scorer] = Shelf("scorer")
         self.failures: list[Failure] = []
-        manager = pluggy.PluginManager(GROUP)
-        manager.add_hookspecs(Hooks)
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(Hooks)
+        self._plugins: list[tuple[str, str, object]] = []
         for point in entry_points:
             distribution = point.dist.name if point.dist else "an unknown distribution"
             try:
-                self._load(manager, point, distribution)
+                self._load(point, distribution)
             except (Exception, SystemExit) as error:  # any plugin may fail in any way; the others must go on
-                self.failures.append(
-                    Failure(point.name, distribution, " ".join(f"{type(error).__name__}: {error}".split()))
-                )
+                self._fail(point.name, distribution, error)
 
-    def _load(self, manager: pluggy.PluginManager, point: metadata.EntryPoint, distribution: str) -> None:
+    def _load(self, point: metadata.EntryPoint, distribution: str) -> None:
         plugin: Any = point.load()
-        name = f"{distribution}:{point.name}"
-        manager.register(plugin, name=name)
-        hooks = manager.subset_hook_caller
-        others = [other for other in manager.get_plugins() if other is not plugin]
-        adapters: list[Adapter | Refusal] = _checked(
-            "freeloc_adapters", (Adapter, Refusal), hooks("freeloc_adapters", others)()
-        )
-        examples = _checked("freeloc_examples", (Example,), hooks("freeloc_examples", others)())
-        profiles = _checked("freeloc_profiles", (Path,), hooks("freeloc_profiles", others)())
-        methods = _checked("freeloc_methods", (Method,), hooks("freeloc_methods", others)())
-        scorers = _checked("freeloc_scorers", (Scorer,), hooks("freeloc_scorers", others)())
-        if not (adapters or examples or profiles or methods or scorers):
+        self._manager.register(plugin, name=f"{distribution}:{point.name}")
+        _check_hook_names(plugin)
+        adapters: list[Adapter | Refusal] = self._bring(plugin, "freeloc_adapters", (Adapter, Refusal))
+        profiles = self._bring(plugin, "freeloc_profiles", (Path,))
+        methods = self._bring(plugin, "freeloc_methods", (Method,))
+        backends = self._bring(plugin, "freeloc_backends", (Backend,))
+        scorers = self._bring(plugin, "freeloc_scorers", (Scorer,))
+        lazy = any(hook for name in LAZY for hook in _callers(self._manager, name, plugin))
+        if not (adapters or profiles or methods or backends or scorers or lazy):
             raise FreelocError(
-                "it brings no adapter, example, profile, method or scorer: does a function freeloc_adapters, "
-                "freeloc_examples, freeloc_profiles, freeloc_methods or freeloc_scorers, marked @freeloc.hookimpl, "
+                f"it brings nothing: does a function {', '.join(HOOKS[:-1])} or {HOOKS[-1]}, marked @freeloc.hookimpl, "
                 "return a list of them?"
             )
         for adapter in adapters:
             self.adapters.add(adapter.name, distribution, adapter)
-        for example in examples:
-            self.examples.add(example.label, distribution, example)
         for path in profiles:
             self.profiles.add(path.name.removesuffix(".json"), distribution, path)
         for method in methods:
             self.methods.add(method.name, distribution, method)
+        for backend in backends:
+            self.backends.add(backend.name, distribution, backend)
         for scorer in scorers:
             self.scorers.add(scorer.name, distribution, scorer)
+        self._plugins.append((point.name, distribution, plugin))
+
+    @functools.cached_property
+    def examples(self) -> Shelf[Example]:
+        """Small models for the conformance suite; asked for when it runs, as they import test code."""
+        return self._shelf("example", "freeloc_examples", (Example,), lambda example: example.label)
+
+    def _shelf(self, kind: str, hook: str, kinds: tuple[type[T], ...], name: Callable[[T], str]) -> Shelf[T]:
+        """What all plugins bring by a hook of `LAZY`."""
+        shelf: Shelf[T] = Shelf(kind)
+        for point, distribution, plugin in self._plugins:
+            try:
+                for thing in self._bring(plugin, hook, kinds):
+                    shelf.add(name(thing), distribution, thing)
+            except (Exception, SystemExit) as error:  # noqa: PERF203  # reason: as above
+                self._fail(point, distribution, error)
+        return shelf
+
+    def _bring(self, plugin: object, hook: str, kinds: tuple[type[T], ...]) -> list[T]:
+        """What one plugin returns from a hook."""
+        return _checked(hook, kinds, [caller() for caller in _callers(self._manager, hook, plugin)])
+
+    def _fail(self, point: str, distribution: str, error: BaseException) -> None:
+        self.failures.append(Failure(point, distribution, " ".join(f"{type(error).__name__}: {error}".split())))
+
+
+def _callers(manager: pluggy.PluginManager, hook: str, plugin: object) -> list[Callable[[], Any]]:
+    """The implementations of a hook in one plugin."""
+    caller: pluggy.HookCaller = getattr(manager.hook, hook)
+    return [found.function for found in caller.get_hookimpls() if found.plugin is plugin]
+
+
+def _check_hook_names(plugin: object) -> None:
+    """Refuse a plugin with a marked function that is no hook, such as a misspelled one.
+
+    Raises:
+        RegistryError: names the function, and the hooks that may be meant.
+    """
+    for name in dir(plugin):
+        if hasattr(getattr(plugin, name, None), f"{GROUP}_impl") and name not in HOOKS:
+            near = difflib.get_close_matches(name, HOOKS, n=2)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise RegistryError(
+                f"its function {name} is marked @freeloc.hookimpl, and no hook has that name; {hint}"
+                f"hooks: {', '.join(HOOKS)}"
+            )
 
 
 def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[T]:

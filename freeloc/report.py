@@ -16,7 +16,9 @@ class LayerReport:
         largest_before: largest relative position before the correction, in latent frames.
         largest_after: and after it.
         shares: of all token pairs those that were attended, 0..1, summed over corrected calls.
-        untouched: calls that ran as the model's own, by reason. Under torch.compile these count compilations, not runs.
+        untouched: calls that ran as the model's own, by reason. In a compiled model, layers that the profile leaves
+            alone are not counted.
+        backends: corrected calls, by the name of the attention backend.
     """
 
     layer: int
@@ -27,15 +29,22 @@ class LayerReport:
     largest_after: float = 0.0
     shares: float = 0.0
     untouched: Counter[str] = field(default_factory=Counter)
+    backends: Counter[str] = field(default_factory=Counter)
 
     @property
     def attended(self) -> float:
         """Share of all token pairs that were attended, 0..1: the mean over corrected calls, 1 if there were none."""
         return self.shares / sum(self.calls.values()) if self.calls else 1.0
 
-    def note_corrected(self, frames: int, largest_position: float, density: float) -> None:
+    def note_untouched(self, frames: int) -> None:
+        """Count one call that ran as the model's own."""
+        why = "which the profile leaves alone" if self.method == "none" else "for which the plan changes nothing"
+        self.untouched[f"{frames} latent frames, {why}"] += 1
+
+    def note_corrected(self, frames: int, largest_position: float, density: float, backend: str) -> None:
         """Count one corrected call."""
         self.calls[frames] += 1
+        self.backends[backend] += 1
         self.largest_before = max(self.largest_before, frames - 1)
         self.largest_after = max(self.largest_after, largest_position)
         self.shares += density
@@ -87,11 +96,12 @@ class Report:
 
 def _table(layers: list[LayerReport]) -> list[str]:
     width = max(8, *(len(layer.method) for layer in layers))
-    lines = [f"layer  {'method':{width}}  calls  latent frames  largest position     attended  module"]
+    lines = [f"layer  {'method':{width}}  calls  latent frames  largest position     attended  backend    module"]
     for layer in layers:
         frames = ", ".join(str(count) for count in sorted(layer.calls))
         lines.append(
             f"{layer.layer:5}  {layer.method:{width}}  {sum(layer.calls.values()):5}  {frames:>13}  "
-            f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  {layer.path}"
+            f"{layer.largest_before:6g} -> {layer.largest_after:<6g}  {layer.attended:11.1%}  "
+            f"{', '.join(sorted(layer.backends)):9}  {layer.path}"
         )
     return lines

@@ -215,6 +215,7 @@ class TestLookUps:
         assert {point.value for point in ours} == {
             "freeloc_adapters",
             "freeloc_profiles",
+            "freeloc.attention.backends",
             "freeloc.profile.planning",
             "freeloc.metrics.scorers",
         }

@@ -1,7 +1,7 @@
 """The words in which an adapter describes the temporal part of a rotary embedding."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,12 @@ class TemporalRope:
         """Radians per position of each temporal pair, (pairs,) float64."""
         pairs = self.pairs(head_dim)
         return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+
+    def resolved(self, head_dim: int) -> "TemporalRope":
+        """The same in numbers, for one size of heads; `frequencies_from` and `step` are left out."""
+        start, stop = self.span(head_dim)
+        own, block = 2 * self.pairs(head_dim), stop - start
+        return replace(self, channels=own, within=block, frequencies_from=None, step=None, present=None)
 
     def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
         """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""

@@ -1,1 +1,20 @@
 """Attention of one layer under a plan: exact, on queries and keys that the model has already rotated."""
+
+from freeloc.attention.api import attend
+from freeloc.attention.backends import Backend, reference, sdpa
+from freeloc.attention.backends.reference import attend_reference
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import HeadGroup, LayerPlan, LayerPlans, PreparedPlan
+
+__all__ = [
+    "Backend",
+    "HeadGroup",
+    "LayerPlan",
+    "LayerPlans",
+    "PreparedPlan",
+    "TokenLayout",
+    "attend",
+    "attend_reference",
+    "reference",
+    "sdpa",
+]

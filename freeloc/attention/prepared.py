@@ -1,39 +1,181 @@
-"""The plans of a model's layers made ready for the engine: heads with the same plan together, tables shared."""
+"""Plans made ready to run: cached rotations of keys, runs of query frames, and groups of heads that share a plan."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
+import einops
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import ModelShape
-from freeloc.attention.engine import TokenLayout, attend, check_call
-from freeloc.attention.rotation import PlanTables
-from freeloc.errors import LayoutError
-from freeloc.plans.frame_plan import FramePlan
+from freeloc.attention.layout import TokenLayout
+from freeloc.errors import FreelocError, LayoutError, PatchError
+from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
 from freeloc.plans.method import Plans
 
 
-class HeadGroup(NamedTuple):
+class PreparedPlan:
+    """A plan made ready for one head size: which frames each frame sees, and how their keys rotate.
+
+    Few distinct rotations occur, so each is kept once, in complex128.
+
+    Args:
+        plan: what is asked for.
+        rope: which channels the temporal RoPE rotates; None for a model that has no rotary embedding.
+        head_dim: channels per head.
+        frequencies: in radians per latent frame, (pairs,) or (heads, pairs), if they are not the rope's own.
+
+    Raises:
+        PatchError: if the plan moves frames of a model that has no rotary embedding.
+    """
+
+    def __init__(
+        self, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
+    ) -> None:
+        self.asked = plan
+        if rope is None:
+            plan, rope = _without_moves(plan), TemporalRope(channels=2)
+        self.plan = plan
+        self.frames = plan.frames
+        self.is_identity = plan.is_identity
+        self.rope = rope
+        self.pairing = rope.pairing
+        self.span = rope.span(head_dim)
+        self.frequencies = rope.frequencies(head_dim) if frequencies is None else frequencies
+        angles, self._row = _angles(plan, self.frequencies)  # (rotations, ..., pairs), (frames, frames)
+        self._rotations = torch.polar(torch.ones_like(angles), angles)
+        self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
+        self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
+        self.rotated = [bool((angles[row] != 0).any()) for row in self._row]
+        """Of each query frame, whether any key that it sees rotates."""
+        self.runs = self._find_runs()
+        """Frames one after the other that see the same keys in the same way: one call may serve them all."""
+        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def _find_runs(self) -> list[range]:
+        plan, runs = self.plan, [range(1)]
+        alone = plan.decay is not None or bool((plan.visibility == STRIPED).any())
+        for frame in range(1, plan.frames):
+            same = not alone and all(torch.equal(t[frame], t[frame - 1]) for t in (plan.visibility, self._row))
+            runs[-1:] = [range(runs[-1].start, frame + 1)] if same else [runs[-1], range(frame, frame + 1)]
+        return runs
+
+    def rotations(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
+        """Unit complex numbers by which the keys of these frames rotate, ([heads,] frames, 1, pairs)."""
+        dtype = torch.promote_types(like.dtype, torch.complex64)
+        on = self._on.get((like.device, dtype))
+        if on is None:
+            on = self._on[like.device, dtype] = self._rotations.to(like.device, dtype)
+        return on[self._row[query_frame, key_frames].to(like.device)].movedim(0, -2)[..., None, :]
+
+
+def _without_moves(plan: FramePlan) -> FramePlan:
+    """The same for a model that has no rotary embedding, if there is such a plan."""
+    if plan.positions_optional:
+        plan = replace(plan, positions=relative_positions(plan.frames))
+    if plan.frequencies is not None or _moves(plan).any():
+        raise PatchError(
+            "this model has no rotary embedding over time: its temporal positions are added to the tokens, "
+            'where they cannot be re-encoded. Use a method that leaves positions alone, such as method="tsa"'
+        )
+    return plan
+
+
+def _moves(plan: FramePlan) -> Tensor:
+    """By how many latent frames each visible pair moves, (frames, frames)."""
+    return (relative_positions(plan.frames) - plan.positions).masked_fill(plan.visibility == NONE, 0)
+
+
+def _angles(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct angles (rotations, ..., pairs) by which keys rotate, and which one each pair of frames gets."""
+    if plan.frequencies is None:
+        distinct, row = _moves(plan).unique(return_inverse=True)
+        return distinct.view(-1, *[1] * frequencies.ndim) * frequencies, row
+    if frequencies.ndim > 1:
+        raise PatchError(
+            "this method changes the frequencies of RoPE by a rule for one set of them, and each head of this model "
+            "has its own: choose another method"
+        )
+    pairs = torch.stack([relative_positions(plan.frames), plan.positions], dim=-1)
+    pairs = pairs.masked_fill((plan.visibility == NONE)[..., None], 0)
+    distinct, row = pairs.flatten(0, 1).unique(dim=0, return_inverse=True)
+    angles = distinct[:, :1] * frequencies - distinct[:, 1:] * _changed(plan.frequencies, frequencies)
+    return angles, row.view(plan.frames, plan.frames)
+
+
+def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
+    """The frequencies that a plan asks for."""
+    new = change(frequencies)
+    if not isinstance(new, Tensor) or new.shape != frequencies.shape or not new.isfinite().all():
+        raise FreelocError(
+            f"expected the frequencies of the method's plan to be {len(frequencies)} finite numbers, found {new}"
+        )
+    return new
+
+
+def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
+
+    `rotations` broadcasts with (..., frames, tokens, pairs).
+    """
+    pattern = f"... {pairing} -> ... pair two"
+    block = einops.rearrange(frames[..., slice(*span)], pattern, two=2)[..., : rotations.shape[-1], :]
+    # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
+    pairs = block.to(rotations.real.dtype).clone(memory_format=torch.contiguous_format)
+    out = frames.clone()
+    view = einops.rearrange(out[..., slice(*span)], pattern, two=2)
+    view[..., : rotations.shape[-1], :] = torch.view_as_real(torch.view_as_complex(pairs) * rotations)
+    return out
+
+
+@dataclass(frozen=True)
+class HeadGroup:
     """Heads of a layer that have the same plan.
 
     Args:
         heads: their numbers; None for all of the layer's.
-        tables: the plan.
+        plan: made ready.
     """
 
     heads: list[int] | None
-    tables: PlanTables
+    plan: PreparedPlan
 
     def of(self, tensor: Tensor) -> Tensor:
         """These heads of (batch, heads, ...)."""
         return tensor if self.heads is None else tensor[:, self.heads]
 
 
-class PreparedPlans:
-    """The plans of one model, by layer and length.
+class LayerPlan:
+    """What a layer gets at one length: its heads in groups that share a plan.
+
+    >>> from freeloc.plans.vrpr import vrpr_plan
+    >>> plan = LayerPlan.of(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
+    >>> plan.frames, plan.is_identity, plan.largest_position, plan.density(tokens_per_frame=6)
+    (8, False, 2.0, 1.0)
+    """
+
+    def __init__(self, groups: Sequence[HeadGroup]) -> None:
+        self.groups = tuple(groups)
+        self.frames = groups[0].plan.frames
+        self.is_identity = all(group.plan.is_identity for group in groups)
+        self.largest_position = max(group.plan.plan.largest_position for group in groups)
+
+    @classmethod
+    def of(
+        cls, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
+    ) -> "LayerPlan":
+        """One plan for all heads; arguments as of `PreparedPlan`."""
+        return cls([HeadGroup(None, PreparedPlan(plan, rope, head_dim, frequencies))])
+
+    def density(self, tokens_per_frame: int) -> float:
+        """Share of all token pairs that are attended, 0..1: the mean over heads."""
+        shares = [(len(group.heads or [0]), group.plan.plan.density(tokens_per_frame)) for group in self.groups]
+        return sum(heads * share for heads, share in shares) / sum(heads for heads, _ in shares)
+
+
+class LayerPlans:
+    """The plans of one model, by layer and length, made ready once each.
 
     Args:
         plan: (layer, latent frames) -> `Plans`.
@@ -49,15 +191,25 @@ class PreparedPlans:
         self._shape = shape
         self._rope = rope
         self._frequencies = frequencies
-        self._tables: dict[tuple[int, float, tuple[int, ...]], list[PlanTables]] = {}
+        self._layers: dict[tuple[int, int, float], LayerPlan] = {}
+        self._prepared: dict[tuple[int, float, tuple[int, ...]], list[PreparedPlan]] = {}
 
-    def groups(self, layer: int, frames: int, step: float) -> list[HeadGroup]:
-        """The plans of a layer at a length, each with the heads that have it; `step` positions per latent frame.
+    def at(self, layer: int, frames: int, positions_per_frame: float = 1.0) -> LayerPlan:
+        """The plan of a layer at a length.
 
         Raises:
-            LayoutError: if they are none, or for another number of frames or of heads.
+            LayoutError: if the method made none, or one for another number of frames or of heads.
         """
-        plans = self._plan(layer, frames)
+        known = self._layers.get((layer, frames, positions_per_frame))
+        if known is None:
+            # Plans are data on the CPU, whatever the default device is.
+            with torch.device("cpu"), torch.inference_mode(False):
+                known = LayerPlan(self._groups(self._plan(layer, frames), frames, positions_per_frame))
+            self._layers[layer, frames, positions_per_frame] = known
+        return known
+
+    def _groups(self, plans: Plans, frames: int, positions_per_frame: float) -> list[HeadGroup]:
+        """Groups of heads with the same plan."""
         several = [plans] if isinstance(plans, FramePlan) else plans
         if not isinstance(several, Sequence) or not all(isinstance(plan, FramePlan) for plan in several):
             raise LayoutError(f"expected the method to make a FramePlan, or a list with one per head, found {plans!r}")
@@ -65,7 +217,7 @@ class PreparedPlans:
         for plan, _ in alike:
             if plan.frames != frames:
                 raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
-        return [HeadGroup(heads, self._prepared(plan, heads, frames, step)) for plan, heads in alike]
+        return [HeadGroup(heads, self._ready(plan, heads, frames, positions_per_frame)) for plan, heads in alike]
 
     def _alike(self, plans: Sequence[FramePlan]) -> list[tuple[FramePlan, list[int] | None]]:
         """The distinct ones of one plan per head, with their heads."""
@@ -81,50 +233,25 @@ class PreparedPlans:
                 found.append((plan, [head]))
         return [(plan, heads if len(found) > 1 else None) for plan, heads in found]
 
-    def _prepared(self, plan: FramePlan, heads: list[int] | None, frames: int, step: float) -> PlanTables:
-        """Tables of a plan. Layers and heads with the same plan share them, if they share frequencies."""
+    def _ready(self, plan: FramePlan, heads: list[int] | None, frames: int, positions_per_frame: float) -> PreparedPlan:
+        """A plan made ready. Layers and heads with the same plan share it, if they share frequencies."""
         own = heads is not None and self._frequencies.ndim > 1
-        known = self._tables.setdefault((frames, step, tuple(heads or ()) if own else ()), [])
-        for tables in known:
-            if tables.asked.same_as(plan):
-                return tables
+        known = self._prepared.setdefault((frames, positions_per_frame, tuple(heads or ()) if own else ()), [])
+        for prepared in known:
+            if prepared.asked.same_as(plan):
+                return prepared
         frequencies = self._frequencies[heads] if own else self._frequencies
-        known.append(PlanTables(plan, self._rope, self._shape.head_dim, frequencies * step))
+        known.append(PreparedPlan(plan, self._rope, self._shape.head_dim, frequencies * positions_per_frame))
         return known[-1]
 
 
-def attend_groups(
-    groups: Sequence[HeadGroup],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: TokenLayout,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention of a layer whose heads may have different plans. Arguments, returns and errors as of `attend`."""
-    if len(groups) == 1:
-        return _attend(groups[0].tables, query, key, value, layout, mask, scale)
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    per_head = mask is not None and mask.ndim > 3 and mask.shape[1] > 1
-    for group in groups:
-        own = group.of(mask) if mask is not None and per_head else mask
-        parts = group.of(query), group.of(key), group.of(value)
-        out[:, group.heads] = _attend(group.tables, *parts, layout, own, scale)
-    return out
-
-
-def _attend(
-    tables: PlanTables,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: TokenLayout,
-    mask: Tensor | None,
-    scale: float | None,
-) -> Tensor:
-    """The engine; where the plan changes nothing, one plain call."""
-    if not tables.plan.is_identity:
-        return attend(query, key, value, tables, layout, mask, scale)
-    check_call(query, key, tables.plan, layout)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+def check_call(query: Tensor, key: Tensor, frames: int, layout: TokenLayout) -> None:
+    """Raise a `LayoutError` unless queries, keys and a plan for so many latent frames are those of this layout."""
+    if query.shape[-2] != layout.tokens or key.shape[-2] != layout.tokens:
+        raise LayoutError(
+            f"expected self-attention over {layout.tokens} tokens ({layout.frames} latent frames of {layout.height} x "
+            f"{layout.width}, {layout.text_first + layout.text_last} of text), found {query.shape[-2]} queries and "
+            f"{key.shape[-2]} keys"
+        )
+    if frames != layout.frames:
+        raise LayoutError(f"the plan is for {frames} latent frames, the video has {layout.frames}")

@@ -1,73 +1,227 @@
-"""What a forward of a patched model says while it is running, thread by thread."""
+"""All state of a running forward of a patched model: one `ForwardContext`, opened and closed by the model's hooks.
 
+Contexts are kept in a stack per `contextvars` context, so threads, nested calls and generators each have their own. A
+context counts only while the call that opened it is running: PyTorch calls no hook after a KeyboardInterrupt, so a
+context may be left on the stack, where it answers nothing until `close_dead` takes it away.
+"""
+
+import contextvars
+import importlib
+import sys
 import threading
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-T = TypeVar("T")
+Grid = tuple[int, int, int]
+"""Latent frames, rows and columns of tokens."""
 
 
-class Call(NamedTuple):
-    """What a forward of a model says about those of its attention modules.
+class Read(NamedTuple):
+    """What was read from the arguments of a transformer's call."""
 
-    Tensors, since torch.compile guards numbers, which would make it compile every layer and every length anew, but not
-    what is in a tensor.
+    grid: Grid | None
+    """None where each attention module gets it as an argument."""
+    positions_per_frame: float
+
+
+class Opened(NamedTuple):
+    """A layer whose attention call is intercepted."""
+
+    layer: object
+    interceptor: Any
+    finish: Callable[[], None]
+
+
+@dataclass(eq=False)
+class ForwardContext:
+    """One running forward of a patched model.
+
+    Args:
+        owner: the hook of the model.
+        read: see `Read`.
+        frame: of the call; when it ends, so does the context.
     """
 
-    grids: Tensor
-    """(1 or samples, 3): latent frames, rows, columns."""
-    step: Tensor
-    """Positions per latent frame."""
+    owner: object
+    read: Read
+    frame: FrameType
+    outer_traced: Any = None
+    """What `ModelHook.traced` was before."""
+    thread: int = field(default_factory=threading.get_ident)
+    open: list[Opened] = field(default_factory=list)
+    """Interceptions that have not ended yet; the innermost last."""
 
-
-class _Own(threading.local):
-    """Of each thread its own; a copy begins with nothing."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def __reduce__(self) -> Any:
-        return _Own, ()
-
-
-class Noted(Generic[T]):
-    """A note for the modules that run later in the same forward, and so in the same thread.
-
-    Two see the last note of any thread instead: threads in which autograd runs a checkpointed forward again, since they
-    never noted anything, and all under torch.compile, which in one trace does not read what it wrote for one thread.
-
-    >>> noted = Noted[str]()
-    >>> noted.value is None, noted.note("9 frames"), noted.value
-    (True, None, '9 frames')
-    """
-
-    def __init__(self) -> None:
-        self._own = _Own()
-        self._last: T | None = None
-        self._compiled = False
+    def end(self, layer: object) -> Any:
+        """End the interception of a layer, if there is one, and return its interceptor."""
+        if not self.open or self.open[-1].layer is not layer:
+            return None
+        opened = self.open.pop()
+        opened.finish()
+        return opened.interceptor
 
     @property
-    def value(self) -> T | None:
-        """The last note, or None."""
-        if torch.compiler.is_compiling() or self._compiled:
-            return self._last
-        found: T | None = self._own.value
-        return self._last if found is None else found
-
-    def note(self, value: T | None) -> None:
-        """In place of the last note."""
-        self._last, self._compiled = value, torch.compiler.is_compiling()
-        if not self._compiled:
-            self._own.value = value
+    def is_running(self) -> bool:
+        """Whether its call is running, in whichever thread."""
+        here = sys._getframe() if self.thread == threading.get_ident() else sys._current_frames().get(self.thread)
+        return is_inside(self.frame, here)
 
 
-class Open(threading.local):
-    """What this thread has taken over and not given back yet, in order."""
+_stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.ContextVar("freeloc", default=())
+# Global, since a hook cannot hand anything to the hooks that run later in the same forward.
 
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
 
-    def __reduce__(self) -> Any:
-        return Open, ()
+def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
+    """Whether a call is running in this thread, or in the thread whose innermost frame is `here`."""
+    here = here or sys._getframe(1)
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is frame
+
+
+def current(owner: object) -> ForwardContext | None:
+    """The innermost running context of this model, or None."""
+    for context in reversed(_stack.get()):
+        if context.owner is owner and context.is_running:
+            return context
+    return None
+
+
+def push(context: ForwardContext) -> None:
+    """Make this context the current one of its model."""
+    close_dead()
+    _stack.set((*_stack.get(), context))
+
+
+def close(context: ForwardContext) -> None:
+    """Take a context off the stack, and end all interceptions inside it."""
+    while context.open:
+        context.open.pop().finish()
+    _stack.set(tuple(other for other in _stack.get() if other is not context))
+
+
+def close_dead() -> None:
+    """Close what interrupted calls have left in this thread."""
+    for context in reversed(_stack.get()):
+        if context.thread == threading.get_ident() and not context.is_running:
+            close(context)
+
+
+_KEY = "freeloc: what was read from the call"
+
+
+def remember(owner: object, read: Read, output: Any) -> None:
+    """Note what a forward has read in its autograd graph, for gradient checkpointing, which runs modules once more.
+
+    The note is on every node of the graph: any of them may be the one for which modules run again.
+    """
+    nodes = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        _notes(node)[id(owner)] = owner, read
+        for inner, _ in node.next_functions:
+            if inner is not None and inner not in seen and id(owner) not in _notes(inner):
+                seen.add(inner)
+                nodes.append(inner)
+
+
+def remembered(owner: object) -> Read | None:
+    """What the forward had read whose gradients autograd is computing in this thread, or None."""
+    node = torch._C._current_autograd_node()  # there is no public way to ask for it
+    noted = None if node is None else _notes(node).get(id(owner))
+    return None if noted is None or noted[0] is not owner else noted[1]
+
+
+def _notes(node: Any) -> dict[int, tuple[object, Read]]:
+    """What models have noted on a node of an autograd graph, by the id of who noted it."""
+    notes: dict[int, tuple[object, Read]] = node.metadata.setdefault(_KEY, {})
+    return notes
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
+
+
+class _Attribute(NamedTuple):
+    """An attribute of an object, and what it was."""
+
+    owner: Any
+    name: str
+    is_own: bool
+    before: Any
+
+    def restore(self) -> None:
+        """Give the object its attribute back, or take away one that it had inherited."""
+        if self.is_own:
+            setattr(self.owner, self.name, self.before)
+        elif self.name in self.owner.__dict__:
+            delattr(self.owner, self.name)
+
+
+lock = threading.RLock()
+"""Of what threads share."""
+
+_held: dict[tuple[int, str], tuple[_Attribute, list[object]]] = {}
+# Global, since layers of any model may share the object whose attribute it is: the last call that needs it restores it.
+
+
+class HeldAttributes:
+    """Attributes of a module that have another value while it runs: for libraries that would choose another kernel.
+
+    Args:
+        values: import path of the value (``"module:name"``) by attribute path, as in `AttentionSite.while_running`.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = {path: _imported(value) for path, value in values.items()}
+
+    def hold(self, module: nn.Module, user: object) -> None:
+        """From here on the module has these values, in all threads, until every user has released them."""
+        with lock:
+            for now, value in self._places(module):
+                known, users = _held.setdefault((id(now.owner), now.name), (now, []))
+                users.append(user)
+                setattr(known.owner, known.name, value)
+
+    def release(self, module: nn.Module, user: object) -> None:
+        """If no other call needs them, the module has its own values again."""
+        with lock:
+            for now, _ in self._places(module):
+                known, users = _held.get((id(now.owner), now.name), (now, []))
+                if user in users:
+                    users[:] = [other for other in users if other is not user]
+                    if not users:
+                        known.restore()
+                        del _held[id(now.owner), now.name]
+
+    def hold_in_trace(self, module: nn.Module) -> list[_Attribute]:
+        """The same for a trace of torch.compile, which sees one thread; what it returns is to be restored."""
+        before = self._places(module)
+        for now, value in before:
+            setattr(now.owner, now.name, value)
+        return [now for now, _ in before]
+
+    def _places(self, module: nn.Module) -> list[tuple[_Attribute, Any]]:
+        found = []
+        for path, value in self._values.items():
+            parent, _, name = path.rpartition(".")
+            owner = attrgetter(parent)(module) if parent else module
+            found.append((_Attribute(owner, name, name in owner.__dict__, getattr(owner, name, None)), value))
+        return found
+
+
+def _imported(path: str) -> Any:
+    module, _, names = path.partition(":")
+    return attrgetter(names)(importlib.import_module(module))

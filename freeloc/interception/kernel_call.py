@@ -1,13 +1,11 @@
-"""One call of a model's attention kernel: read as its adapter's `Kernel` describes it, and shown to who observes."""
+"""One call of a model's attention kernel, read as its adapter's `Kernel` describes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import Kernel
-from freeloc.attention.engine import TokenLayout
 from freeloc.errors import LayoutError
 
 
@@ -21,24 +19,6 @@ class KernelCall(NamedTuple):
     valid: Tensor | None
     """Valid leading keys of each sample, (batch,)."""
     scale: float | None
-
-
-class SeenAttention(NamedTuple):
-    """One attention call, before any correction: (batch, heads, tokens, head_dim), rotated by the model."""
-
-    layer: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    layout: TokenLayout
-    mask: Tensor | None
-    scale: float | None
-    rope: TemporalRope | None
-    frequencies: Tensor
-    """Of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs)."""
-
-
-Observer = Callable[[SeenAttention], None]
 
 
 def read_call(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KernelCall:
@@ -69,3 +49,14 @@ def as_output(kernel: Kernel, out: Tensor) -> Tensor:
     """(batch, heads, tokens, head_dim) as the kernel would have returned it."""
     out = out.transpose(1, 2) if kernel.layout == "b l h d" else out
     return out.flatten(2) if kernel.output == "b l (h d)" else out
+
+
+def of_sample(call: KernelCall, sample: int, tokens: int) -> KernelCall:
+    """One sample of a batch, without the padding after its first tokens."""
+    query, key, value = (tensor[sample : sample + 1, :, :tokens] for tensor in call[:3])
+    mask = call.mask
+    if mask is not None and mask.ndim == 4 and mask.shape[0] > 1:
+        mask = mask[sample : sample + 1]
+    if mask is not None:
+        mask = mask[..., :tokens] if mask.ndim < 2 or mask.shape[-2] == 1 else mask[..., :tokens, :tokens]
+    return KernelCall(query, key, value, mask, None, call.scale)

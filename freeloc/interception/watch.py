@@ -1,8 +1,8 @@
-"""Which attention calls a model makes, by watching it run. Nothing is changed."""
+"""Observing attention calls: those of a described model, layer by layer, and those of a model that nobody described."""
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from freeloc.adapter.rope import TemporalRope
+from freeloc.attention.layout import TokenLayout
 from freeloc.interception.interceptors import PRODUCTS
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One attention call of a described model, before any correction.
+
+    Args:
+        layer: its number.
+        query, key, value: (batch, heads, tokens, head_dim), rotated by the model.
+        layout: what the tokens are.
+        mask, scale: the model's own.
+        rope: with this model's numbers; None if it has none.
+        frequencies: of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs).
+        path: of the attention module.
+        given: the arguments of the kernel, by name; empty in a compiled model.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    layout: TokenLayout
+    mask: Tensor | None
+    scale: float | None
+    rope: TemporalRope | None
+    frequencies: Tensor
+    path: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+Observer = Callable[[LayerCall], Tensor | None]
+"""Is told of every attention call of a patched model; may answer it, (batch, heads, tokens, head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +66,7 @@ class AttentionCall:
     mask: Tensor | None = None
 
 
-class _Watch(TorchFunctionMode):
+class _Watching(TorchFunctionMode):
     """Notes every attention call, with the module in which it is made."""
 
     def __init__(self, until: Callable[[AttentionCall], bool] | None) -> None:
@@ -93,7 +127,7 @@ def observe(
         inputs: arguments of its forward.
         until: of a call, whether it is the last one to see; the run ends there.
     """
-    watch = _Watch(until)
+    watch = _Watching(until)
 
     def enter(path: str) -> Callable[..., None]:
         return lambda module, args, kwargs: watch.running.append(path)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from freeloc.interception.kernel_call import SeenAttention
+from freeloc.interception.watch import LayerCall
 from freeloc.plans.baselines import sliding_window
 from freeloc.plans.frame_plan import NONE
 from freeloc.probing import perturbations
@@ -85,7 +85,7 @@ class _Notes:
         self._steps = steps
         self._found: dict[tuple[int, int], list[dict[str, Tensor]]] = {}
 
-    def __call__(self, call: SeenAttention) -> None:
+    def __call__(self, call: LayerCall) -> None:
         step, trained = self._steps.number, self._subject.trained_frames
         if not self._steps.is_first or step % self._every:
             return

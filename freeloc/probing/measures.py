@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.attention.engine import TokenLayout, mask_rows
-from freeloc.attention.rotation import rotate
-from freeloc.interception.kernel_call import SeenAttention
+from freeloc.attention.backends.sdpa import mask_rows
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import rotate
+from freeloc.interception.watch import LayerCall
 
 LARGEST_BLOCK = 2**23
 """Logits that are held at once."""
@@ -23,13 +24,13 @@ SMALLEST = torch.finfo(torch.float64).tiny
 """Instead of 0 in a denominator: nothing does not change."""
 
 
-def logits_difference(call: SeenAttention, shifts: Sequence[int]) -> Tensor:
+def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
     """||logits with shifted keys - logits|| / ||logits|| over all pairs of video tokens, (heads, shifts) float64.
 
     >>> from freeloc.adapter import TemporalRope
     >>> rope, layout = TemporalRope(channels=8), TokenLayout(frames=6, height=2, width=3)
     >>> q, k, v = torch.randn(3, 1, 2, 36, 24)  # (batch, heads, tokens, head_dim)
-    >>> call = SeenAttention(0, q, k, v, layout, mask=None, scale=None, rope=rope, frequencies=rope.frequencies(24))
+    >>> call = LayerCall(0, q, k, v, layout, mask=None, scale=None, rope=rope, frequencies=rope.frequencies(24))
     >>> logits_difference(call, (-20, 20)).shape
     torch.Size([2, 2])
 
@@ -79,12 +80,12 @@ class Context(NamedTuple):
     errors: dict[str, Tensor]
 
 
-def context(call: SeenAttention, window: Tensor, trained_frames: int, rows: int | None = 256, seed: int = 0) -> Context:
+def context(call: LayerCall, window: Tensor, trained_frames: int, rows: int | None = 256, seed: int = 0) -> Context:
     """`Context` of the video's query tokens, on a random sample of them or exactly.
 
     >>> q, k, v = torch.randn(3, 1, 2, 36, 24)  # (batch, heads, tokens, head_dim)
     >>> layout = TokenLayout(frames=6, height=2, width=3)
-    >>> call = SeenAttention(0, q, k, v, layout, mask=None, scale=None, rope=None, frequencies=torch.zeros(1))
+    >>> call = LayerCall(0, q, k, v, layout, mask=None, scale=None, rope=None, frequencies=torch.zeros(1))
     >>> window = torch.ones(6, 6).tril(1).triu(-1) > 0
     >>> found = context(call, window, trained_frames=3, rows=None)
     >>> bool((found.windowed < found.entropy).all()), found.errors["entropy"].tolist()
@@ -162,7 +163,7 @@ def _sample(layout: TokenLayout, rows: int | None, seed: int) -> Tensor:
     return every.gather(1, order[:, :each]).flatten()
 
 
-def _blocks(call: SeenAttention, sample: Tensor, head: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(call: LayerCall, sample: Tensor, head: int) -> Iterator[tuple[Tensor, Tensor]]:
     """These video tokens a few at a time, with their logits to all tokens, (batch, rows, tokens), in one head."""
     query, key = call.query[:, head], _exact(call.key[:, head])
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from freeloc.adapter.spec import Adapter, ModelShape
 from freeloc.errors import ProbeError
-from freeloc.interception.kernel_call import Observer
-from freeloc.patching import install
+from freeloc.interception.patched import Correction
+from freeloc.interception.watch import Observer
+from freeloc.patching import backends_named, install
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.method import Plans
 from freeloc.probing.calls import Call, watched
@@ -132,7 +133,10 @@ class Subject:
             self._seen.add(frames)
             return plan(layer, frames)
 
-        hooks = install(self.found, self.profile.model.name, lambda layer: "probe", noting, observer)
+        correction = Correction(
+            self.profile.model.name, lambda layer: "probe", noting, backends_named("auto"), observer
+        )
+        hooks = install(self.found, correction)
         try:
             # What an observer counts would make a compiled model compile again and again.
             with torch.compiler.set_stance("force_eager"):

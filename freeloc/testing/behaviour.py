@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from freeloc.attention.engine import attend, attend_reference
+from freeloc.attention import attend, attend_reference
 from freeloc.patching import patch
 from freeloc.profile.schema import Policy
 from freeloc.testing import cases
@@ -50,8 +50,8 @@ def check_fast_equals_reference(case: Case) -> None:
     for call in case.calls():
         for policy in policies if call.rope else ("tsa",):
             plan = case.plan(policy)
-            found = attend(call.query, call.key, call.value, call.tables(plan), call.layout, call.mask, call.scale)
-            rest = plan, call.tables(plan).rope, call.layout, call.mask, call.scale, call.frequencies
+            found = attend(call.query, call.key, call.value, call.prepared(plan), call.layout, call.mask, call.scale)
+            rest = plan, call.prepared(plan).rope, call.layout, call.mask, call.scale, call.frequencies
             expected = attend_reference(call.query, call.key, call.value, *rest)
             error = error_of(found, expected)
             require(error <= 1e-4, f"{call.path}, {policy}: fast and slow differ by {error:.1e} of the largest")
@@ -70,7 +70,7 @@ def check_text_is_neither_hidden_nor_turned(case: Case) -> None:
     other = call.value.clone()
     other[:, :, text] += 1
     for plan in plans:
-        rest = call.tables(plan), call.layout, call.mask, call.scale
+        rest = call.prepared(plan), call.layout, call.mask, call.scale
         found = attend(call.query, call.key, call.value, *rest)
         require(error_of(found[:, :, text], own[:, :, text]) <= 1e-4, "text tokens are not answered by the model's own")
         moved = (attend(call.query, call.key, other, *rest) - found)[:, :, ~text].abs().amax(dim=-1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import einops
 import torch
@@ -11,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freeloc.adapter.example import Example
-from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import Adapter
-from freeloc.attention.engine import TokenLayout
-from freeloc.attention.rotation import PlanTables
-from freeloc.interception.hooks import LayerHook
-from freeloc.patching import patch
+from freeloc.attention.prepared import PreparedPlan
+from freeloc.interception.patched import Correction
+from freeloc.interception.watch import LayerCall
+from freeloc.patching import backends_named, install, patch
 from freeloc.plans.frame_plan import DENSE, NONE, FramePlan
 from freeloc.profile.matching import default_profile
 from freeloc.profile.planning import policy_plan
@@ -28,31 +26,8 @@ HEIGHT, WIDTH = 2, 3
 
 
 @dataclass(frozen=True)
-class SiteCall:
-    """One attention call of a site, as the adapter sees it.
-
-    Args:
-        path: of the site's module.
-        layer: its number.
-        given: the arguments of the kernel, by name.
-        query, key, value: (batch, heads, tokens, head_dim).
-        layout: what the tokens are.
-        mask, scale: the model's own.
-        rope: with this model's numbers.
-        frequencies: in radians per latent frame.
-    """
-
-    path: str
-    layer: int
-    given: Mapping[str, Any]
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    layout: TokenLayout
-    mask: Tensor | None
-    scale: float | None
-    rope: TemporalRope | None
-    frequencies: Tensor
+class SiteCall(LayerCall):
+    """One attention call of a site, as the adapter sees it."""
 
     def video(self, tensor: Tensor) -> Tensor:
         """The video tokens of query, key or value, (batch, heads, frames, tokens_per_frame, head_dim)."""
@@ -61,9 +36,9 @@ class SiteCall:
         )
         return frames
 
-    def tables(self, plan: FramePlan) -> PlanTables:
+    def prepared(self, plan: FramePlan) -> PreparedPlan:
         """A plan made ready for this call."""
-        return PlanTables(plan, self.rope, self.query.shape[-1], self.frequencies)
+        return PreparedPlan(plan, self.rope, self.query.shape[-1], self.frequencies)
 
 
 class Case:
@@ -103,29 +78,29 @@ class Case:
     def calls(self, inputs: Mapping[str, Any] | None = None, mute: bool = False) -> list[SiteCall]:
         """Every attention call of a site in a run in which nothing is corrected, or in which all of them give zeros."""
         found: list[SiteCall] = []
-        given: dict[str, Any] = {}
-        attention = LayerHook.attention
 
-        def note(hook: LayerHook, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-            given.clear()
-            given.update(zip(hook.site.kernel.arguments, args, strict=False))
-            given.update(kwargs)
-            return attention(hook, args, kwargs)
-
-        def answer(
-            hook: LayerHook, q: Tensor, k: Tensor, v: Tensor, grid: Any, mask: Any, scale: Any, step: float
-        ) -> Tensor:
-            layout, model = hook.layout(q.shape[2], grid), hook.model
-            where = hook.report.path, hook.report.layer, dict(given)
-            turning = model.rope, model.frequencies * step
-            found.append(SiteCall(*where, q, k, v, layout, mask, scale, *turning))
+        def note(call: LayerCall) -> Tensor:
+            found.append(SiteCall(**vars(call)))
+            query, key, value = call.query, call.key, call.value
             if mute:
-                return torch.zeros_like(q)
-            return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, mask, scale=scale).to(q.dtype)
+                return torch.zeros_like(query)
+            out = F.scaled_dot_product_attention(
+                query.to(value.dtype), key.to(value.dtype), value, call.mask, scale=call.scale
+            )
+            return out.to(query.dtype)
 
-        with mock.patch.object(LayerHook, "attention", note), mock.patch.object(LayerHook, "run", answer):
-            self.run_patched(self.inputs() if inputs is None else inputs, almost_everything)
+        correction = Correction("the suite", lambda layer: "observed", self._identity, backends_named("sdpa"), note)
+        hooks = install([(self.model, self.adapter)], correction)
+        try:
+            self.run(self.inputs() if inputs is None else inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return found
+
+    @staticmethod
+    def _identity(layer: int, frames: int) -> FramePlan:
+        return FramePlan.identity(frames)
 
     def first_call(self, inputs: Mapping[str, Any] | None = None) -> SiteCall:
         """That of the first layer, before tokens could tell each other anything."""

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
-from freeloc.attention.engine import SMALLEST_CHUNK, TokenLayout, attend, attend_reference
-from freeloc.attention.rotation import PlanTables, rotate
+from freeloc.attention import TokenLayout, attend, attend_reference
+from freeloc.attention.backends.sdpa import SMALLEST_CHUNK
+from freeloc.attention.prepared import PreparedPlan, rotate
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, relative_positions
 from freeloc.plans.tsa import TsaSettings, tsa_plan, tsa_visibility
@@ -73,7 +74,7 @@ def random_mask(generator, kind, batch, heads, layout, dtype=torch.float32):
 
 def assert_attends_as_the_reference(tensors, plan, rope, layout, mask=None, scale=None):
     query, key, value = tensors
-    tables = PlanTables(plan, rope, query.shape[-1])
+    tables = PreparedPlan(plan, rope, query.shape[-1])
     found = attend(query, key, value, tables, layout, mask, scale)
     expected = attend_reference(query, key, value, plan, rope, layout, mask, scale)
     assert found.dtype == query.dtype
@@ -158,7 +159,7 @@ def test_decayed_logits_of_half_precision_are_computed_in_float32(dtype):
     plan = random_plan(generator, 5, changes=["decay"])
     query, key, value = random_inputs(generator, layout, head_dim=64, dtype=dtype)
     large = (400 * query, 20 * key, value)  # products beyond float16, logits of reasonable size
-    tables = PlanTables(plan, ROPE, 64)
+    tables = PreparedPlan(plan, ROPE, 64)
     found = attend(*large, tables, layout, scale=1 / 8000)
     expected = attend_reference(*large, plan, ROPE, layout, scale=1 / 8000)
     torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -168,13 +169,13 @@ def test_decayed_logits_of_half_precision_are_computed_in_float32(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_turned_keys_of_half_precision_are_rounded_once(dtype, pairing):
     generator = torch.Generator().manual_seed(18)
-    tables = PlanTables(random_plan(generator, 9), TemporalRope(12, pairing=pairing), 12)
+    tables = PreparedPlan(random_plan(generator, 9), TemporalRope(12, pairing=pairing), 12)
     keys = torch.randn(1, 2, 9, 50, 12, generator=generator).to(dtype)
     frames = torch.arange(9)
-    turns = tables.turns(4, frames, keys)
+    turns = tables.rotations(4, frames, keys)
     assert turns.dtype == torch.complex64
     found = rotate(keys, turns, tables.span, pairing)
-    exact = rotate(keys.double(), tables.turns(4, frames, keys.double()), tables.span, pairing)
+    exact = rotate(keys.double(), tables.rotations(4, frames, keys.double()), tables.span, pairing)
     # Where float32 and float64 fall on different sides of a tie, one rounding differs.
     assert (found != exact.to(dtype)).double().mean() < 0.01
 
@@ -200,7 +201,7 @@ def test_inputs_stay_as_they_are():
     tensors = random_inputs(generator, layout)
     mask = random_mask(generator, "float pairs", 1, 2, layout)
     before = [tensor.clone() for tensor in (*tensors, mask, plan.positions, plan.visibility)]
-    attend(*tensors, PlanTables(plan, ROPE, 12), layout, mask)
+    attend(*tensors, PreparedPlan(plan, ROPE, 12), layout, mask)
     for tensor, copy in zip((*tensors, mask, plan.positions, plan.visibility), before, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -266,7 +267,7 @@ def test_each_pair_stands_where_the_plan_puts_it(pairing, channels, within):
         for tensor in (query, key)
     ]
     for found in (
-        attend(*rotated, value, PlanTables(plan, rope, head_dim), layout),
+        attend(*rotated, value, PreparedPlan(plan, rope, head_dim), layout),
         attend_reference(*rotated, value, plan, rope, layout),
     ):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
@@ -278,7 +279,7 @@ def weights_without_preference(plan, layout):
     query = torch.zeros(1, 1, tokens, tokens, dtype=torch.float64)
     key = torch.randn(1, 1, tokens, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     value = torch.eye(tokens, dtype=torch.float64)[None, None]
-    return attend(query, key, value, PlanTables(plan, ROPE, tokens), layout)[0, 0]
+    return attend(query, key, value, PreparedPlan(plan, ROPE, tokens), layout)[0, 0]
 
 
 @pytest.mark.parametrize("texts", [(0, 0), (2, 3)])
@@ -307,7 +308,7 @@ def test_the_identity_plan_is_ordinary_attention(kind, scale):
     layout = TokenLayout(5, 3, 5, text_first=1, text_last=4)
     query, key, value = random_inputs(generator, layout, batch=2)
     mask = random_mask(generator, kind, 2, 2, layout)
-    found = attend(query, key, value, PlanTables(FramePlan.identity(5), ROPE, 12), layout, mask, scale)
+    found = attend(query, key, value, PreparedPlan(FramePlan.identity(5), ROPE, 12), layout, mask, scale)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
 
@@ -319,12 +320,12 @@ def test_heads_with_frequencies_of_their_own_are_turned_each_by_its_own(pairing)
     tensors = random_inputs(generator, layout, batch=2, heads=3)
     frequencies = torch.rand(3, 6, generator=generator, dtype=torch.float64) * (torch.arange(6) % 3 == 0)
     plan = random_plan(generator, 6)
-    found = attend(*tensors, PlanTables(plan, rope, 12, frequencies), layout)
+    found = attend(*tensors, PreparedPlan(plan, rope, 12, frequencies), layout)
     expected = attend_reference(*tensors, plan, rope, layout, frequencies=frequencies)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
     for head in range(3):
         alone = [tensor[:, head : head + 1] for tensor in tensors]
-        by_itself = attend(*alone, PlanTables(plan, rope, 12, frequencies[head]), layout)
+        by_itself = attend(*alone, PreparedPlan(plan, rope, 12, frequencies[head]), layout)
         torch.testing.assert_close(found[:, head : head + 1], by_itself, atol=2e-5, rtol=2e-5)
 
 
@@ -336,7 +337,7 @@ def test_queries_that_a_mask_lets_see_nothing_get_nothing(changes):
     mask = torch.ones(1, 1, layout.tokens, layout.tokens, dtype=torch.bool)
     mask[..., -2:, :] = mask[..., :, -2:] = mask[..., 7, :] = False
     tensors, plan = random_inputs(generator, layout), random_plan(generator, 4, changes=changes)
-    found = attend(*tensors, PlanTables(plan, ROPE, 12), layout, mask)
+    found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout, mask)
     assert not found[:, :, [7, -2, -1]].any()
     torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout, mask), atol=2e-5, rtol=2e-5)
 
@@ -346,7 +347,7 @@ def test_text_sees_everything_at_true_positions_and_is_seen_by_every_frame():
     layout = TokenLayout(6, 2, 3, text_first=2, text_last=3)
     plan = FramePlan(random_plan(generator, 6).positions, torch.eye(6, dtype=torch.uint8) * DENSE)
     query, key, value = random_inputs(generator, layout)
-    tables = PlanTables(plan, ROPE, 12)
+    tables = PreparedPlan(plan, ROPE, 12)
     found = attend(query, key, value, tables, layout)
     text = [0, 1, *range(layout.video.stop, layout.tokens)]
     ordinary = F.scaled_dot_product_attention(query, key, value)
@@ -360,7 +361,7 @@ def test_text_sees_everything_at_true_positions_and_is_seen_by_every_frame():
 def test_one_set_of_tables_serves_every_precision_and_grid():
     generator = torch.Generator().manual_seed(12)
     plan = random_plan(generator, 4)
-    tables = PlanTables(plan, ROPE, 12)
+    tables = PreparedPlan(plan, ROPE, 12)
     for dtype in (torch.bfloat16, torch.float32, torch.float64, torch.float32):
         for grid in ((2, 3), (1, 5)):
             layout = TokenLayout(4, *grid)
@@ -375,7 +376,7 @@ def test_tables_first_used_in_inference_mode_serve_training():
     layout = TokenLayout(5, 2, 2)
     query, key, value = random_inputs(generator, layout)
     with torch.inference_mode():
-        tables = PlanTables(vrpr_plan(5, 2), ROPE, 12)
+        tables = PreparedPlan(vrpr_plan(5, 2), ROPE, 12)
         found = attend(query, key, value, tables, layout)
     key.requires_grad_()
     again = attend(query, key, value, tables, layout)
@@ -407,7 +408,7 @@ def test_no_table_of_all_pairs_is_ever_made(kind, text_last):
     assert plan.density(layout.tokens_per_frame) < 0.2
     query, key, value = random_inputs(generator, layout, heads=1)
     mask = random_mask(generator, kind, 1, 1, layout)
-    tables = PlanTables(plan, ROPE, 12)
+    tables = PreparedPlan(plan, ROPE, 12)
     with torch.no_grad(), Largest() as fast:
         attend(query, key, value, tables, layout, mask)
     with torch.no_grad(), Largest() as slow:
@@ -429,7 +430,7 @@ def test_striped_frames_cost_little_more_than_the_pairs_they_keep(monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     query, key, value = random_inputs(torch.Generator().manual_seed(19), layout, heads=1)
-    attend(query, key, value, PlanTables(plan, ROPE, 12), layout)
+    attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
     # One call for the text, eight chunks of up to 128 tokens per frame; each sees its own tokens and 19 on both sides.
     assert len(calls) == 1 + 3 * 8
     assert max(calls[1:]) == 128 * (3 * (128 + 2 * 19) + 4)
@@ -438,7 +439,7 @@ def test_striped_frames_cost_little_more_than_the_pairs_they_keep(monkeypatch):
 def test_frames_whose_visible_pairs_stand_at_true_positions_are_not_turned():
     plan = tsa_plan(12, 5, TsaSettings(dense_frames=2, striped_frames=4, sink_frames=1))
     # Only the sink, clamped to 4 frames away, is turned; hidden pairs are clamped too.
-    assert PlanTables(plan, ROPE, 12).turned == [frame > 4 for frame in range(12)]
+    assert PreparedPlan(plan, ROPE, 12).rotated == [frame > 4 for frame in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,7 @@ def test_another_number_of_tokens_is_refused_with_both_numbers(queries, keys, fo
     query, key = torch.zeros(1, 1, queries, 12), torch.zeros(1, 1, keys, 12)
     # 1 + 5 * 6 + 2 tokens
     message = f"expected self-attention over 33 tokens (5 latent frames of 2 x 3, 3 of text), found {found}"
-    tables = plan if reference else PlanTables(plan, ROPE, 12)
+    tables = plan if reference else PreparedPlan(plan, ROPE, 12)
     run = functools.partial(attend_reference, rope=ROPE) if reference else attend
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
         run(query, key, key, tables, layout=layout)
@@ -461,19 +462,19 @@ def test_another_number_of_tokens_is_refused_with_both_numbers(queries, keys, fo
 def test_a_plan_for_another_length_is_refused_with_both_lengths():
     tensor = torch.zeros(1, 1, 30, 12)
     with pytest.raises(LayoutError, match="the plan is for 6 latent frames, the video has 5"):
-        attend(tensor, tensor, tensor, PlanTables(FramePlan.identity(6), ROPE, 12), TokenLayout(5, 2, 3))
+        attend(tensor, tensor, tensor, PreparedPlan(FramePlan.identity(6), ROPE, 12), TokenLayout(5, 2, 3))
 
 
 @pytest.mark.parametrize("rope", [TemporalRope(5), TemporalRope(0), TemporalRope(10, first=4)])
 def test_a_rope_that_does_not_fit_the_head_is_refused(rope):
     with pytest.raises(AdapterError, match=f"even number of temporal channels within 12, found {rope.channels}"):
-        PlanTables(FramePlan.identity(2), rope, head_dim=12)
+        PreparedPlan(FramePlan.identity(2), rope, head_dim=12)
 
 
 @pytest.mark.parametrize("within", [2, 7, 14])
 def test_a_block_that_does_not_fit_the_head_is_refused(within):
     with pytest.raises(AdapterError, match=f"expected 4 to 12 paired channels, an even number, found {within}"):
-        PlanTables(FramePlan.identity(2), TemporalRope(4, within=within), head_dim=12)
+        PreparedPlan(FramePlan.identity(2), TemporalRope(4, within=within), head_dim=12)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -486,7 +487,7 @@ def test_gradients_are_those_of_the_reference(kind, pairing):
     leaves = [t.requires_grad_() for t in random_inputs(generator, layout, batch=2, dtype=torch.float64)]
     mask = random_mask(generator, kind, 2, 2, layout, torch.float64)
     upstream = torch.randn(leaves[0].shape, generator=generator, dtype=torch.float64)
-    fast = attend(*leaves, PlanTables(plan, rope, 12), layout, mask)
+    fast = attend(*leaves, PreparedPlan(plan, rope, 12), layout, mask)
     slow = attend_reference(*leaves, plan, rope, layout, mask)
     found = torch.autograd.grad((fast * upstream).sum(), leaves)
     expected = torch.autograd.grad((slow * upstream).sum(), leaves)
@@ -502,7 +503,7 @@ def test_a_position_offset_shared_by_a_whole_row_changes_the_result():
     tensors = random_inputs(generator, layout)
     dense = FramePlan.identity(4).visibility
     true, shifted = (FramePlan(relative_positions(4) + offset, dense) for offset in (0.0, 1.5))
-    outputs = [attend(*tensors, PlanTables(plan, ROPE, 12), layout) for plan in (true, shifted)]
+    outputs = [attend(*tensors, PreparedPlan(plan, ROPE, 12), layout) for plan in (true, shifted)]
     assert (outputs[0] - outputs[1]).abs().max() > 1e-2
     assert_attends_as_the_reference(tensors, shifted, ROPE, layout)
 
@@ -516,7 +517,7 @@ def test_a_query_whose_visible_keys_the_model_masks_gets_zeros(text_last):
     query, key, value = random_inputs(generator, layout)
     mask = torch.ones(1, 1, 1, layout.tokens, dtype=torch.bool)
     mask[..., 8:] = False
-    found = attend(query, key, value, PlanTables(plan, ROPE, 12), layout, mask)
+    found = attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout, mask)
     assert found.isfinite().all()
     assert (found[:, :, 16:24] == 0).all()
     assert (found[:, :, :12] != 0).any(-1).all()
@@ -537,6 +538,6 @@ def test_frames_that_see_the_same_share_a_call(monkeypatch):
     expected = {"shift": (shifted(12, 5), 1), "window": (sliding_window(12, 5), 8), "vrpr": (vrpr_plan(12, 5), 12)}
     for name, (plan, count) in expected.items():
         calls.clear()
-        out = attend(q, k, v, PlanTables(plan, rope, 24), layout)
+        out = attend(q, k, v, PreparedPlan(plan, rope, 24), layout)
         assert len(calls) == 1 + count, name  # and one for the text
         assert (out - attend_reference(q, k, v, plan, rope, layout)).abs().max() < 1e-5, name

@@ -11,8 +11,7 @@ import freeloc
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.adapter.spec import ModelShape
-from freeloc.attention.engine import TokenLayout, attend_reference
-from freeloc.attention.prepared import PreparedPlans, attend_groups
+from freeloc.attention import LayerPlans, TokenLayout, attend, attend_reference
 from freeloc.errors import LayoutError
 from freeloc.plans.baselines import sliding_window
 from freeloc.profile.planning import layer_plans, policy_plan
@@ -40,25 +39,25 @@ def test_each_head_has_its_own_plan(per_head_frequencies: bool, mask: str) -> No
         "each head": (1, HEADS, LAYOUT.tokens, LAYOUT.tokens),
     }[mask]
     own = None if shape is None else torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.2
-    prepared = PreparedPlans(lambda layer, frames: PLANS, ModelShape(1, HEADS, DIM), ROPE, frequencies)
-    groups = prepared.groups(0, FRAMES, 1.0)
-    assert [group.heads for group in groups] == [[0, 3], [1], [2]]
-    out = attend_groups(groups, *tensors(), LAYOUT, own)
-    for head, plan in enumerate(PLANS):
+    prepared = LayerPlans(lambda layer, frames: PLANS, ModelShape(1, HEADS, DIM), ROPE, frequencies)
+    plan = prepared.at(0, FRAMES)
+    assert [group.heads for group in plan.groups] == [[0, 3], [1], [2]]
+    out = attend(*tensors(), plan, LAYOUT, own)
+    for head, own_plan in enumerate(PLANS):
         q, k, v = (tensor[:, head : head + 1] for tensor in tensors())
         mine = own[:, head : head + 1] if own is not None and own.shape[1] > 1 else own
         turning = frequencies[head] if per_head_frequencies else frequencies
-        expected = attend_reference(q, k, v, plan, ROPE, LAYOUT, mine, frequencies=turning)
+        expected = attend_reference(q, k, v, own_plan, ROPE, LAYOUT, mine, frequencies=turning)
         assert (out[:, head : head + 1] - expected).abs().max() < 1e-5, head
 
 
 def test_tables_are_shared() -> None:
     shape, frequencies = ModelShape(2, HEADS, DIM), ROPE.frequencies(DIM)
-    prepared = PreparedPlans(lambda layer, frames: PLANS, shape, ROPE, frequencies)
-    first, second = (prepared.groups(layer, FRAMES, 1.0) for layer in (0, 1))
-    assert [a.tables is b.tables for a, b in zip(first, second, strict=True)] == [True, True, True]
-    same = PreparedPlans(lambda layer, frames: [PLANS[0]] * HEADS, shape, ROPE, frequencies).groups(0, FRAMES, 1.0)
-    assert [group.heads for group in same] == [None]
+    prepared = LayerPlans(lambda layer, frames: PLANS, shape, ROPE, frequencies)
+    first, second = (prepared.at(layer, FRAMES).groups for layer in (0, 1))
+    assert [a.plan is b.plan for a, b in zip(first, second, strict=True)] == [True, True, True]
+    same = LayerPlans(lambda layer, frames: [PLANS[0]] * HEADS, shape, ROPE, frequencies).at(0, FRAMES)
+    assert [group.heads for group in same.groups] == [None]
 
 
 @pytest.mark.parametrize(
@@ -69,9 +68,9 @@ def test_tables_are_shared() -> None:
     ],
 )
 def test_plans_that_do_not_fit(plans: list[FramePlan], words: str) -> None:
-    prepared = PreparedPlans(lambda layer, frames: plans, ModelShape(1, HEADS, DIM), ROPE, ROPE.frequencies(DIM))
+    prepared = LayerPlans(lambda layer, frames: plans, ModelShape(1, HEADS, DIM), ROPE, ROPE.frequencies(DIM))
     with pytest.raises(LayoutError, match=words):
-        prepared.groups(0, FRAMES, 1.0)
+        prepared.at(0, FRAMES)
 
 
 def heads(**changes: Any) -> freeloc.Profile:

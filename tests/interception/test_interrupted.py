@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 import freeloc
 from freeloc.discovery import transformers_of
-from freeloc.interception.hooks import LayerHook
+from freeloc.interception.layers import LayerHook
 
 EXAMPLES = {example.label: example for example in (*examples.EXAMPLES, *opensora_double.EXAMPLES)}
 
@@ -20,14 +20,14 @@ EXAMPLES = {example.label: example for example in (*examples.EXAMPLES, *opensora
 @pytest.fixture
 def interrupted(monkeypatch):
     """Ctrl-C in the attention of the second layer, whenever the list is not empty."""
-    left, run = [], LayerHook.run
+    left, run = [], LayerHook._attend
 
     def interrupt(hook, *arguments):
         if left and hook.report.layer == 1:
             raise left.pop()
         return run(hook, *arguments)
 
-    monkeypatch.setattr(LayerHook, "run", interrupt)
+    monkeypatch.setattr(LayerHook, "_attend", interrupt)
     return left
 
 

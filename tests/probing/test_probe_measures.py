@@ -6,8 +6,8 @@ from torch import Tensor
 
 from freeloc import FreelocError
 from freeloc.adapter import TemporalRope
-from freeloc.attention.engine import TokenLayout
-from freeloc.interception.kernel_call import SeenAttention
+from freeloc.attention import TokenLayout
+from freeloc.interception.watch import LayerCall
 from freeloc.probing import measures, perturbations
 from freeloc.probing.measures import context, logits_difference
 
@@ -17,7 +17,7 @@ SHIFTS = (-40, -20, 3, 20)
 
 def seen(
     dtype: torch.dtype = torch.float64, pairing: str = "(pair two)", per_head: bool = False, **changes
-) -> SeenAttention:
+) -> LayerCall:
     layout = TokenLayout(FRAMES, HEIGHT, WIDTH, text_first=2, text_last=3)
     generator = torch.Generator().manual_seed(0)
     tensors = torch.randn(3, 2, HEADS, layout.tokens, DIM, generator=generator, dtype=torch.float64)
@@ -26,11 +26,11 @@ def seen(
     frequencies = rope.frequencies(DIM)
     if per_head:
         frequencies = torch.stack([frequencies, frequencies / 3])
-    call = SeenAttention(0, query, key, value, layout, None, None, rope, frequencies)
+    call = LayerCall(0, query, key, value, layout, None, None, rope, frequencies)
     return call._replace(**changes)
 
 
-def video_logits(call: SeenAttention, shift: float = 0.0) -> Tensor:
+def video_logits(call: LayerCall, shift: float = 0.0) -> Tensor:
     """(batch, heads, video tokens, video tokens) with every key moved, each channel written out."""
     query, key = (tensor[:, :, call.layout.video].double() for tensor in (call.query, call.key))
     frequencies = call.frequencies.expand(HEADS, -1)
@@ -83,7 +83,7 @@ def masks() -> dict[str, Tensor | None]:
     return {"none": None, "keys": keys, "bias": bias, "rows": bias[0, 0]}
 
 
-def by_brute_force(call: SeenAttention, window: Tensor, trained: int) -> dict[str, Tensor]:
+def by_brute_force(call: LayerCall, window: Tensor, trained: int) -> dict[str, Tensor]:
     """(heads,) each, from the whole table of probabilities."""
     layout = call.layout
     logits = call.query.double() @ call.key.double().mT * (DIM**-0.5 if call.scale is None else call.scale)
@@ -151,7 +151,7 @@ def test_memory_holds_no_table_of_all_pairs() -> None:
     """Of 6 GB of logits per head, blocks of 32 MB at most are made."""
     layout = TokenLayout(frames=40, height=20, width=50)
     query, key = torch.randn(2, 1, 1, layout.tokens, 8)
-    call = SeenAttention(
+    call = LayerCall(
         0, query, key, key, layout, None, None, TemporalRope(channels=8), TemporalRope(channels=8).frequencies(8)
     )
     sizes = []

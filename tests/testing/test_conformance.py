@@ -181,7 +181,7 @@ def test_an_attribute_that_cannot_be_set_back_is_caught():
 
 def test_an_engine_that_is_not_its_reference_is_caught(monkeypatch):
     def careless(query, key, value, tables, layout, *rest):
-        out = freeloc.attention.engine.attend(query, key, value, tables, layout, *rest)
+        out = freeloc.attention.attend(query, key, value, tables, layout, *rest)
         out[:, :, layout.video] *= 1.001
         return out
 
@@ -203,7 +203,7 @@ def test_an_engine_that_hides_text_is_caught(monkeypatch, hides):
 
         return call
 
-    monkeypatch.setattr(behaviour, "attend", deaf(freeloc.attention.engine.attend))
+    monkeypatch.setattr(behaviour, "attend", deaf(freeloc.attention.attend))
     monkeypatch.setattr(behaviour, "attend_reference", _deaf_reference(hides))
     assert list(problems(RIGHT)) == ["check_text_is_neither_hidden_nor_turned"]
 
@@ -213,7 +213,7 @@ def _deaf_reference(hides):
         value = value.clone()
         if hides == "text from video":
             value[:, :, : layout.text_first] = 0
-        out = freeloc.attention.engine.attend_reference(query, key, value, plan, rope, layout, *rest)
+        out = freeloc.attention.attend_reference(query, key, value, plan, rope, layout, *rest)
         if hides == "video from text":
             out[:, :, : layout.text_first] = 0
         return out

@@ -1,0 +1,86 @@
+"""Backend ``reference``: dense logits in float64, as the formulas say. Every other backend is tested against it."""
+
+import torch
+from torch import Tensor
+
+from freeloc.adapter.rope import TemporalRope
+from freeloc.attention.backends.base import Backend
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import LayerPlan, check_call, rotate
+from freeloc.plans.frame_plan import FramePlan, relative_positions
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: LayerPlan,
+    layout: TokenLayout,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """See `freeloc.attention.attend`."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for group in plan.groups:
+        tensors = group.of(query), group.of(key), group.of(value)
+        own = group.of(mask) if mask is not None and mask.ndim > 3 and mask.shape[1] > 1 else mask
+        ready = group.plan
+        found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
+        out[:, slice(None) if group.heads is None else group.heads] = found
+    return out
+
+
+def attend_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: FramePlan,
+    rope: TemporalRope,
+    layout: TokenLayout,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    frequencies: Tensor | None = None,
+) -> Tensor:
+    """Attention of heads that share a plan, from dense logits in float64: memory grows with the square of the tokens.
+
+    Args:
+        query, key, value, layout, mask, scale: as of `freeloc.attention.attend`.
+        plan, rope, frequencies: as of `freeloc.attention.PreparedPlan`.
+    """
+    check_call(query, key, plan.frames, layout)
+    q, k, v = (tensor.double() for tensor in (query, key, value))
+    logits: Tensor = q @ k.mT
+    video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
+    span = rope.span(query.shape[-1])
+    frequencies = rope.frequencies(query.shape[-1]) if frequencies is None else frequencies
+    wanted = plan.frequencies(frequencies) if plan.frequencies else frequencies
+    true = relative_positions(plan.frames)
+    for frame in range(layout.frames):
+        per_frame = true[frame, :, None, None], plan.positions[frame, :, None, None]  # (frames, 1, 1)
+        angles = per_frame[0] * frequencies[..., None, None, :] - per_frame[1] * wanted[..., None, None, :]
+        turned = rotate(video, torch.polar(torch.ones_like(angles), angles), span, rope.pairing).flatten(2, 3)
+        start = layout.video.start + frame * layout.tokens_per_frame
+        rows = slice(start, start + layout.tokens_per_frame)
+        logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
+    if plan.decay is not None:
+        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64)
+        per_token = plan.decay.repeat_interleave(layout.tokens_per_frame, dim=0)
+        factor[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
+        logits = torch.where(logits > 0, logits * factor, logits)
+    hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
+    hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame)
+    logits = logits.masked_fill(hidden, float("-inf"))
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    out: Tensor = softmax(logits) @ v
+    return out.to(query.dtype)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Weights of the keys; none where a query may see no key, as in `scaled_dot_product_attention`."""
+    blind = (logits == float("-inf")).all(dim=-1, keepdim=True)
+    return logits.softmax(dim=-1).masked_fill(blind, 0)
+
+
+BACKEND = Backend("reference", attend, source="dense logits in float64, for tests")

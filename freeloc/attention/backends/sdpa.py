@@ -1,0 +1,188 @@
+"""Backend ``sdpa``: each query frame calls `scaled_dot_product_attention` over the keys that it sees. Runs anywhere.
+
+RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. For query frame i, rotating the temporal channels of every key frame
+j by the angle of (i - j) - positions[i, j] gives each pair the position that the plan asks for; each query frame is
+then one ordinary attention call over the keys that it may see. Every (query, key) pair counts exactly once.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freeloc.attention.backends.base import Backend
+from freeloc.attention.backends.reference import softmax
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import LayerPlan, PreparedPlan, check_call, rotate
+
+SMALLEST_CHUNK = 128
+"""Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: LayerPlan,
+    layout: TokenLayout,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """See `freeloc.attention.attend`."""
+    if len(plan.groups) == 1:
+        return _attend_group(plan.groups[0].plan, query, key, value, layout, mask, scale)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    per_head = mask is not None and mask.ndim > 3 and mask.shape[1] > 1
+    for group in plan.groups:
+        own = group.of(mask) if mask is not None and per_head else mask
+        tensors = group.of(query), group.of(key), group.of(value)
+        out[:, group.heads] = _attend_group(group.plan, *tensors, layout, own, scale)
+    return out
+
+
+def _attend_group(
+    plan: PreparedPlan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TokenLayout,
+    mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Attention of heads that share a plan.
+
+    Frames that see the same share a call; where they see striped frames, each makes one for a chunk of its tokens at a
+    time. Only a plan that decays logits computes them itself.
+    """
+    check_call(query, key, plan.frames, layout)
+    if plan.is_identity:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    if plan.plan.logit_scale != 1:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * plan.plan.logit_scale
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    text_at = layout.text_at.to(query.device)
+    if len(text_at):
+        rows = None if mask is None else mask_rows(mask, text_at)
+        text_query = query.index_select(2, text_at)
+        out[:, :, text_at] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
+    call = _Call(query, key, value, plan, layout, text_at, mask, scale)
+    for frames in plan.runs:
+        _attend_frames(call, frames, out)
+    return out
+
+
+class _Call(NamedTuple):
+    """The arguments of `_attend_group`, and where the text is."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    prepared: PreparedPlan
+    layout: TokenLayout
+    text_at: Tensor
+    mask: Tensor | None
+    scale: float | None
+
+
+class _View(NamedTuple):
+    """What some query tokens of one frame see: the dense frames whole, of the others the tokens low..high; all text."""
+
+    dense: int
+    low: int
+    high: int
+
+    def of(self, frames: Tensor, text: Tensor) -> Tensor:
+        """From (..., frames, tokens_per_frame, channels), dense frames first, and (..., text tokens, channels)."""
+        whole = frames[..., : self.dense, :, :].flatten(-3, -2)
+        striped = frames[..., self.dense :, self.low : self.high, :].flatten(-3, -2)
+        parts = [part for part in (whole, striped, text) if part.shape[-2]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def _attend_frames(call: _Call, frames: range, out: Tensor) -> None:
+    """Write the output of query frames that see the same keys, where need be a chunk of their tokens at a time."""
+    query, key, value, prepared, layout, text_at, _, scale = call
+    plan, n, frame = prepared.plan, layout.tokens_per_frame, frames.start
+    dense, striped = prepared.dense[frame], prepared.striped[frame]
+    seen = torch.cat([dense, striped])
+    keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
+    if prepared.rotated[frame]:
+        keys = rotate(keys, prepared.rotations(frame, seen, key), prepared.span, prepared.pairing)
+    key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
+    reach = plan.stripe_tokens(n)
+    count = n * len(frames)
+    chunk = max(reach, SMALLEST_CHUNK) if len(striped) else count if plan.decay is None else SMALLEST_CHUNK
+    factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
+    for start in range(0, count, chunk):
+        stop = min(start + chunk, count)
+        view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))
+        first = layout.video.start + frame * n
+        rows = slice(first + start, first + stop)
+        tensors = query[:, :, rows], view.of(keys, key_text), view.of(values, value_text)
+        allowed = _allowed(call, view, seen, (start, stop), rows)
+        if factor is None:
+            out[:, :, rows] = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, scale=scale)
+        else:
+            per_key = view.of(factor, torch.ones_like(text_at, dtype=factor.dtype)[:, None]).flatten()
+            out[:, :, rows] = _attend_decayed(*tensors, per_key, allowed, scale)
+
+
+def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], rows: slice) -> Tensor | None:
+    """The mask of a view for the query tokens from, to of a frame: its stripes, and the model's own."""
+    n, text_at, mask = call.layout.tokens_per_frame, call.text_at, call.mask
+    allowed = None
+    if len(seen) > view.dense:
+        band = _band(*tokens, view.low, view.high, call.prepared.plan.stripe_tokens(n), text_at.device)
+        allowed = F.pad(band.repeat(1, len(seen) - view.dense), (view.dense * n, len(text_at)), value=True)
+    if mask is not None:
+        video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n)).to(text_at.device)
+        columns = view.of(video_at[..., None], text_at[:, None]).flatten()
+        allowed = _compose(mask_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
+    return allowed
+
+
+def _attend_decayed(
+    query: Tensor, key: Tensor, value: Tensor, factor: Tensor, allowed: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention in which the positive logits of each key are multiplied by its factor (keys,)."""
+    logits = query.to(factor.dtype) @ key.to(factor.dtype).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    logits = torch.where(logits > 0, logits * factor, logits)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else logits + allowed
+    return softmax(logits).to(value.dtype) @ value
+
+
+def _factor(decay: Tensor, like: Tensor) -> Tensor:
+    """Factors on the device of `like`, in at least float32."""
+    return decay.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
+
+
+def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
+    """The video tokens of these frames, (batch, heads, frames, tokens_per_frame, head_dim)."""
+    video: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
+    return video if torch.equal(which, torch.arange(layout.frames)) else video.index_select(2, which.to(tensor.device))
+
+
+def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.device) -> Tensor:
+    """Which of the key tokens low..high of a frame the query tokens start..stop see in a striped pair."""
+    query, key = torch.arange(start, stop, device=device), torch.arange(low, high, device=device)
+    return (query[:, None] - key[None, :]).abs() < reach
+
+
+def mask_rows(mask: Tensor, at: Tensor) -> Tensor:
+    """The rows of a broadcastable mask for these query tokens."""
+    return mask if mask.ndim < 2 or mask.shape[-2] == 1 else mask.index_select(-2, at)
+
+
+def _compose(mask: Tensor, columns: Tensor, allowed: Tensor | None) -> Tensor:
+    """The model's mask at these key tokens, and the plan's on top of it."""
+    own = mask if mask.shape[-1] == 1 else mask.index_select(-1, columns)
+    if allowed is None:
+        return own.expand(*own.shape[:-1], len(columns))
+    if own.dtype == torch.bool:
+        return own & allowed
+    return own.masked_fill(~allowed, float("-inf"))
+
+
+BACKEND = Backend("sdpa", attend, priority=0, source="torch.nn.functional.scaled_dot_product_attention")

@@ -1,0 +1,99 @@
+"""What torch.compile and torch.export need to be told, so that a patched model is compiled as what it is."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from freeloc.errors import PatchError
+from freeloc.interception.context import ForwardContext, Grid, Read
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Traced(NamedTuple):
+    """What a forward has read, as tensors: torch.compile guards numbers, and would compile each length anew."""
+
+    grid: Tensor
+    """(3,) int64: latent frames, rows, columns."""
+    positions_per_frame: Tensor
+
+    @classmethod
+    def of(cls, grid: Grid | None, positions_per_frame: float) -> "Traced":
+        """From numbers, which are symbols in a trace."""
+        assert grid is not None  # only models whose grid is in the transformer's arguments are traced
+        step = torch.tensor(positions_per_frame, dtype=torch.float64, device="cpu")
+        return cls(torch.tensor([*grid], device="cpu"), step)
+
+    def read(self) -> Read:
+        """The numbers."""
+        frames, height, width = self.grid.tolist()
+        return Read((frames, height, width), float(self.positions_per_frame))
+
+
+def outside_graphs(function: F) -> F:
+    """Make torch.compile leave a function alone. It is what `torch.compiler.disable` does, without loading Dynamo."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
+
+
+def mark(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Make compiled code of these modules look again, for as long as they are marked.
+
+    torch.compile does not guard hooks, so code that was compiled before a patch would still run under it. But it guards
+    that a module has no ``forward`` of its own beside its class's: so each gets one, the same, while it is patched.
+    Code compiled before fits again when the mark is gone, and code compiled under a patch fits the next one.
+    """
+    for module in modules:
+        if "forward" not in module.__dict__:
+            module.__dict__["forward"] = module.forward
+        elif has_compiled_parts(model):  # other hooks, of accelerate say, replaced it already: that guard is not there
+            torch._dynamo.reset()
+
+
+def unmark(module: nn.Module) -> None:
+    """Take the mark away; a ``forward`` that others have set stays."""
+    own = module.__dict__.get("forward")
+    if own is not None and own == type(module).forward.__get__(module):
+        del module.__dict__["forward"]
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Whether a model or a part of it is compiled."""
+    wrapper = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    return any(part._compiled_call_impl is not None or isinstance(part, wrapper) for part in model.modules())
+
+
+def refuse_threads(model: nn.Module, others: Sequence[ForwardContext]) -> None:
+    """Refuse to run a model with compiled parts while another thread runs it: both would read the last grid.
+
+    Raises:
+        PatchError: if so.
+    """
+    if any(other.thread != threading.get_ident() for other in others) and has_compiled_parts(model):
+        raise PatchError(
+            f"expected one thread at a time in a patched {type(model).__name__} with compiled parts, found two: "
+            "compiled attention modules share what the model read from its input. Run one forward after the other, "
+            "give each thread a model of its own (copy.deepcopy), or compile the whole model with torch.compile(model)"
+        )
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work in this process."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
+def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse to export a patched model: its plans would be those of one length.
+
+    Raises:
+        PatchError: if it is this model that is being exported.
+    """
+    if any(type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
+        raise PatchError(
+            "a patched model cannot be exported: its plans depend on the length of each video. Export the model "
+            "without the patch (call remove() on it, or freeloc.unpatch(model)), or use torch.compile"
+        )

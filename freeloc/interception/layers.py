@@ -1,0 +1,222 @@
+"""LayerHook: what happens around and in the attention call of one module."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from freeloc.adapter.spec import AttentionSite
+from freeloc.attention.backends import choose
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.op import handle_of
+from freeloc.attention.prepared import LayerPlan
+from freeloc.errors import LayoutError
+from freeloc.interception import compiled, context
+from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
+from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
+from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
+from freeloc.interception.patched import PatchedModel
+from freeloc.interception.watch import LayerCall
+from freeloc.report import LayerReport
+
+
+class _Ready(NamedTuple):
+    """All that is known of a call before its tensors are."""
+
+    plan: LayerPlan
+    layout: TokenLayout
+    density: float
+
+
+class LayerHook:
+    """The hooks around one attention module."""
+
+    def __init__(self, model: PatchedModel, site: int, layer: int, path: str, module: nn.Module) -> None:
+        self.model = model
+        self.module = module
+        self._site = site
+        self.report = LayerReport(layer, path, model.correction.method_of(layer))
+        self.may_correct = self.report.method != "none" or model.correction.observer is not None
+        self.in_trace: tuple[Interceptor, list[Any]] | None = None
+        self._held = HeldAttributes(self.site.while_running)
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("handle", "_ready", "_corrects")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.handle = handle_of(self)
+        self._ready: dict[tuple[int, Grid, float], _Ready] = {}
+        self._corrects: dict[int, bool] = {}
+
+    @property
+    def site(self) -> AttentionSite:
+        """As the adapter describes it."""
+        return self.model.adapter.sites[self._site]
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook: intercept the attention call, if the plan says so."""
+        if torch.compiler.is_dynamo_compiling() and self.model.is_traceable:
+            if self.may_correct:
+                interceptor = SdpaInterceptor(self._answer_in_trace, None)
+                self.in_trace = interceptor, self._held.hold_in_trace(module)
+                interceptor.enter()
+        else:
+            self._before(module, args, kwargs)
+
+    @compiled.outside_graphs
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frame = sys._getframe(2)
+        forward = context.current(self.model) or self._again(frame)
+        grids, step = self._grids(forward.read, module, args, kwargs), forward.read.positions_per_frame
+        corrects = [self._needs_correction(grid[0]) for grid in grids]  # of each, since each is counted
+        if not any(corrects):
+            return
+        interceptor = interceptor_of(
+            self.site.kernel, module, lambda given, named: self._answer(grids, step, given, named), frame
+        )
+
+        def finish() -> None:
+            interceptor.leave()
+            self._held.release(module, interceptor)
+
+        forward.open.append(Opened(self, interceptor, finish))  # before anything that an interrupt would leave
+        self._held.hold(module, interceptor)
+        interceptor.enter()
+
+    def _again(self, frame: FrameType) -> ForwardContext:
+        """A context for a module that autograd runs once more, as the forward that it belongs to has read it."""
+        by_itself = self.model.adapter.grid.of == "attention"  # then each attention module is told the grid
+        read = Read(None, 1.0) if by_itself else context.remembered(self.model)
+        if read is None and self.model.traced is not None:
+            read = self.model.traced.read()
+        if read is None:
+            raise LayoutError(
+                f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
+                "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
+            )
+        forward = ForwardContext(self.model, read, frame)
+        context.push(forward)
+        return forward
+
+    def _grids(self, read: Read, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Grid]:
+        """One grid for the batch, or one for each sample."""
+        if read.grid is not None:
+            return [read.grid]
+        reader = self.model.reader
+        return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook, called after an exception too: end the interception, and make sure that a call was made."""
+        if torch.compiler.is_dynamo_compiling() and self.model.is_traceable:
+            if self.in_trace is not None:
+                (interceptor, attributes), self.in_trace = self.in_trace, None
+                interceptor.leave()
+                for attribute in attributes:
+                    attribute.restore()
+        else:
+            self._after(module, kwargs, output)
+
+    @compiled.outside_graphs
+    def _after(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
+        forward = context.current(self.model)
+        interceptor = None if forward is None else forward.end(self)
+        if forward is not None and forward.frame is sys._getframe(2):
+            context.close(forward)  # of a module that ran once more
+        context.close_dead()
+        if interceptor is None or interceptor.calls or output is None:
+            return
+        if not (self.site.idle and kwargs.get(self.site.idle)):
+            raise LayoutError(
+                f"{self.report.path} ({type(module).__name__}) made no call of {self.site.kernel.function}, so nothing "
+                "could be corrected. Linear attention, attention that is answered from a cache, and kernels or "
+                "replacements of that function that cannot be seen are not supported"
+            )
+
+    def _needs_correction(self, frames: int) -> bool:
+        """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
+        known = self._corrects.get(frames)
+        if known is None:  # a plan that changes nothing does so at any number of positions per latent frame
+            changes = not self.model.plans.at(self.report.layer, frames).is_identity
+            known = self._corrects[frames] = changes or self.model.correction.observer is not None
+        if not known:
+            self.report.note_untouched(frames)
+        return known
+
+    def _answer(self, grids: list[Grid], step: float, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """What the attention module's kernel call computes while it is intercepted."""
+        kernel = self.site.kernel
+        try:
+            call = read_call(kernel, args, kwargs)
+        except LayoutError as error:
+            raise LayoutError(f"{self.report.path}: {error}") from None
+        given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
+        if call.valid is None and all(grid == grids[0] for grid in grids):
+            return as_output(kernel, self._attend(call, grids[0], step, given))
+        out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
+        lengths = [call.query.shape[2]] * len(call.query) if call.valid is None else call.valid.tolist()
+        for sample, tokens in enumerate(lengths):
+            grid = grids[sample if len(grids) > 1 else 0]
+            out[sample : sample + 1, :, :tokens] = self._attend(of_sample(call, sample, tokens), grid, step, given)
+        return as_output(kernel, out)
+
+    def _answer_in_trace(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The same in a trace of torch.compile: one opaque call, in which the length decides what is corrected."""
+        call, traced = read_call(self.site.kernel, args, kwargs), self.model.traced
+        if traced is None:
+            raise LayoutError("a compiled attention module ran outside a call of its model: call model(...)")
+        out = torch.ops.freeloc.attention(*call[:4], call.scale, self.handle, *traced)
+        return as_output(self.site.kernel, out)
+
+    def answer_compiled(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        grid: Grid,
+        positions_per_frame: float,
+    ) -> Tensor:
+        """The operator's call, when a compiled model runs."""
+        self._needs_correction(grid[0])
+        return self._attend(KernelCall(query, key, value, mask, None, scale), grid, positions_per_frame, {})
+
+    def _attend(self, call: KernelCall, grid: Grid, step: float, given: Mapping[str, Any]) -> Tensor:
+        """Attention over samples that have the same grid."""
+        which = call.query.shape[2], grid, step
+        ready = self._ready.get(which) or self._make_ready(*which)
+        # The original repositories keep rotated q and k in float32 beside a half-precision v.
+        tensors = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
+        observer, backends = self.model.correction.observer, self.model.correction.backends
+        if observer is not None:
+            rotation = self.model.rope, self.model.frequencies * step
+            seen = (*call[:3], ready.layout, call.mask, call.scale, *rotation, self.report.path, given)
+            answer = observer(LayerCall(self.report.layer, *seen))
+            if answer is not None:
+                return answer
+        try:
+            backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
+            backend = backend or choose(backends, *tensors, ready.plan, ready.layout, call.mask)
+            out = backend.attend(*tensors, ready.plan, ready.layout, call.mask, call.scale)
+        except LayoutError as error:
+            raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
+        if not ready.plan.is_identity:
+            self.report.note_corrected(grid[0], ready.plan.largest_position, ready.density, backend.name)
+        return out.to(call.query.dtype)
+
+    def _make_ready(self, tokens: int, grid: Grid, step: float) -> _Ready:
+        """What the tokens of a sequence are: those beyond the grid are text."""
+        frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
+        text = max(tokens - frames * height * width, 0)
+        first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
+        plan, layout = (
+            self.model.plans.at(self.report.layer, frames, step),
+            TokenLayout(frames, height, width, first, last),
+        )
+        ready = self._ready[tokens, grid, step] = _Ready(plan, layout, plan.density(layout.tokens_per_frame))
+        return ready

@@ -1,0 +1,128 @@
+"""attend_layer: the attention of one layer without hooks, for engines that hand over queries, keys and values."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.spec import ModelShape
+from freeloc.attention import Backend, LayerPlan, LayerPlans, TokenLayout, attend
+from freeloc.errors import FreelocError, LayoutError
+from freeloc.patching import backends_named
+from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.method import Plans
+from freeloc.profile.planning import layer_plans
+from freeloc.profile.schema import Profile
+
+LayerChoice = Profile | FramePlan | Sequence[FramePlan]
+"""What says the plan of a layer: a profile, or a plan for all heads, or one for each head of the model."""
+
+MOST_PLANS = 256
+"""Plans made ready that are kept, at most."""
+
+
+def attend_layer(
+    profile_or_plan: LayerChoice,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    grid: tuple[int, int, int],
+    rope: TemporalRope | None,
+    text_first: int = 0,
+    text_last: int = 0,
+    heads: Sequence[int] | None = None,
+    frequencies: Tensor | None = None,
+    positions_per_frame: float = 1.0,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: str | Backend = "auto",
+) -> Tensor:
+    """Compute what a patched model would compute in one layer, from its rotated queries and keys.
+
+    >>> import torch, freeloc
+    >>> from freeloc.adapter import TemporalRope
+    >>> wan = freeloc.load_profile("wan2.1")
+    >>> rope = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
+    >>> query, key, value = torch.randn(3, 1, 12, 41 * 2 * 3, 128)
+    >>> freeloc.attend_layer(wan, 0, query, key, value, grid=(41, 2, 3), rope=rope).shape
+    torch.Size([1, 12, 246, 128])
+
+    Args:
+        profile_or_plan: a profile, of which this layer's choice counts; or the `FramePlan` of this layer, or one for
+            each head of the model. What it says is read once: give the same object in each call.
+        layer: number of the layer in the profile.
+        query, key, value: (batch, heads, tokens, head_dim): text, then the video frame by frame in raster order, then
+            text, without padding; queries and keys rotated by the model.
+        grid: latent frames, rows and columns of video tokens.
+        rope: which channels of a head the temporal RoPE rotates; None if the model has none.
+        text_first, text_last: text tokens before and after the video.
+        heads: numbers of the model's heads that the tensors hold, where several devices share them, as in
+            ``range(6, 12)``; by default all of them.
+        frequencies: of the temporal pairs, in radians per position, (pairs,) or (heads of the model, pairs); by
+            default the rope's own.
+        positions_per_frame: temporal positions per latent frame.
+        mask: the model's own, bool or additive, broadcastable to (batch, heads, tokens, tokens).
+        scale: of the logits; by default head_dim ** -0.5.
+        backend: as in `freeloc.patch`.
+
+    Returns:
+        (batch, heads, tokens, head_dim).
+
+    Raises:
+        LayoutError: if the tokens do not add up, or the heads are not the profile's.
+        ProfileError: if the profile has no such layer.
+        PatchError: if the plan moves frames and there is no RoPE.
+    """
+    own = list(range(query.shape[1])) if heads is None else list(heads)
+    if len(own) != query.shape[1]:
+        raise LayoutError(f"expected heads to name the {query.shape[1]} heads of the queries, found {len(own)}")
+    layout = TokenLayout(*grid, text_first, text_last)
+    everything = (layer, layout.frames, positions_per_frame, tuple(own), query.shape[-1], rope, id(frequencies))
+    plan = _prepared(profile_or_plan, heads is not None, frequencies, everything)
+    return attend(query, key, value, plan, layout, mask, scale, backends_named(backend))
+
+
+_plans: "OrderedDict[tuple[Any, ...], tuple[LayerPlan, Any]]" = OrderedDict()
+# Global, since engines call a function; each entry holds what its key names by id.
+
+
+def _prepared(choice: LayerChoice, some: bool, frequencies: Tensor | None, everything: tuple[Any, ...]) -> LayerPlan:
+    """The plan of these heads, made ready once."""
+    key = (id(choice), *everything)
+    if key not in _plans:
+        layer, frames, positions_per_frame, heads, head_dim, rope, _ = everything
+        found = _plans_of(choice, layer, frames)
+        whole = choice.model.heads if isinstance(choice, Profile) else None
+        whole = whole or (None if isinstance(found, FramePlan) else len(found))
+        if whole is not None and (max(heads) >= whole or (not some and len(heads) != whole)):
+            raise LayoutError(
+                f"expected tensors with the model's {whole} heads, or heads=... to say which of them, found "
+                f"{len(heads)} heads{f', up to number {max(heads)}' if some else ''}"
+            )
+        if not isinstance(found, FramePlan):
+            found = [found[head] for head in heads]
+        if frequencies is None:
+            frequencies = torch.zeros(1, dtype=torch.float64) if rope is None else rope.frequencies(head_dim)
+        elif frequencies.ndim > 1:
+            frequencies = frequencies[list(heads)]
+        shape = ModelShape(1, len(heads), head_dim)
+        ready = LayerPlans(lambda _, __: found, shape, rope, frequencies.double().cpu())
+        _plans[key] = ready.at(layer, frames, positions_per_frame), (choice, everything, frequencies)
+        while len(_plans) > MOST_PLANS:
+            _plans.popitem(last=False)
+    _plans.move_to_end(key)
+    return _plans[key][0]
+
+
+def _plans_of(choice: LayerChoice, layer: int, frames: int) -> Plans:
+    if isinstance(choice, Profile):
+        return layer_plans(choice, layer, frames)
+    several = [choice] if isinstance(choice, FramePlan) else choice
+    if not isinstance(several, Sequence) or not several or not all(isinstance(plan, FramePlan) for plan in several):
+        raise FreelocError(f"expected a Profile, a FramePlan, or a list of one per head, found {choice!r:.200}")
+    return choice
