@@ -11,6 +11,7 @@ from torch import Tensor
 
 from freeloc import FramePlan, attend_layer
 from freeloc.adapter import TemporalRope
+from freeloc.attention import Backend
 from freeloc.plans.baselines import riflex, ultravico, yarn
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -51,6 +52,12 @@ class Case:
         frames, height, width = self.grid
         return self.text_first + frames * height * width + self.text_last
 
+    @functools.cached_property
+    def frequencies(self) -> Tensor | None:
+        """Those of each head, (heads, pairs), or None for the rope's own."""
+        factors = torch.linspace(0.5, 1, self.heads, dtype=torch.float64)
+        return factors[:, None] * self.rope.frequencies(self.head_dim) if self.per_head else None
+
     def tensors(self, dtype: torch.dtype) -> list[Tensor | None]:
         """Random query, key, value and mask, on the CPU, the same at each call."""
         generator = torch.Generator().manual_seed(0)
@@ -74,7 +81,7 @@ class Case:
             return kept
         return torch.randn(shape, generator=generator).to(dtype).masked_fill(~kept, float("-inf"))
 
-    def attend(self, backend: str, tensors: Sequence[Tensor | None], device: str) -> Tensor:
+    def attend(self, backend: str | Backend, tensors: Sequence[Tensor | None], device: str) -> Tensor:
         """The output of a backend, on a device."""
         query, key, value, mask = (None if tensor is None else tensor.to(device) for tensor in tensors)
         assert query is not None
@@ -82,9 +89,6 @@ class Case:
         assert value is not None
         if self.strided:
             query, key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value))
-        frequencies = self.rope.frequencies(self.head_dim)
-        if self.per_head:
-            frequencies = frequencies * torch.linspace(0.5, 1, self.heads, dtype=torch.float64)[:, None]
         return attend_layer(
             self.plan,
             0,
@@ -95,7 +99,7 @@ class Case:
             rope=self.rope,
             text_first=self.text_first,
             text_last=self.text_last,
-            frequencies=frequencies,
+            frequencies=self.frequencies,
             positions_per_frame=self.positions_per_frame,
             mask=mask,
             scale=self.scale,
@@ -117,7 +121,7 @@ class Comparison(NamedTuple):
     fits: bool
 
 
-def compare(case: Case, backend: str, dtype: torch.dtype, device: str) -> Comparison:
+def compare(case: Case, backend: str | Backend, dtype: torch.dtype, device: str) -> Comparison:
     """The output of a backend in a dtype on a device, against the reference in float64 on the CPU."""
     wanted = expected(case, dtype)
     found = case.attend(backend, case.tensors(dtype), device).cpu().double()

@@ -37,7 +37,7 @@ def main() -> None:
     bad = [row for row in rows if row["status"] in ("ERROR", "DIFFERS")]
     left = len(DTYPES) * len(CASES) * len(backend_names()) - len(rows)
     say(f"{len(rows)} calls checked on {given.device}, {len(bad)} bad, {left} left out for want of time")
-    raise SystemExit(1 if bad or left else 0)
+    raise SystemExit(1 if bad or left or not rows else 0)
 
 
 def summarize(rows: list[dict[str, Any]], backend: str, dtype: torch.dtype) -> None:

@@ -83,7 +83,7 @@ def main() -> None:
     if wheels:
         install_wheels(wheels, options.site)
     link_packages(ROOT, options.site)
-    print(f"freeloc and {', '.join(wheel.name for wheel in wheels) or 'no wheel'} are in {options.site}", flush=True)
+    print(f"in {options.site}: freeloc {' '.join(wheel.name.split('-')[0] for wheel in wheels)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,28 @@ def attend_reference(
         plan, rope, frequencies: as of `freeloc.attention.PreparedPlan`.
     """
     check_call(query, key, plan.frames, layout)
-    q, k, v = (tensor.double() for tensor in (query, key, value))
+    with torch.device("cpu"):  # as plans are; not every device has float64
+        q, k, v = (tensor.cpu().double() for tensor in (query, key, value))
+        out = _attend(q, k, v, plan, rope, layout, None if mask is None else mask.cpu(), scale, frequencies)
+    return out.to(query.device, query.dtype)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: FramePlan,
+    rope: TemporalRope,
+    layout: TokenLayout,
+    mask: Tensor | None,
+    scale: float | None,
+    frequencies: Tensor | None,
+) -> Tensor:
+    """`attend_reference` in float64 on the CPU."""
     logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    span = rope.span(query.shape[-1])
-    frequencies = rope.frequencies(query.shape[-1]) if frequencies is None else frequencies
+    span = rope.span(q.shape[-1])
+    frequencies = rope.frequencies(q.shape[-1]) if frequencies is None else frequencies
     wanted = plan.frequencies(frequencies) if plan.frequencies else frequencies
     true = relative_positions(plan.frames)
     for frame in range(layout.frames):
@@ -62,7 +79,7 @@ def attend_reference(
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
         logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
+    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
     if plan.decay is not None:
         factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64)
         per_token = plan.decay.repeat_interleave(layout.tokens_per_frame, dim=0)
@@ -74,7 +91,7 @@ def attend_reference(
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     out: Tensor = softmax(logits) @ v
-    return out.to(query.dtype)
+    return out
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], ro
         band = _band(*tokens, view.low, view.high, call.prepared.plan.stripe_tokens(n), text_at.device)
         allowed = F.pad(band.repeat(1, len(seen) - view.dense), (view.dense * n, len(text_at)), value=True)
     if mask is not None:
-        video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n)).to(text_at.device)
+        video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n, device="cpu")).to(text_at.device)
         columns = view.of(video_at[..., None], text_at[:, None]).flatten()
         allowed = _compose(mask_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
     return allowed
@@ -161,7 +161,8 @@ def _factor(decay: Tensor, like: Tensor) -> Tensor:
 def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
     """The video tokens of these frames, (batch, heads, frames, tokens_per_frame, head_dim)."""
     video: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    return video if torch.equal(which, torch.arange(layout.frames)) else video.index_select(2, which.to(tensor.device))
+    whole = torch.equal(which, torch.arange(layout.frames, device="cpu"))
+    return video if whole else video.index_select(2, which.to(tensor.device))
 
 
 def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.device) -> Tensor:
