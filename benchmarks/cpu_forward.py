@@ -8,6 +8,7 @@ else the machine does falls on both alike. Counted is the CPU time of the proces
 """
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
@@ -60,7 +61,7 @@ def work() -> None:
         generator = torch.Generator().manual_seed(0)
         latents, text = torch.randn(shape, generator=generator), torch.randn(1, 8, text_dim, generator=generator)
         given = {"hidden_states": latents, "encoder_hidden_states": text, "timestep": torch.tensor([500.0])}
-        cases.append(lambda model=model, given=given: model(**given))
+        cases.append(functools.partial(model, **given))
     with torch.no_grad():
         for line in sys.stdin:
             start = time.process_time()

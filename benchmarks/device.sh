@@ -33,28 +33,20 @@ part() {
   echo "== $name took $((SECONDS - start)) s, exit status $status"
 }
 
-prepare() {
-  part prepare 30 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}" "$@"
-  export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-}
-
 gpu_tests() {
+  # -P: metadata that an installation left in the checkout is not to be found before that in $site.
   # Warnings are no errors here: the machine's torch may be any. Without diffusers, the tests of whole models cannot run.
   local tests=(tests/gpu)
   if ! "$python" -c "from diffusers import WanTransformer3DModel"; then
     echo "diffusers cannot be imported: the tests of whole models are left out"
     tests=(--confcutdir=tests/gpu tests/gpu/test_attention_on_cuda.py)
   fi
-  part tests 120 "$python" -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
+  part tests 120 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
 }
 
 main() {
-  prepare
-  # The machine's own packages come first. Where diffusers does not get on with them, all wheels replace them.
-  if ls "${WHEELS:-.whl}"/diffusers-*.whl >/dev/null 2>&1 &&
-    ! "$python" -c "from diffusers import WanTransformer3DModel"; then
-    prepare --all
-  fi
+  part prepare 45 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
+  export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
   part check 60 "$python" benchmarks/check.py --out "$out" "${options[@]}"
   gpu_tests
   part attention 100 "$python" benchmarks/attention.py --out "$out" "${options[@]}"

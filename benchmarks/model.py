@@ -76,7 +76,8 @@ def main() -> None:
         with freeloc.patch(model, profile=PROFILE) as patch:
             corrected = time_forward(model, inputs, given.device, repeats, budget)
             say(str(patch.report()).split("\n")[0])
-        row = {"frames": frames, "model": f"patched, {PROFILE}", "backend": "auto"}
+        kernels = sorted({name for layer in patch.report().layers for name in layer.backends})
+        row = {"frames": frames, "model": f"patched, {PROFILE}", "backend": ", ".join(kernels)}
         rows.append(row | {"ratio": corrected["ms"] / plain["ms"]} | corrected)
         say_row(rows[-1])
         write(given.out, "model", rows, given.device)

@@ -74,11 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a checkout importable, without network.")
     parser.add_argument("site", type=Path, help="folder to make, for PYTHONPATH")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels (default: .whl)")
-    parser.add_argument("--all", action="store_true", help="install all wheels, not only the missing ones")
     options = parser.parse_args()
     options.site.mkdir(parents=True, exist_ok=True)
     found = sorted(options.wheels.glob("*.whl"))
-    wheels = [wheel for wheel in found if options.all or is_missing(wheel)]
+    wheels = [wheel for wheel in found if is_missing(wheel)]
     print(f"{len(found)} wheels in {options.wheels}, {len(wheels)} to install", flush=True)
     if wheels:
         install_wheels(wheels, options.site)

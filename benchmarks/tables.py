@@ -64,6 +64,7 @@ def model_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         [
             str(row["frames"]),
             row["model"],
+            row["backend"],
             number(row, "ms", 0),
             number(row, "ratio", 2),
             number(row, "peak_mib", 0),
@@ -71,7 +72,7 @@ def model_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    heads = ["latent frames", "model", "ms", "ratio", "peak MiB beyond the weights", "repeats"]
+    heads = ["latent frames", "model", "backend", "ms", "ratio", "peak MiB beyond the weights", "repeats"]
     return ["### A forward of a Wan of the 1.3B size", "", *table(heads, cells)]
 
 
