@@ -119,7 +119,7 @@ def time_length(
 
 def main() -> None:
     """Time each length in turn, and write what is there after each."""
-    parser = options("Time attention, dense and under plans.", budget=80)
+    parser = options("Time attention, dense and under plans.", budget=70)
     parser.add_argument("--frames", type=int, nargs="+", default=[81, 41, 161])
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()

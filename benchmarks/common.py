@@ -1,6 +1,7 @@
 """What the benchmarks share: options, facts about the machine, plans by name, timing, results as files."""
 
 import argparse
+import functools
 import importlib.util
 import json
 import platform
@@ -126,6 +127,7 @@ def _milliseconds(run: Callable[[], object], device: str) -> float:
     return float(start_event.elapsed_time(end_event))
 
 
+@functools.cache
 def facts(device: str) -> dict[str, str]:
     """The card and the versions of what runs on it."""
     return {

@@ -27,7 +27,7 @@ part() {
   local name="$1" seconds="$2" start=$SECONDS
   shift 2
   echo "== $name (at most $seconds s)"
-  timeout --kill-after=5 "$seconds" "$@" 2>&1
+  timeout --signal=INT --kill-after=10 "$seconds" "$@" 2>&1
   local status=$?
   if [ $status -ne 0 ]; then failed+=("$name (exit status $status)"); fi
   echo "== $name took $((SECONDS - start)) s, exit status $status"
@@ -41,16 +41,16 @@ gpu_tests() {
     echo "diffusers cannot be imported: the tests of whole models are left out"
     tests=(--confcutdir=tests/gpu tests/gpu/test_attention_on_cuda.py)
   fi
-  part tests 120 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
+  part tests 150 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
 }
 
 main() {
-  part prepare 45 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
+  part prepare 30 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
   export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
   part check 60 "$python" benchmarks/check.py --out "$out" "${options[@]}"
   gpu_tests
   part attention 100 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
-  part model 120 "$python" benchmarks/model.py --out "$out" "${options[@]}"
+  part model 110 "$python" benchmarks/model.py --out "$out" "${options[@]}"
   "$python" benchmarks/tables.py --out "$out"
   if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"
