@@ -20,13 +20,13 @@ from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 def _per_head(model: Any, waves: Tensor) -> Tensor:
     """Radians per position of (time, row, column) in turns, after pairs that nothing turns: those of time, by head."""
-    found = torch.zeros(model.rope.dim // 2)
+    found = torch.zeros(model.rope.dim // 2, dtype=torch.float32)
     found[model.rope.dim % 6 // 2 :: 3] = 2 * waves.float()  # the model computes them in float32, and turns by those
     return found.view(int(model.config.num_attention_heads), -1)
 
 
 def _frequencies(model: Any) -> Tensor:
-    exponents = torch.linspace(0, 1, model.rope.dim // 6)
+    exponents = torch.linspace(0, 1, model.rope.dim // 6, dtype=torch.float32)
     return _per_head(model, model.rope.theta**exponents * (math.pi / 2))
 
 

@@ -5,11 +5,14 @@ latent frame are tensors, because torch.compile guards numbers, and would compil
 """
 
 import itertools
+import threading
 import weakref
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from freeloc.errors import LayoutError, PatchError
 
 
 class Layer(Protocol):
@@ -49,12 +52,31 @@ def _attention(
     handle: Tensor,
     grid: Tensor,
     positions_per_frame: Tensor,
+    thread: Tensor,
 ) -> Tensor:
+    if int(thread) < 0:
+        raise LayoutError(
+            "a compiled attention module ran outside a call of its model: freeloc reads the token grid when the model "
+            "itself is called. Call model(...), not model.forward(...) or its blocks alone, and in one thread at a time"
+        )
+    if int(thread) != threading.get_ident():
+        raise PatchError(
+            "expected one thread at a time in a patched and compiled model, found two: where torch.compile breaks the "
+            "graph, the parts share what the model read from its input. Run one forward after the other, give each "
+            "thread a model of its own (copy.deepcopy), or compile with fullgraph=True"
+        )
     frames, height, width = grid.tolist()
     layer = _layers[int(handle)]
     out = layer.answer_compiled(query, key, value, mask, scale, (frames, height, width), float(positions_per_frame))
     return out.contiguous()
 
 
+def _thread(grid: Tensor) -> Tensor:
+    return torch.tensor(threading.get_ident(), device="cpu")
+
+
 _operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=())
 _operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
+
+_thread_operator = torch.library.custom_op("freeloc::thread", _thread, mutates_args=())
+_thread_operator.register_fake(lambda grid: torch.empty((), dtype=torch.int64, device="cpu"))

@@ -1,5 +1,6 @@
 """What torch.compile and torch.export need to be told, so that a patched model is compiled as what it is."""
 
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +15,25 @@ from freeloc.interception.context import ForwardContext, Grid, Read
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (((3,), torch.int64), ((), torch.float64), ((), torch.int64))
+
+
 class Traced(NamedTuple):
     """What a forward has read, as tensors: torch.compile guards numbers, and would compile each length anew."""
 
     grid: Tensor
     """(3,) int64: latent frames, rows, columns."""
     positions_per_frame: Tensor
+    thread: Tensor
+    """Its ident, as the compiled code runs; -1 where no forward is running."""
 
     @classmethod
     def of(cls, grid: Grid | None, positions_per_frame: float) -> "Traced":
         """From numbers, which are symbols in a trace."""
         assert grid is not None  # only models whose grid is in the transformer's arguments are traced
+        numbers = torch.tensor([*grid], device="cpu")
         step = torch.tensor(positions_per_frame, dtype=torch.float64, device="cpu")
-        return cls(torch.tensor([*grid], device="cpu"), step)
+        return cls(numbers, step, torch.ops.freeloc.thread(numbers))
 
     def read(self) -> Read:
         """The numbers."""
@@ -34,10 +41,20 @@ class Traced(NamedTuple):
         return Read((frames, height, width), float(self.positions_per_frame))
 
 
+NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, kind in _SHAPES))
+"""Where no forward is running. Not None, since torch.compile would compile that anew."""
+
+
 def outside_graphs(function: F) -> F:
-    """Make torch.compile leave a function alone. It is what `torch.compiler.disable` does, without loading Dynamo."""
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return function
+    """The same function, at which torch.compile breaks its graph: `torch.compiler.disable`, without loading Dynamo."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        reason = "freeloc intercepts kernels other than PyTorch's own between graphs: compile without fullgraph=True"
+        return torch.compiler.disable(function, reason=reason)(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
 
 
 def mark(model: nn.Module, modules: Iterable[nn.Module]) -> None:
@@ -92,7 +109,8 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     Raises:
         PatchError: if it is this model that is being exported.
     """
-    if any(type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
+    traced = torch.compiler.is_dynamo_compiling()
+    if traced or any(type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
         raise PatchError(
             "a patched model cannot be exported: its plans depend on the length of each video. Export the model "
             "without the patch (call remove() on it, or freeloc.unpatch(model)), or use torch.compile"

@@ -84,6 +84,18 @@ def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
     return here is frame
 
 
+def module_frame() -> FrameType:
+    """The call of a module in this thread in which a hook runs: the innermost frame of PyTorch's file of modules."""
+    here: FrameType | None = sys._getframe(1)
+    while here is not None and here.f_code.co_filename != _MODULES:
+        here = here.f_back
+    assert here is not None  # hooks are called by modules
+    return here
+
+
+_MODULES = torch.nn.Module.__call__.__code__.co_filename
+
+
 def current(owner: object) -> ForwardContext | None:
     """The innermost running context of this model, or None."""
     for context in reversed(_stack.get()):

@@ -56,18 +56,21 @@ class ModelHook:
 
     def open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the transformer."""
-        if self.model.is_traceable and torch.compiler.is_dynamo_compiling():
+        if not torch.compiler.is_dynamo_compiling():
+            self._open_forward(module, args, kwargs)
+        elif self.model.is_traceable:
+            if torch.compiler.is_exporting():
+                compiled.refuse_export(args, kwargs)
             self.model.traced = compiled.Traced.of(*self._read(module, args, kwargs))
         else:
-            self._open_forward(module, args, kwargs)
+            self._open_outside(module, args, kwargs)
 
-    @compiled.outside_graphs
     def _open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = self.model
         context.close_dead()
         if compiled.is_exporting():
             compiled.refuse_export(args, kwargs)
-        forward = ForwardContext(model, self._read(module, args, kwargs), sys._getframe(2), model.traced)
+        forward = ForwardContext(model, self._read(module, args, kwargs), context.module_frame(), model.traced)
         with context.lock:
             others = [other for other in model.running if other.is_running]
             if others:
@@ -76,6 +79,8 @@ class ModelHook:
         if model.is_traceable and "torch._dynamo" in sys.modules:
             model.traced = compiled.Traced.of(*forward.read)
         context.push(forward)
+
+    _open_outside = compiled.outside_graphs(_open_forward)
 
     def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
         model = self.model
@@ -87,16 +92,17 @@ class ModelHook:
 
     def close_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the transformer, called after an exception too."""
-        if self.model.is_traceable and torch.compiler.is_dynamo_compiling():
-            self.model.traced = None
-        else:
+        if not torch.compiler.is_dynamo_compiling():
             self._close_forward(output)
+        elif self.model.is_traceable:
+            self.model.traced = compiled.NOTHING
+        else:
+            self._close_outside(output)
 
-    @compiled.outside_graphs
     def _close_forward(self, output: Any) -> None:
         model = self.model
         forward = context.current(model)
-        if forward is not None and forward.frame is sys._getframe(2):
+        if forward is not None and forward.frame is context.module_frame():
             if torch.is_grad_enabled():
                 context.remember(model, forward.read, output)
             model.traced = forward.outer_traced
@@ -106,6 +112,8 @@ class ModelHook:
             model.running = [other for other in model.running if other is not forward and other.is_running]
         if self.is_removed:
             self.remove()
+
+    _close_outside = compiled.outside_graphs(_close_forward)
 
 
 def _put_on(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 
 from freeloc.adapter.spec import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
+from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_inside
 
 Answer = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
@@ -196,8 +197,12 @@ class _Name:
                 setattr(self._module, self._name, self._original)
 
     def _dispatch(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return self._outside(*args, **kwargs)
         here = sys._getframe()
         for interceptor in reversed(getattr(self._local, "stack", ())):
             if interceptor.frame is None or is_inside(interceptor.frame, here):
                 return interceptor(*args, **kwargs)
         return self._original(*args, **kwargs)
+
+    _outside = outside_graphs(_dispatch)

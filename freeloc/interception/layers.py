@@ -1,6 +1,6 @@
 """LayerHook: what happens around and in the attention call of one module."""
 
-import sys
+import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
@@ -60,17 +60,17 @@ class LayerHook:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: intercept the attention call, if the plan says so."""
-        if torch.compiler.is_dynamo_compiling() and self.model.is_traceable:
-            if self.may_correct:
-                interceptor = SdpaInterceptor(self._answer_in_trace, None)
-                self.in_trace = interceptor, self._held.hold_in_trace(module)
-                interceptor.enter()
-        else:
+        if not torch.compiler.is_dynamo_compiling():
             self._before(module, args, kwargs)
+        elif not self.model.is_traceable:
+            self._before_outside(module, args, kwargs)
+        elif self.may_correct:
+            interceptor = SdpaInterceptor(self._answer_in_trace, None)
+            self.in_trace = interceptor, self._held.hold_in_trace(module)
+            interceptor.enter()
 
-    @compiled.outside_graphs
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        frame = sys._getframe(2)
+        frame = context.module_frame()
         forward = context.current(self.model) or self._again(frame)
         grids, step = self._grids(forward.read, module, args, kwargs), forward.read.positions_per_frame
         corrects = [self._needs_correction(grid[0]) for grid in grids]  # of each, since each is counted
@@ -88,12 +88,14 @@ class LayerHook:
         self._held.hold(module, interceptor)
         interceptor.enter()
 
+    _before_outside = compiled.outside_graphs(_before)
+
     def _again(self, frame: FrameType) -> ForwardContext:
         """A context for a module that autograd runs once more, as the forward that it belongs to has read it."""
         by_itself = self.model.adapter.grid.of == "attention"  # then each attention module is told the grid
         read = Read(None, 1.0) if by_itself else context.remembered(self.model)
-        if read is None and self.model.traced is not None:
-            read = self.model.traced.read()
+        if read is None and self.model.traced.thread == threading.get_ident():
+            read = self.model.traced.read()  # the model is compiled, and this part of it runs between graphs
         if read is None:
             raise LayoutError(
                 f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
@@ -112,20 +114,20 @@ class LayerHook:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook, called after an exception too: end the interception, and make sure that a call was made."""
-        if torch.compiler.is_dynamo_compiling() and self.model.is_traceable:
-            if self.in_trace is not None:
-                (interceptor, attributes), self.in_trace = self.in_trace, None
-                interceptor.leave()
-                for attribute in attributes:
-                    attribute.restore()
-        else:
+        if not torch.compiler.is_dynamo_compiling():
             self._after(module, kwargs, output)
+        elif not self.model.is_traceable:
+            self._after_outside(module, kwargs, output)
+        elif self.in_trace is not None:
+            (interceptor, attributes), self.in_trace = self.in_trace, None
+            interceptor.leave()
+            for attribute in attributes:
+                attribute.restore()
 
-    @compiled.outside_graphs
     def _after(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
         forward = context.current(self.model)
         interceptor = None if forward is None else forward.end(self)
-        if forward is not None and forward.frame is sys._getframe(2):
+        if forward is not None and forward.frame is context.module_frame():
             context.close(forward)  # of a module that ran once more
         context.close_dead()
         if interceptor is None or interceptor.calls or output is None:
@@ -136,6 +138,8 @@ class LayerHook:
                 "could be corrected. Linear attention, attention that is answered from a cache, and kernels or "
                 "replacements of that function that cannot be seen are not supported"
             )
+
+    _after_outside = compiled.outside_graphs(_after)
 
     def _needs_correction(self, frames: int) -> bool:
         """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
@@ -166,10 +170,8 @@ class LayerHook:
 
     def _answer_in_trace(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The same in a trace of torch.compile: one opaque call, in which the length decides what is corrected."""
-        call, traced = read_call(self.site.kernel, args, kwargs), self.model.traced
-        if traced is None:
-            raise LayoutError("a compiled attention module ran outside a call of its model: call model(...)")
-        out = torch.ops.freeloc.attention(*call[:4], call.scale, self.handle, *traced)
+        call = read_call(self.site.kernel, args, kwargs)
+        out = torch.ops.freeloc.attention(*call[:4], call.scale, self.handle, *self.model.traced)
         return as_output(self.site.kernel, out)
 
     def answer_compiled(

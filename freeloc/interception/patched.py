@@ -12,7 +12,7 @@ from freeloc.adapter.grid import GridReader
 from freeloc.adapter.spec import SDPA, Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.prepared import LayerPlans
-from freeloc.interception.compiled import Traced
+from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext
 from freeloc.interception.watch import Observer
 from freeloc.plans.method import Plans
@@ -52,7 +52,7 @@ class PatchedModel:
         self.adapter = adapter
         self.correction = correction
         self.running: list[ForwardContext] = []
-        self.traced: Traced | None = None
+        self.traced: Traced = NOTHING
         """Of the last forward that began, for attention modules that torch.compile traces."""
         self.places = list(adapter.places(module))
         kernels = {site.kernel.function for site in adapter.sites}
@@ -81,7 +81,7 @@ class PatchedModel:
         kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known is self.adapter for _, known in owners)
-        return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": None}
+        return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

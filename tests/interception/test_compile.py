@@ -1,8 +1,12 @@
 """torch.compile, before and after patching, as one graph."""
 
+import copy
+import threading
+
 import pytest
 import torch
-from conftest import make_profile, make_wan
+from conftest import make_profile, make_wan, wan_inputs
+from subjects import Subject, error_of, in_threads
 
 import freeloc
 
@@ -68,3 +72,164 @@ def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
         for frames in (5, 6, 7, 8, 10, 11):
             run(model, frames)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the second one for any length
+
+
+def graphs():
+    """How many graphs were compiled since the counters were cleared."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def expected(model, run, lengths=(3, 9, 12)):
+    with freeloc.patch(model, make_profile()):
+        return {frames: run(model, frames) for frames in lengths}
+
+
+def test_one_dynamic_graph_serves_all_lengths(small_wan, run):
+    plain, want = {frames: run(small_wan, frames) for frames in (3, 9, 12)}, expected(small_wan, run)
+    compiled = torch.compile(small_wan, dynamic=True, fullgraph=True, backend="eager")
+    with freeloc.patch(compiled, make_profile()) as patch:
+        for frames in (9, 3, 12, 9):
+            assert (run(compiled, frames) - want[frames]).abs().max() <= 2e-5, frames
+            assert graphs() == 2  # the first is the hook that reads the grid
+    assert patch.report().layers[0].calls == {9: 2, 12: 1}
+    assert patch.report().layers[0].untouched == {"3 latent frames, for which the plan changes nothing": 1}
+    assert (run(compiled, 9) - plain[9]).abs().max() <= 2e-5
+
+
+def test_frames_may_be_marked_dynamic(small_wan, run):
+    want = expected(small_wan, run)
+    compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
+    with freeloc.patch(small_wan, make_profile()), torch.no_grad():
+        for frames in (9, 12, 3):
+            inputs = wan_inputs(frames)
+            torch._dynamo.mark_dynamic(inputs["hidden_states"], 2)
+            assert (compiled(**inputs)[0] - want[frames]).abs().max() <= 2e-5
+            assert graphs() == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_trained_length_is_bit_for_bit_the_models_own(small_wan, run, whole):
+    compiled = compile_it(small_wan, whole)
+    plain = run(compiled, 3)
+    with freeloc.patch(small_wan, make_profile()):
+        assert torch.equal(run(compiled, 3), plain)
+
+
+def compile_it(model, whole, **options):
+    if whole:
+        return torch.compile(model, backend="aot_eager", **options)
+    model.compile_repeated_blocks(backend="aot_eager", **options)
+    return model
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_code_of_another_model_is_not_taken_for_that_of_a_patched_one(small_wan, run, whole):
+    want, other = expected(small_wan, run), copy.deepcopy(small_wan)
+    plain = run(other, 9)
+    other_compiled = compile_it(other, whole)
+    assert (run(other_compiled, 9) - plain).abs().max() <= 2e-5
+    with freeloc.patch(small_wan, make_profile()):
+        compiled = compile_it(small_wan, whole)
+        for _ in range(2):
+            assert (run(compiled, 9) - want[9]).abs().max() <= 2e-5
+            assert (run(other_compiled, 9) - plain).abs().max() <= 2e-5
+
+
+def test_patching_discards_nobodys_compiled_code(small_wan, run):
+    other = torch.compile(copy.deepcopy(small_wan), backend="eager")
+    function = torch.compile(lambda x: x.sin() + 1, backend="eager")
+    run(other, 9)
+    function(torch.ones(3))
+    before = graphs()
+    for _ in range(2):
+        with freeloc.patch(small_wan, make_profile()):
+            run(small_wan, 9)
+        run(other, 9)
+        function(torch.ones(3))
+    assert graphs() == before
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_patched_again_and_again_it_is_compiled_once(small_wan, run, whole):
+    plain, want = run(small_wan, 9), expected(small_wan, run)
+    compiled = compile_it(small_wan, whole)
+    counts = []
+    for _ in range(4):
+        with freeloc.patch(compiled, make_profile()):
+            assert (run(compiled, 9) - want[9]).abs().max() <= 2e-5
+        assert (run(compiled, 9) - plain).abs().max() <= 2e-5
+        counts.append(graphs())
+    assert counts == counts[:1] * 4
+
+
+def test_another_profile_is_another_correction(small_wan, run):
+    compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
+    for layers in ({"vrpr": [0, 1, 2, 3]}, {"none": [0, 2], "tsa": [1, 3]}, {"none": [0, 1, 2, 3]}):
+        with freeloc.patch(small_wan, make_profile(layers)):
+            assert (run(compiled, 9) - run(small_wan, 9)).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_is_refused(small_wan, strict):
+    with freeloc.patch(small_wan, make_profile()), pytest.raises(Exception, match="cannot be exported"):
+        torch.export.export(small_wan, (), wan_inputs(9), strict=strict)
+    torch.export.export(small_wan, (), wan_inputs(3), strict=strict)
+
+
+def test_a_compiled_model_in_several_threads_is_right_or_refused(small_wan, run):
+    want = expected(small_wan, run)
+    compiled = torch.compile(small_wan, dynamic=True, backend="eager")
+    with freeloc.patch(small_wan, make_profile()):
+        for frames in want:
+            run(compiled, frames)
+
+        def generate(frames):
+            for _ in range(5):
+                try:
+                    assert (run(compiled, frames) - want[frames]).abs().max() <= 2e-5
+                except freeloc.FreelocError as error:  # noqa: PERF203
+                    assert "one thread at a time" in str(error)  # noqa: PT017
+
+        assert in_threads(*[lambda n=frames: generate(n) for frames in want]) == [None] * 3
+
+
+def test_compiled_parts_in_two_threads_are_refused(small_wan, run):
+    small_wan.compile_repeated_blocks(backend="eager")
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(module, inputs):
+        inside.set()
+        assert go.wait(60)
+
+    with freeloc.patch(small_wan, make_profile()):
+        run(small_wan, 9)
+        waiting = small_wan.proj_out.register_forward_pre_hook(wait)
+
+        def second():
+            assert inside.wait(60)
+            try:
+                return run(small_wan, 3)
+            finally:
+                go.set()
+
+        first, refused = in_threads(lambda: run(small_wan, 9), second)
+        waiting.remove()
+    assert isinstance(first, torch.Tensor)
+    assert isinstance(refused, freeloc.errors.PatchError)
+    assert "expected one thread at a time in a patched WanTransformer3DModel with compiled parts" in str(refused)
+
+
+@pytest.mark.parametrize("label", ["open-sora-2", "wan-original", "hunyuan-video-original"])
+def test_kernels_of_other_names_run_between_graphs(label):
+    subject = Subject(label)
+    with subject.patch():
+        want = {frames: subject.run(frames) for frames in (9, 4)}
+        compiled = torch.compile(subject.model, backend="eager")
+        for frames in (9, 4, 9):
+            assert error_of(subject.run(frames, compiled), want[frames]) <= 2e-5

@@ -2,19 +2,16 @@
 
 import threading
 
-import opensora_double
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_profile, make_wan, wan_inputs
-from freeloc_adapters import examples
+from subjects import EXAMPLES, in_threads
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 import freeloc
 from freeloc.discovery import transformers_of
 from freeloc.interception.layers import LayerHook
-
-EXAMPLES = {example.label: example for example in (*examples.EXAMPLES, *opensora_double.EXAMPLES)}
 
 
 @pytest.fixture
@@ -93,24 +90,6 @@ def test_modes_of_others_stay(small_wan, run, interrupted):
         torch.zeros(1).add(1)
         assert counting.calls > 0
     assert _get_current_function_mode() is None
-
-
-def in_threads(*jobs):
-    """What the jobs return or raise, run at the same time."""
-    found = [None] * len(jobs)
-
-    def do(index, job):
-        try:
-            found[index] = job()
-        except Exception as error:
-            found[index] = error
-
-    threads = [threading.Thread(target=do, args=each) for each in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def test_one_patched_model_in_several_threads(small_wan, run):

@@ -25,7 +25,8 @@ def attend(
         tensors = group.of(query), group.of(key), group.of(value)
         own = group.of(mask) if mask is not None and mask.ndim > 3 and mask.shape[1] > 1 else mask
         ready = group.plan
-        found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
+        with torch.device("cpu"):  # plans are data on the CPU, whatever the default device is
+            found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
         out[:, slice(None) if group.heads is None else group.heads] = found
     return out
 
@@ -48,50 +49,34 @@ def attend_reference(
         plan, rope, frequencies: as of `freeloc.attention.PreparedPlan`.
     """
     check_call(query, key, plan.frames, layout)
-    with torch.device("cpu"):  # as plans are; not every device has float64
-        q, k, v = (tensor.cpu().double() for tensor in (query, key, value))
-        out = _attend(q, k, v, plan, rope, layout, None if mask is None else mask.cpu(), scale, frequencies)
-    return out.to(query.device, query.dtype)
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: FramePlan,
-    rope: TemporalRope,
-    layout: TokenLayout,
-    mask: Tensor | None,
-    scale: float | None,
-    frequencies: Tensor | None,
-) -> Tensor:
-    """`attend_reference` in float64 on the CPU."""
+    q, k, v = (tensor.double() for tensor in (query, key, value))
     logits: Tensor = q @ k.mT
     video = k[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    span = rope.span(q.shape[-1])
-    frequencies = rope.frequencies(q.shape[-1]) if frequencies is None else frequencies
+    span = rope.span(query.shape[-1])
+    frequencies = rope.frequencies(query.shape[-1]) if frequencies is None else frequencies
     wanted = plan.frequencies(frequencies) if plan.frequencies else frequencies
     true = relative_positions(plan.frames)
     for frame in range(layout.frames):
         per_frame = true[frame, :, None, None], plan.positions[frame, :, None, None]  # (frames, 1, 1)
         angles = per_frame[0] * frequencies[..., None, None, :] - per_frame[1] * wanted[..., None, None, :]
-        turned = rotate(video, torch.polar(torch.ones_like(angles), angles), span, rope.pairing).flatten(2, 3)
+        rotations = torch.polar(torch.ones_like(angles), angles).to(query.device)
+        rotated = rotate(video, rotations, span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
-        logits[:, :, rows, layout.video] = q[:, :, rows] @ turned.mT
-    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
+        logits[:, :, rows, layout.video] = q[:, :, rows] @ rotated.mT
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
     if plan.decay is not None:
-        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64)
-        per_token = plan.decay.repeat_interleave(layout.tokens_per_frame, dim=0)
+        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64, device=query.device)
+        per_token = plan.decay.to(query.device).repeat_interleave(layout.tokens_per_frame, dim=0)
         factor[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
         logits = torch.where(logits > 0, logits * factor, logits)
-    hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
-    hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame)
+    hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool, device=query.device)
+    hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame).to(query.device)
     logits = logits.masked_fill(hidden, float("-inf"))
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     out: Tensor = softmax(logits) @ v
-    return out
+    return out.to(query.dtype)
 
 
 def softmax(logits: Tensor) -> Tensor:
