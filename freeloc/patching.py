@@ -1,7 +1,6 @@
 """patch and unpatch: one line that lets a model make long videos, and its undoing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +17,7 @@ from freeloc.interception.patched import Correction
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
-from freeloc.profile.planning import resolve_method
+from freeloc.profile.planning import require_noise, require_settings, resolve_method
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.report import Report
@@ -59,6 +58,7 @@ def patch(
     adapter: Adapter | None = None,
     method: str | Method | PlanFunction | None = None,
     backend: str | Backend = "auto",
+    noise_prepared: bool = False,
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -78,10 +78,10 @@ def patch(
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
-            (profile, layer, latent frames) -> `FramePlan`, or one per head. What a method does to the initial noise
-            (`Method.noise`: FreeNoise) is for the caller to do.
+            (profile, layer, latent frames) -> `FramePlan`, or one per head.
         backend: the kernel that computes corrected attention: a name (``freeloc backends`` lists them), a `Backend`, or
             ``"auto"``: of those that can compute a call, the one with the highest priority.
+        noise_prepared: that the caller starts from the noise that the method requires (`Method.noise`: FreeNoise).
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -90,15 +90,20 @@ def patch(
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
         RegistryError: if no method or backend has that name.
-        PatchError: if the model is patched already, or cannot do what the profile or method asks for.
+        PatchError: if the model is patched already, or cannot do what the profile or method asks for, or a method
+            requires noise of its own and `noise_prepared` is not given.
     """
-    name, function = resolve_method(method)
+    require_noise(method, noise_prepared)
+    resolve_method(method)
     backends = backends_named(backend)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
         require_fit(loaded, known.shape(transformer), (known.name, known.family))
-    chosen = _Chosen(loaded, name, function)
+    require_settings(method, loaded)
+    if method is None:
+        require_noise(loaded, noise_prepared)
+    chosen = _Chosen(loaded, method)
     hooks = install(found, Correction(loaded.model.name, chosen.method_of, chosen.plan, backends))
     try:
         for hook in hooks:
@@ -163,25 +168,21 @@ def backends_named(backend: str | Backend) -> list[Backend]:
     return [found for _, found in sorted(automatic, key=lambda pair: -pair[0])]
 
 
-@dataclass
 class _Chosen:
-    """What layers get: a profile's own choice, or one method. Methods that plugins bring are pickled by their name."""
+    """What layers get: a profile's own choice, or one method. A registered method is pickled by its name."""
 
-    profile: Profile
-    name: str | None
-    function: PlanFunction
+    def __init__(self, profile: Profile, method: str | Method | PlanFunction | None) -> None:
+        self._profile = profile
+        self._method = method
+        self._name, self._function = resolve_method(method)
 
     def method_of(self, layer: int) -> str:
-        return self.name or ", ".join(dict.fromkeys(self.profile.head_policies(layer)))
+        return self._name or ", ".join(dict.fromkeys(self._profile.head_policies(layer)))
 
     def plan(self, layer: int, frames: int) -> Plans:
-        return self.function(self.profile, layer, frames)
+        return self._function(self._profile, layer, frames)
 
     def __reduce__(self) -> Any:
-        known = registry().methods.owners.get(self.name or "", [])
-        by_name = self.name is None or any(method.plan is self.function for _, method in known)
-        return (_chosen_by_name, (self.profile, self.name)) if by_name else (_Chosen, tuple(vars(self).values()))
-
-
-def _chosen_by_name(profile: Profile, name: str | None) -> _Chosen:
-    return _Chosen(profile, *resolve_method(name))
+        known = registry().methods.owners.get(self._name or "", [])
+        registered = any(method is self._method for _, method in known)
+        return _Chosen, (self._profile, self._name if registered else self._method)

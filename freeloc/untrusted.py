@@ -1,4 +1,4 @@
-"""Reading files from strangers: JSON without surprises, and messages of a few lines that a terminal can show."""
+"""Reading untrusted files: JSON without surprises, and messages of a few lines that a terminal can show."""
 
 import json
 import reprlib
@@ -35,24 +35,26 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def check_version(found: Any, expected: int, where: str, kind: str = "") -> None:
-    """See that a file, of profiles or of another kind, is of the version that this freeloc reads.
+def check_version(found: Any, newest: int, where: str, kind: str = "") -> None:
+    """See that a file, of profiles or of another kind, is of a version that this freeloc reads.
 
     Raises:
         FreelocError: if it is not.
     """
-    if type(found) is not int or found != expected:
-        is_newer = type(found) is int and found > expected
+    if type(found) is not int or not 1 <= found <= newest:
+        is_newer = type(found) is int and found > newest
+        expected = " or ".join(map(str, range(1, newest + 1)))
         newer = ". A newer file needs a newer freeloc: pip install --upgrade freeloc" if is_newer else ""
         raise FreelocError(f"{where}: expected {kind}schema_version {expected}, found {brief(found)}{newer}")
 
 
-def problems(error: ValidationError) -> str:
-    """The first things that are wrong, a line each: the field, what is allowed, what was found."""
+def problems(error: ValidationError, above: str = "") -> str:
+    """The first things that are wrong, a line each: the field (below `above`), what is allowed, what was found."""
     found = error.errors(include_url=False)
     lines = []
     for problem in found[:MOST_LINES]:
-        place = printable(".".join(str(part) for part in problem["loc"]), 80) or "profile"
+        path = [part for part in (above, *problem["loc"]) if part != ""]
+        place = printable(".".join(map(str, path)), 80) or "profile"
         hidden = isinstance(problem["input"], dict | BaseModel)
         value = "" if hidden else f", found {brief(problem['input'])}"
         lines.append(f"  {place}: {problem['msg'][:200]}{value}")
@@ -71,6 +73,6 @@ def brief(value: Any) -> str:
 
 
 def printable(text: str, length: int | None = 300) -> str:
-    """A text from a stranger on one line: its end if it is long, with escapes if a terminal could not show it."""
+    """An untrusted text on one line: its end if it is long, with escapes if a terminal could not show it."""
     shown = text if length is None or len(text) <= length else f"...{text[-length:]}"
     return shown if shown.isprintable() else repr(shown)[1:-1]

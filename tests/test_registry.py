@@ -216,7 +216,7 @@ class TestLookUps:
             "freeloc_adapters",
             "freeloc_profiles",
             "freeloc.attention.backends",
-            "freeloc.profile.planning",
+            "freeloc.plans.policies",
             "freeloc.metrics.scorers",
         }
         alone = Registry(ours)

@@ -115,9 +115,10 @@ def _thing(path: str, kind: type[T]) -> T:
 
 
 def methods(arguments: argparse.Namespace) -> int:
-    """List the methods."""
+    """List the methods, and the settings that a profile may give them."""
     for name, distribution, method in registry().methods.things():
-        print(f"{name:20} {distribution:20} {method.source}")
+        settings = f"; settings: {', '.join(method.settings.model_fields)}" if method.settings else ""
+        print(f"{name:20} {distribution:20} {method.source}{settings}")
     return problems()
 
 

@@ -3,17 +3,22 @@
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import ProfileError
-from freeloc.pictures.figures import layer_chart, plan_tables, sensitivity_map, write
+from freeloc.pictures import layer_chart, plan_tables, sensitivity_map, write
+from freeloc.plans.frame_plan import FramePlan
 from freeloc.probing import Sensitivity
 from freeloc.profile.files import load_profile, measurements_path
-from freeloc.profile.planning import policy_plan
-from freeloc.profile.schema import POLICIES, Profile
+from freeloc.profile.planning import policy_plans
+from freeloc.profile.schema import Policy, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_DRAWN = 1000
-"""Layers, heads and latent frames, at most: what a stranger's profile says could fill any memory."""
+"""Layers, heads and latent frames, at most: what an untrusted profile says could fill any memory."""
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -23,13 +28,9 @@ def plot(arguments: argparse.Namespace) -> None:
     _require_drawable(profile, frames)
     measured = _measurements(arguments)
     pictures = {"layers": layer_chart(profile, measured, arguments.depth or _chosen_by(profile, measured))}
-    pictures |= {
-        f"plan-{policy}": plan_tables(
-            policy_plan(profile, policy, frames), f"{profile.model.name}: {policy}, {frames} latent frames"
-        )
-        for policy in POLICIES
-        if policy != "none" and _has(profile, policy)
-    }
+    for policy in profile.used_policies:
+        if policy != "none":
+            pictures[file_name(f"plan-{policy}")] = _plan(profile, policy, frames)
     if measured:
         for name, table in measured.tables.items():
             if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
@@ -54,7 +55,7 @@ def _require_drawable(profile: Profile, frames: int) -> None:
 
 
 def file_name(table: str) -> str:
-    """What the picture of a stranger's table is called: it stays in the folder.
+    """What the picture of an untrusted table is called: it stays in the folder.
 
     >>> file_name("local.head change"), file_name("../../escaped/local"), file_name("/tmp/absolute")
     ('local.head-change', '..-..-escaped-local', '-tmp-absolute')
@@ -62,8 +63,14 @@ def file_name(table: str) -> str:
     return re.sub(r"[^\w.+]", "-", table)
 
 
-def _has(profile: Profile, policy: str) -> bool:
-    return any(policy in profile.head_policies(layer) for layer in range(profile.model.layers))
+def _plan(profile: Profile, policy: Policy, frames: int) -> "Figure":
+    """The plan of a policy on the first layer that has it; of one head where they differ."""
+    layer = next(layer for layer in range(profile.model.layers) if policy in profile.head_policies(layer))
+    plans, where = policy_plans(profile, policy, frames, layer), ""
+    if not isinstance(plans, FramePlan):
+        head = profile.head_policies(layer).index(policy)
+        plans, where = plans[head], f" of layer {layer}, head {head}"
+    return plan_tables(plans, f"{profile.model.name}: {policy}{where}, {frames} latent frames")
 
 
 def _measurements(arguments: argparse.Namespace) -> Sensitivity | None:

@@ -1,6 +1,7 @@
 """freeloc profiles: list, show, validate, diff, plot."""
 
 import argparse
+import json
 from collections.abc import Iterator
 
 from freeloc.cli import profile_pictures
@@ -13,6 +14,10 @@ from freeloc.profile.files import load_profile, measurements_path
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.untrusted import printable
+
+VERSION_2 = """version 2 gives layers and heads any method (freeloc methods), with settings of its own:
+"schema_version": 2, "policies": {"wide": {"method": "tsa", "settings": {"stripe": 0.2}}}, "layers": {"wide": [0, 1]}"""
+"""How to write it, for those who have version 1."""
 
 
 def profiles(arguments: argparse.Namespace) -> int:
@@ -45,6 +50,9 @@ def _described(profile: Profile) -> Iterator[str]:
         f"{'model':10} {profile.adapter}, {model.layers} layers, {model.heads} heads of {model.head_dim}, trained on "
         f"{model.trained_latent_frames} latent frames"
     )
+    for name, defined in profile.policies.items():
+        given = ", ".join(f"{field}={json.dumps(value)}" for field, value in defined.settings.items())
+        yield f"{'policy':10} {name}: {defined.method}{', with ' + printable(given, None) if given else ''}"
     for policy, layers in profile.layers.items():
         yield f"{policy:10} {len(layers):3} layers: {' '.join(map(str, layers))}"
     for layer, groups in profile.heads.items():
@@ -60,13 +68,17 @@ def _described(profile: Profile) -> Iterator[str]:
 
 def validate(arguments: argparse.Namespace) -> None:
     """Check profile files, and the measurements beside them; the first that is wrong is an error."""
+    oldest = False
     for path in arguments.profiles:
-        words = "it rests on no measurements"
-        if load_profile(path).evidence:
+        words, profile = "it rests on no measurements", load_profile(path)
+        oldest = oldest or profile.schema_version == 1
+        if profile.evidence:
             found = measurements_path(path)  # whose digest is compared, too
             depths = printable(", ".join(Sensitivity.load(found).depths)) if found else ""
             words = f"its measurements are beside it: {depths}" if found else "its measurements are not beside it"
-        print(f"{path}: a valid profile; {words}")
+        print(f"{path}: a valid profile of schema version {profile.schema_version}; {words}")
+    if oldest:
+        print(VERSION_2)
 
 
 def diff(arguments: argparse.Namespace) -> int:

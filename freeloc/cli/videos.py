@@ -37,7 +37,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Print every measure of video files: a line per measure, a column per file."""
     from freeloc.metrics.measures import MEASURES
     from freeloc.metrics.video import read_video
-    from freeloc.pictures.figures import drift_chart, write
+    from freeloc.pictures import drift_chart, write
 
     found: list[dict[str, float]] = []
     videos = {}

@@ -1,5 +1,21 @@
-"""Plans, profiles and measurements as figures."""
+"""Plans, profiles and measurements as figures.
 
-from freeloc.pictures.figures import curves, drift_chart, layer_chart, plan_tables, scatter, sensitivity_map, write
+Each function returns a matplotlib figure, for a notebook or for `write`, which makes a PNG file of it.
+"""
 
-__all__ = ["curves", "drift_chart", "layer_chart", "plan_tables", "scatter", "sensitivity_map", "write"]
+from freeloc.pictures.charts import curves, drift_chart, scatter
+from freeloc.pictures.figures import write
+from freeloc.pictures.measurements import sensitivity_map
+from freeloc.pictures.plans import plan_tables
+from freeloc.pictures.profiles import layer_chart, policy_colours
+
+__all__ = [
+    "curves",
+    "drift_chart",
+    "layer_chart",
+    "plan_tables",
+    "policy_colours",
+    "scatter",
+    "sensitivity_map",
+    "write",
+]

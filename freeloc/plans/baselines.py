@@ -210,7 +210,7 @@ class _BeyondTraining:
         return FramePlan.identity(frames) if frames <= trained else self.make(frames, trained)
 
 
-_FREENOISE = "arXiv 2310.15169, one window per frame; wants its own noise: freeloc.plans.baselines.reschedule_noise"
+_FREENOISE = "arXiv 2310.15169, one window per frame; requires its own noise: freeloc.plans.baselines.reschedule_noise"
 
 BASELINES = [
     Method("direct", _BeyondTraining(lambda frames, trained: FramePlan.identity(frames)), "the model as it is"),

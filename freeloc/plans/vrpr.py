@@ -53,6 +53,23 @@ class VrprSettings(BaseModel):
         return self
 
 
+class VrprPart(BaseModel):
+    """How positions are re-encoded, at any length.
+
+    >>> VrprPart(lengths={"81": VrprSettings(near_frames=10, mid_frames=14, mid_group=2, far_group=8)}).flooring
+    'distance'
+
+    Attributes:
+        flooring: ``"distance"`` as in the paper, ``"position"`` as in its published code.
+        lengths: settings by number of latent frames; every other length follows `derive_settings`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    flooring: Flooring = "distance"
+    lengths: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}$")], VrprSettings] = {}
+
+
 def derive_settings(frames: int, trained_frames: int) -> VrprSettings:
     """Settings for lengths that the paper does not list.
 

@@ -1,6 +1,7 @@
 """Reading profiles: by name, from a file, with an error that says what is wrong where."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from pydantic import ValidationError
 
 from freeloc.errors import FreelocError, ProfileError, RegistryError
 from freeloc.profile import hub
-from freeloc.profile.schema import LARGEST_FILE, SCHEMA_VERSION, Profile
+from freeloc.profile.policies import wrong_policies
+from freeloc.profile.schema import LARGEST_FILE, SCHEMA_VERSION, Policy, Profile, version_for
 from freeloc.registry import registry
 from freeloc.untrusted import brief, check_version, parsed, printable, problems
 
@@ -140,11 +142,47 @@ def digest(path: Path) -> str:
 
 def validated(content: Any, where: str) -> Profile:
     """A profile from what a JSON file holds, or an error that names the first fields that are wrong."""
-    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    version = content.get("schema_version") if isinstance(content, dict) else 1
     try:
         check_version(version, SCHEMA_VERSION, where)
-        return Profile.model_validate(content)
+        profile = Profile.model_validate(content)
     except ValidationError as error:
         raise ProfileError(f"{where} is not a profile:\n{problems(error)}") from None
     except FreelocError as error:
         raise ProfileError(str(error)) from None
+    if profile.schema_version > 1 and (wrong := wrong_policies(profile)):
+        raise ProfileError(f"{where} is not a profile:\n{wrong}")
+    return profile
+
+
+def with_choice(
+    profile: Profile,
+    layers: Mapping[Policy, Sequence[int]],
+    heads: Mapping[str, Mapping[Policy, Sequence[int]]] | None = None,
+    where: str = "the choice",
+    **changes: Any,
+) -> Profile:
+    """A profile with another choice of layers and heads: among its own policies and all registered methods.
+
+    Policies that nothing uses any more are left out, and the version of the schema is the oldest that can say it.
+
+    >>> changed = with_choice(load_profile("tiny-wan"), {"riflex": [0, 1, 2], "vrpr": [3, 4, 5, 6, 7]})
+    >>> changed.policy(0), changed.schema_version
+    ('riflex', 2)
+
+    Args:
+        profile: gives all the rest.
+        layers: by policy.
+        heads: by layer, then by policy; by default none differ from their layer.
+        where: what the error calls it.
+        changes: other fields.
+
+    Raises:
+        ProfileError: if there is no such policy, or a layer or head has none or two.
+    """
+    layers = {policy: list(places) for policy, places in layers.items() if places}
+    heads = {layer: {policy: list(places) for policy, places in own.items()} for layer, own in (heads or {}).items()}
+    used = {*layers, *(policy for own in heads.values() for policy in own)}
+    policies = {name: policy for name, policy in profile.policies.items() if name in used}
+    content = profile.model_dump() | {"policies": policies, "layers": layers, "heads": heads}
+    return validated(content | {"schema_version": version_for(policies, layers, heads)} | changes, where)

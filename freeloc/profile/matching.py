@@ -6,7 +6,7 @@ from freeloc.adapter.spec import Adapter, ModelShape
 from freeloc.discovery import transformers_of
 from freeloc.errors import AdapterError, ProfileError
 from freeloc.profile.files import load_profile, validated
-from freeloc.profile.schema import POLICIES, SCHEMA_VERSION, Policy, Profile
+from freeloc.profile.schema import POLICIES, Policy, Profile, version_for
 from freeloc.registry import registry
 
 KINDS = ("published", "probed", "default")
@@ -96,7 +96,7 @@ def default_profile(
 
     Args:
         model: a transformer or a pipeline.
-        policy: ``none``, ``vrpr``, ``tsa`` or ``vrpr+tsa``.
+        policy: ``none``, ``vrpr``, ``tsa``, ``vrpr+tsa``, or any other registered method (``freeloc methods``).
         trained_latent_frames: length of the model's training clips in latent frames; by default taken from the
             installed profiles for models of this shape.
         adapter: describes the model; by default found from its class.
@@ -105,8 +105,10 @@ def default_profile(
         AdapterError: if no adapter describes the model, or its trained length is not known.
         ProfileError: if the policy or the length makes no sense.
     """
-    if policy not in POLICIES:
-        raise ProfileError(f"expected policy to be one of {', '.join(POLICIES)}, found {policy!r}")
+    if not isinstance(policy, str) or policy not in (*POLICIES, *registry().methods.owners):
+        raise ProfileError(
+            f"expected policy to be one of {', '.join(POLICIES)}, found {policy!r}; or any method (freeloc methods)"
+        )
     transformer, adapter = transformers_of(model, adapter)[0]
     shape = adapter.shape(transformer)
     if trained_latent_frames is None:
@@ -129,7 +131,7 @@ def default_profile(
         "trained_latent_frames": trained_latent_frames,
     }
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": version_for([], [policy], {}),
         "adapter": adapter.family,
         "model": facts,
         "layers": {policy: list(range(shape.layers))},

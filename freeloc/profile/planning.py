@@ -1,15 +1,13 @@
-"""The methods by name, and from a profile to the plan of one layer at one length. Pure: no model is needed."""
+"""From a profile to the plan of one layer at one length. Pure: no model is needed."""
 
+from collections.abc import Sequence
 from functools import partial
 
-from freeloc.errors import FreelocError
-from freeloc.markers import hookimpl
-from freeloc.plans.baselines import BASELINES
+from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.method import Method, PlanFunction, Plans
-from freeloc.plans.tsa import derive_settings, tsa_plan, tsa_visibility
-from freeloc.plans.vrpr import vrpr_positions
-from freeloc.profile.schema import POLICIES, Policy, Profile
+from freeloc.profile.policies import resolve_policy, resolved_with
+from freeloc.profile.schema import Policy, Profile
 from freeloc.registry import registry
 
 
@@ -31,42 +29,80 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
         FreelocError: if there is no such layer or head.
     """
     if head is None:
-        return policy_plan(profile, profile.policy(layer), frames)
+        return policy_plan(profile, profile.policy(layer), frames, layer)
     if head not in range(profile.model.heads):
         raise FreelocError(f"expected a head from 0 to {profile.model.heads - 1}, found {head}")
-    return policy_plan(profile, profile.head_policies(layer)[head], frames)
+    return policy_plan(profile, profile.head_policies(layer)[head], frames, layer, head)
 
 
 def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:
-    """`frame_plan` of a layer; one for each head where the profile tells them apart."""
+    """`frame_plan` of a layer; one for each head where the profile, or a method, tells them apart."""
     policies = profile.head_policies(layer)
-    plans = {policy: policy_plan(profile, policy, frames) for policy in set(policies)}
-    return [plans[policy] for policy in policies] if len(plans) > 1 else plans[policies[0]]
+    plans = {policy: policy_plans(profile, policy, frames, layer) for policy in dict.fromkeys(policies)}
+    if len(plans) == 1:
+        return plans[policies[0]]
+    return [_of_head(plans[policy], head) for head, policy in enumerate(policies)]
 
 
-def policy_plan(profile: Profile, policy: Policy, frames: int) -> FramePlan:
-    """The plan of a policy under a profile's settings. At or below the trained length it is the identity."""
-    trained = profile.model.trained_latent_frames
-    if policy == "none" or frames <= trained:
+def policy_plan(profile: Profile, policy: Policy, frames: int, layer: int = 0, head: int | None = None) -> FramePlan:
+    """The plan of a policy under a profile's settings. At or below the trained length it is the identity.
+
+    >>> from freeloc import load_profile
+    >>> policy_plan(load_profile("wan2.1"), "sliding-window", frames=81).largest_position
+    20.0
+
+    Args:
+        profile: whose definitions and settings hold.
+        policy: one that the profile defines, or any registered method.
+        frames: latent frames of the video.
+        layer: for a method that treats layers differently.
+        head: for a method that treats heads differently.
+
+    Raises:
+        ProfileError: if there is no such policy, or its method requires settings and gets none.
+        FreelocError: without a head, if the method gives heads different plans.
+    """
+    plans = policy_plans(profile, policy, frames, layer)
+    if head is not None:
+        return _of_head(plans, head)
+    first = _of_head(plans, 0)
+    if not isinstance(plans, FramePlan) and not all(plan.same_as(first) for plan in plans):
+        raise FreelocError(
+            f"the policy '{policy}' gives the heads of layer {layer} different plans: expected one of them, "
+            f"head=0 to {profile.model.heads - 1}, found head=None"
+        )
+    return first
+
+
+def policy_plans(profile: Profile, policy: Policy, frames: int, layer: int = 0) -> Plans:
+    """What a policy gives a layer: one plan, or one per head. At or below the trained length it is the identity.
+
+    Raises:
+        ProfileError: if there is no such policy, or its method requires settings and gets none.
+        FreelocError: if the method returns something else.
+    """
+    resolved = resolve_policy(profile, policy)
+    if frames <= profile.model.trained_latent_frames:
         return FramePlan.identity(frames)
-    tsa = profile.tsa or derive_settings(trained)
-    if policy == "tsa":
-        return tsa_plan(frames, trained, tsa)
-    positions = vrpr_positions(frames, trained, profile.vrpr.lengths.get(str(frames)), profile.vrpr.flooring)
-    visibility = FramePlan.identity(frames).visibility if policy == "vrpr" else tsa_visibility(frames, trained, tsa)
-    return FramePlan(positions, visibility, tsa.stripe)
+    plans = resolved.plans(profile, layer, frames)
+    _require_plans(plans, resolved.method.name, frames, profile.model.heads)
+    return plans
 
 
-def _everywhere(policy: Policy, profile: Profile, layer: int, frames: int) -> FramePlan:
-    return policy_plan(profile, policy, frames)
+def _require_plans(plans: object, method: str, frames: int, heads: int) -> None:
+    """Refuse what a method returned unless it is one plan for so many frames, or one per head."""
+    expected = f"expected of the method '{method}' a FramePlan of {frames} latent frames, or {heads}, one per head"
+    if isinstance(plans, Sequence) and len(plans) != heads:
+        raise FreelocError(f"{expected}, found {len(plans)}")
+    for plan in plans if isinstance(plans, Sequence) else [plans]:
+        if not isinstance(plan, FramePlan):
+            raise FreelocError(f"{expected}, found {type(plan).__name__}")
+        if plan.frames != frames:
+            raise FreelocError(f"{expected}, found one of {plan.frames} latent frames")
 
 
-@hookimpl
-def freeloc_methods() -> list[Method]:
-    """Each policy on every layer, and the methods to compare with."""
-    source = "FreeLOC, arXiv 2603.25209, the same on every layer"
-    policies = [Method(policy, partial(_everywhere, policy), source) for policy in POLICIES if policy != "none"]
-    return [*policies, *BASELINES]
+def _of_head(plans: Plans, head: int) -> FramePlan:
+    return plans if isinstance(plans, FramePlan) else plans[head]
 
 
 def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | None, PlanFunction]:
@@ -80,7 +116,67 @@ def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | No
     if isinstance(method, str):
         method = registry().methods.get(method, way_out="; or give a function (profile, layer, frames) -> FramePlan")
     if isinstance(method, Method):
-        return method.name, method.plan
+        return method.name, method.plan if method.settings is None else partial(_method_plans, method)
     if callable(method):
         return getattr(method, "__name__", type(method).__name__), method
     raise FreelocError(f"expected method to be a name, a Method or a function, found {method!r}")
+
+
+def _method_plans(method: Method, profile: Profile, layer: int, frames: int) -> Plans:
+    return resolved_with(profile, method).plans(profile, layer, frames)
+
+
+def methods_used(method_or_profile: str | Method | PlanFunction | Profile | None) -> list[Method]:
+    """The registered methods behind a method, or behind the layers and heads of a profile, each once.
+
+    >>> from freeloc import load_profile
+    >>> [method.name for method in methods_used(load_profile("wan2.1"))]
+    ['vrpr', 'vrpr+tsa']
+    """
+    if isinstance(method_or_profile, Profile):
+        profile = method_or_profile
+        used = [resolve_policy(profile, policy).method for policy in profile.used_policies]
+        return list({method.name: method for method in used}.values())
+    if isinstance(method_or_profile, str):
+        return [registry().methods.get(method_or_profile)]
+    return [method_or_profile] if isinstance(method_or_profile, Method) else []
+
+
+def require_settings(method: str | Method | PlanFunction | None, profile: Profile) -> None:
+    """Refuse a method whose settings a profile does not say, or without a method a profile whose policies cannot be.
+
+    Raises:
+        ProfileError: which says what is missing.
+    """
+    if method is None:
+        methods_used(profile)
+    else:
+        for own in methods_used(method):
+            resolved_with(profile, own)
+
+
+def require_noise(method_or_profile: str | Method | PlanFunction | Profile | None, noise_prepared: bool) -> None:
+    """Refuse a method that starts from noise of its own where that noise is not prepared: it would be another method.
+
+    Args:
+        method_or_profile: what is to be used.
+        noise_prepared: whether the caller made the method's noise.
+
+    Raises:
+        PatchError: which says how to make it.
+    """
+    for method in methods_used(method_or_profile):
+        if method.noise and not noise_prepared:
+            raise PatchError(
+                f"the method '{method.name}' requires initial noise of its own, which freeloc.patch cannot make: "
+                f"expected noise_prepared=True, found False. Make it where the latents are made, from latents (batch, "
+                f"channels, frames, height, width), then say so:\n    {_noise_line(method)}\n"
+                f"    freeloc.patch(..., noise_prepared=True)"
+            )
+
+
+def _noise_line(method: Method) -> str:
+    name = getattr(method.noise, "__qualname__", "<")
+    plain = name.isidentifier()
+    first = f"from {method.noise.__module__} import {name}; " if plain else ""
+    return f"{first}latents = {name if plain else 'method.noise'}(latents, trained_latent_frames, generator)"

@@ -1,20 +1,31 @@
 """Profiles: which correction each layer of a model gets, as a JSON file that a person can read in a pull request."""
 
 import json
-import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from freeloc.errors import ProfileError
 from freeloc.files import replacing
 from freeloc.plans.tsa import TsaSettings
-from freeloc.plans.vrpr import Flooring, VrprSettings
+from freeloc.plans.vrpr import VrprPart
+from freeloc.profile.text import as_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest. Version 1 knows the `POLICIES` only, and files of it are read as ever."""
 
 LARGEST_FILE = 1_000_000
 """Bytes of a profile, at most."""
@@ -22,9 +33,14 @@ LARGEST_FILE = 1_000_000
 MOST_PLACES = 10_000
 """Layers of a model, heads of a layer, and channels of a head, at most."""
 
-Policy = Literal["none", "vrpr", "tsa", "vrpr+tsa"]
-POLICIES: tuple[Policy, ...] = ("none", "vrpr", "tsa", "vrpr+tsa")
+MOST_POLICIES = 100
+"""Of a profile's own, at most."""
 
+Policy = str
+"""Name of what a layer or head gets: one that the profile defines in `Profile.policies`, or of a registered method."""
+
+POLICIES: tuple[Policy, ...] = ("none", "vrpr", "tsa", "vrpr+tsa")
+"""FreeLOC's own, which every version of the schema knows."""
 
 Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})$")]
 """As JSON writes the number of a layer where it is a name."""
@@ -43,6 +59,8 @@ def _shown(name: str) -> str:
 
 Name = Annotated[str, Field(max_length=500), AfterValidator(_shown)]
 """What messages, reports and titles show as it is."""
+
+PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]
 
 Text = Annotated[str, Field(max_length=LARGEST_FILE)]
 """Where its length is bounded, pydantic also refuses half of a surrogate pair, which cannot be printed."""
@@ -70,16 +88,21 @@ class ModelFacts(_Part):
     trained_latent_frames: Annotated[int, Field(gt=0, le=100_000)]
 
 
-class VrprPart(_Part):
-    """How positions are re-encoded.
+def _finite(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(settings, allow_nan=False)  # which raises a ValueError
+    return settings
+
+
+class PolicyPart(_Part):
+    """A method with settings of its own, for layers and heads to share.
 
     Attributes:
-        flooring: ``"distance"`` as in the paper, ``"position"`` as in its published code.
-        lengths: settings by number of latent frames; every other length follows `freeloc.plans.vrpr.derive_settings`.
+        method: a registered one (``freeloc methods``).
+        settings: by field of the method's schema; what is not given stays as `freeloc.plans.method.Method.defaults`.
     """
 
-    flooring: Flooring = "distance"
-    lengths: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}$")], VrprSettings] = {}
+    method: PolicyName
+    settings: Annotated[dict[str, JsonValue], AfterValidator(_finite)] = {}
 
 
 class Provenance(_Part):
@@ -117,26 +140,53 @@ class Profile(_Part):
     (30, 'vrpr+tsa', 'vrpr', 'published')
 
     Attributes:
-        schema_version: of this format.
+        schema_version: of this format. 2 has `policies`, and any registered method beside the four `POLICIES`.
         adapter: name or family of the adapter that describes the model.
         model: what the model must look like.
-        layers: for each policy (``none``, ``vrpr``, ``tsa``, ``vrpr+tsa``) the layers that get it; each layer once.
+        policies: methods with settings of their own, by names that `layers` and `heads` may use.
+        layers: for each policy (a name of `policies`, or of a method such as ``none``, ``vrpr``, ``tsa`` and
+            ``vrpr+tsa``) the layers that get it; each layer once.
         heads: by layer, heads that get another policy than their layer.
-        vrpr: settings of the re-encoding.
-        tsa: settings of the sparse attention; by default `freeloc.plans.tsa.derive_settings`.
+        vrpr: settings of the re-encoding where a policy gives none.
+        tsa: settings of the sparse attention where a policy gives none; by default
+            `freeloc.plans.tsa.derive_settings`.
         provenance: where all this comes from.
         evidence: the measurements, if there are any.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 1
     adapter: Name
     model: ModelFacts
-    layers: dict[Policy, Places]
-    heads: dict[Number, dict[Policy, Places]] = {}
+    policies: Annotated[dict[PolicyName, PolicyPart], Field(max_length=MOST_POLICIES)] = {}
+    layers: dict[PolicyName, Places]
+    heads: dict[Number, dict[PolicyName, Places]] = {}
     vrpr: VrprPart = VrprPart()
     tsa: TsaSettings | None = None
     provenance: Provenance
     evidence: Evidence | None = None
+
+    @field_validator("policies", "layers", "heads")
+    @classmethod
+    def _known_to_the_version(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("schema_version") != 1:
+            return value
+        if info.field_name == "policies" and value:
+            raise ValueError('policies need "schema_version": 2, found 1')
+        groups = value.values() if info.field_name == "heads" else [value if info.field_name == "layers" else {}]
+        for name in (name for group in groups for name in group):
+            if name not in POLICIES:
+                raise ValueError(
+                    f"Input should be 'none', 'vrpr', 'tsa' or 'vrpr+tsa', found '{name}'; "
+                    'other methods and policies need "schema_version": 2'
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _each_policy_used(self) -> Self:
+        unused = [name for name in self.policies if name not in self.used_policies]
+        if unused:
+            raise ValueError(f"policies: each the policy of a layer or head, found '{unused[0]}' of none: remove it")
+        return self
 
     @model_validator(mode="after")
     def _each_layer_once(self) -> Self:
@@ -170,6 +220,13 @@ class Profile(_Part):
                 raise ValueError(f"heads: at least one head of layer {layer}, found none")
         return self
 
+    @property
+    def used_policies(self) -> list[Policy]:
+        """Those that a layer or head gets, each once: FreeLOC's own first, then in the order of the file."""
+        groups = [self.layers, *self.heads.values()]
+        used = dict.fromkeys(name for group in groups for name, places in group.items() if places)
+        return [*(name for name in POLICIES if name in used), *(name for name in used if name not in POLICIES)]
+
     def policy(self, layer: int) -> Policy:
         """What this layer gets."""
         for policy, layers in self.layers.items():
@@ -186,17 +243,20 @@ class Profile(_Part):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all.
+        """Write JSON, whole or not at all, in the oldest version of the schema that can say it.
 
         Raises:
             ProfileError: if it cannot be written, or would be too large to be read again.
         """
         path = Path(path)
         content = self.model_dump(exclude_none=True)
-        if not self.heads:
-            del content["heads"]
-        text = _one_line_per_list(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
-        data = re.sub(r"[^ -~\n]", _escaped, text).encode()
+        content["schema_version"] = version_for(self.policies, self.layers, self.heads)
+        for name in ("policies", "heads"):
+            if not content[name]:
+                del content[name]
+        for name, policy in self.policies.items():  # None may be one of its settings
+            content["policies"][name] = policy.model_dump(exclude_unset=True)
+        data = as_json(content)
         if len(data) > LARGEST_FILE:
             raise ProfileError(
                 f"cannot write the profile {path}: expected at most {LARGEST_FILE} bytes, found {len(data)}"
@@ -210,16 +270,11 @@ class Profile(_Part):
             raise ProfileError(f"cannot write the profile {str(path)!r}: {error}") from error
 
 
-def _escaped(letter: re.Match[str]) -> str:
-    """A letter as people write it, or as JSON escapes it where it would not be seen."""
-    return letter[0] if letter[0].isprintable() else json.dumps(letter[0])[1:-1]
+def version_for(policies: Iterable[str], layers: Iterable[str], heads: Mapping[str, Iterable[str]]) -> int:
+    """The oldest version of the schema that has these policies.
 
-
-def _one_line_per_list(text: str) -> str:
-    """Indented JSON with each list of numbers on one line: 30 layers are one line of a diff, not 30."""
-    lines: list[str] = []
-    inside = False
-    for line in text.split("\n"):
-        lines[-1:] = [lines[-1] + line.strip() + (" " if line.endswith(",") else "")] if inside else [*lines[-1:], line]
-        inside = (inside or line.endswith("[")) and "]" not in line
-    return "\n".join(line.rstrip() for line in lines)
+    >>> version_for([], ["vrpr", "none"], {}), version_for([], ["vrpr"], {"3": ["riflex"]})
+    (1, 2)
+    """
+    names = {*layers, *(name for group in heads.values() for name in group)}
+    return 1 if not list(policies) and names <= set(POLICIES) else 2

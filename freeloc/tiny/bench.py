@@ -151,9 +151,9 @@ def _make(cell: Cell, size: Size) -> Tensor:
         return cell.true_clips()
     setting = size.settings[cell.setting]
     initial = noise((FIRST_SEED + index for index in cell.indices), cell.latent_frames)
-    if setting.method and setting.method.noise:
-        initial = setting.method.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
-    with freeloc.patch(_pipeline(), setting.profile, method=setting.method):
+    if setting.noise:
+        initial = setting.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
+    with freeloc.patch(_pipeline(), setting.profile, method=setting.method, noise_prepared=True):
         return sample(_pipeline(), cell.prompts, initial, size.steps, size.guidance)
 
 
@@ -176,7 +176,7 @@ def _scored(cell: Cell, size: Size) -> list[dict[str, Any]]:
         return rows
     setting, generator = size.settings[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
     transformer, clean = _pipeline().transformer, to_latents(cell.true_clips(seed=1))
-    with freeloc.patch(transformer, setting.profile, method=setting.method):
+    with freeloc.patch(transformer, setting.profile, method=setting.method, noise_prepared=True):
         losses = scores.denoising_loss(transformer, clean, cell.prompts, generator)
     return [row | {"denoising loss": loss} for row, loss in zip(rows, losses.tolist(), strict=True)]
 

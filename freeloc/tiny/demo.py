@@ -48,7 +48,7 @@ def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, method: st
     initial = noise(seeds, length)
     if chosen and chosen.noise:
         initial = chosen.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(seed))
-    with freeloc.patch(pipeline, profile="tiny-wan", method=chosen) as patch:
+    with freeloc.patch(pipeline, profile="tiny-wan", method=chosen, noise_prepared=True) as patch:
         videos[corrected] = sample(pipeline, prompts, initial, steps, title=corrected)
     finished = time.perf_counter()
     print(f"\n{patch.report()}\n")

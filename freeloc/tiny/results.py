@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeloc.pictures.figures import Point, curves, drift_chart, scatter, write
+from freeloc.pictures import curves, drift_chart, scatter, write
+from freeloc.pictures.charts import Point
 from freeloc.tiny import scores
 from freeloc.tiny.bench import Cell, cells, run
 from freeloc.tiny.pictures import contact_sheet, side_by_side

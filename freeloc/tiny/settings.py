@@ -2,9 +2,11 @@
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from freeloc.errors import FreelocError
@@ -12,8 +14,8 @@ from freeloc.plans.baselines import BASELINES
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.method import Method
 from freeloc.probing import Sensitivity
-from freeloc.profile.files import load_profile, measurements_path
-from freeloc.profile.planning import layer_plans
+from freeloc.profile.files import load_profile, measurements_path, with_choice
+from freeloc.profile.planning import methods_used, resolve_method
 from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.registry import registry
 from freeloc.tiny.model import long_frames
@@ -37,7 +39,7 @@ class Setting:
     def fingerprint(self) -> str:
         """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and what becomes of the noise."""
         digest = hashlib.sha256()
-        plan_of = self.method.plan if self.method else layer_plans
+        _, plan_of = resolve_method(self.method)
         for times in (2, 4, 8):
             for layer in range(self.profile.model.layers):
                 plans = plan_of(self.profile, layer, long_frames(times))
@@ -45,8 +47,22 @@ class Setting:
                     for table in (plan.positions, plan.visibility, *([] if plan.decay is None else [plan.decay])):
                         digest.update(table.numpy().tobytes())
                     digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
-        noise = self.method.noise if self.method else None
+        noise = self.noise
         return f"{digest.hexdigest()[:16]} {noise.__name__ if noise else ''}".strip()
+
+    @property
+    def noise(self) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:
+        """What becomes of the initial noise: at most one of the methods in use may change it.
+
+        Raises:
+            FreelocError: if methods of different layers require different noise.
+        """
+        own = {method.noise: method.name for method in methods_used(self.method or self.profile) if method.noise}
+        if len(own) > 1:
+            raise FreelocError(
+                f"{self.name}: expected one method that changes the initial noise, found {' and '.join(own.values())}"
+            )
+        return next(iter(own), None)
 
 
 def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
@@ -59,7 +75,7 @@ def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
     layers: dict[Policy, list[int]] = {}
     for layer, policy in enumerate(policies):
         layers.setdefault(policy, []).append(layer)
-    return Profile.model_validate(profile.model_dump() | {"layers": layers})
+    return with_choice(profile, layers, profile.heads)
 
 
 def policies_of(profile: Profile) -> list[Policy]:

@@ -1,5 +1,6 @@
 """freeloc profiles show | validate | diff."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from freeloc.cli import main
 from freeloc.errors import ProbeError
 from freeloc.probing import ProbeFacts, Sensitivity, Table
 from freeloc.profile.diff import differences
-from freeloc.profile.files import measurements_path
-from freeloc.profile.schema import Profile
+from freeloc.profile.files import measurements_path, profile_path, with_choice
+from freeloc.profile.schema import PolicyPart, Profile
 from freeloc.tiny.settings import with_layers
 
 TINY = freeloc.load_profile("tiny-wan")
@@ -90,6 +91,56 @@ def test_validate_tells_whether_the_measurements_are_there(probed: Path, capsys:
     assert "holds other measurements than" in out(["validate", str(probed)], capsys, status=2)
     measurements.unlink()
     assert "its measurements are not beside it" in out(["validate", str(probed)], capsys)
+
+
+def newer() -> Profile:
+    """Of schema version 2."""
+    policies = {"wide": PolicyPart(method="tsa", settings={"dense_frames": 9, "stripe": 0.5})}
+    return with_choice(
+        TINY.model_copy(update={"policies": policies, "evidence": None}),
+        {"wide": [0, 1], "riflex": [2], "vrpr": [3, 4, 5, 6, 7]},
+    )
+
+
+def test_validate_tells_the_version_and_how_to_write_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = out(["validate", "wan2.1", "mochi"], capsys)
+    first, second, *rest = told.splitlines()
+    assert first == "wan2.1: a valid profile of schema version 1; it rests on no measurements"
+    assert second.startswith("mochi: a valid profile of schema version 1; ")
+    assert len(rest) == 2
+    assert '"schema_version": 2' in rest[1]
+    content = json.loads(profile_path("wan2.1").read_text()) | json.loads(f"{{{rest[1]}}}")  # written as it says
+    content["layers"]["vrpr"] = [*range(2, 30)]
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    told = out(["validate", str(tmp_path / "mine.json")], capsys)
+    assert told == f"{tmp_path / 'mine.json'}: a valid profile of schema version 2; it rests on no measurements\n"
+    assert freeloc.frame_plan(freeloc.load_profile(tmp_path / "mine.json"), 1, 81).stripe == 0.2
+
+
+def test_show_and_diff_tell_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newer().save(tmp_path / "mine.json")
+    shown = out(["show", str(tmp_path / "mine.json")], capsys).splitlines()
+    assert "policy     wide: tsa, with dense_frames=9, stripe=0.5" in shown
+    assert "riflex       1 layers: 2" in shown
+    told = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
+    for line in (
+        "schema_version: 1 -> 2",
+        "policies.wide.method: nothing -> tsa",
+        "policies.wide.settings.stripe: nothing -> 0.5",
+        "layers 0 1: vrpr -> wide",
+        "layers 2: vrpr -> riflex",
+    ):
+        assert line in told
+
+
+def test_methods_tell_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["tsa"].endswith("; settings: dense_frames, striped_frames, stripe, sink_frames")
+    assert lines["vrpr+tsa"].endswith("; settings: vrpr, tsa")
+    assert "settings" not in lines["riflex"]
 
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07 red\nprovenance.kind: probed -> published \x9b31m \u202e"

@@ -13,22 +13,28 @@ import freeloc
 from freeloc import FreelocError, Profile
 from freeloc.cli import main
 from freeloc.errors import ProbeError
-from freeloc.pictures.figures import (
-    POLICY_COLOURS,
-    SEEN,
+from freeloc.pictures import (
     curves,
     drift_chart,
     layer_chart,
     plan_tables,
+    policy_colours,
     scatter,
     sensitivity_map,
     write,
 )
+from freeloc.pictures.plans import FRAME_MASK_COLOURS
+from freeloc.plans.baselines import sliding_window
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.method import Method
+from freeloc.plans.policies import POLICIES as OWN_METHODS
 from freeloc.probing import ProbeFacts, Sensitivity, Table
-from freeloc.profile.schema import POLICIES
+from freeloc.profile.files import with_choice
+from freeloc.profile.schema import POLICIES, PolicyPart
+from freeloc.registry import registry
 from freeloc.tiny.settings import with_layers
 
+POLICY_COLOURS = {method.name: method.colour for method in OWN_METHODS}
 MIXED = with_layers(freeloc.load_profile("tiny-wan"), ["none", "vrpr", "tsa", "vrpr+tsa"] * 2)
 
 
@@ -81,7 +87,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
     write(figure, tmp_path / "plan.png")
     picture = pixels(tmp_path / "plan.png")
     seen = drawn(figure.axes[1], picture, plan.visibility)
-    colours = torch.stack([of_colour(colour) for colour in SEEN.values()])
+    colours = torch.stack([of_colour(colour) for colour in FRAME_MASK_COLOURS.values()])
     below = torch.ones(81, 81).tril().bool()  # the legend lies above the diagonal,
     below[:, 0] = below[80] = False  # and the frame's line over the cells at the edge
     assert torch.equal(seen[below], colours[plan.visibility.long()][below])
@@ -99,7 +105,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
 def test_a_plan_that_changes_nothing_and_one_of_a_single_frame(tmp_path: Path) -> None:
     for frames in (1, 5):
         write(plan_tables(FramePlan.identity(frames)), tmp_path / f"{frames}.png")
-        _, yellow, blue = shares(tmp_path / f"{frames}.png", list(SEEN.values()))
+        _, yellow, blue = shares(tmp_path / f"{frames}.png", list(FRAME_MASK_COLOURS.values()))
         assert blue > 20 * yellow  # which is in the legend only
 
 
@@ -118,6 +124,43 @@ def test_each_head_has_the_colour_of_its_policy(tmp_path: Path) -> None:
     for layer in range(8):
         wanted = torch.stack([of_colour(POLICY_COLOURS[policy]) for policy in profile.head_policies(layer)])
         assert torch.equal(cells[:, layer], wanted)
+
+
+def test_any_method_has_its_colour_and_the_legend_names_what_is_used(tmp_path: Path) -> None:
+    policies = {name: PolicyPart(method="tsa", settings={"stripe": 0.5}) for name in ("_wide $\\bad$", "narrow")}
+    profile = with_choice(
+        MIXED.model_copy(update={"policies": policies}),
+        {"riflex": [0, 1], "tsa": [2], "_wide $\\bad$": [3, 4], "narrow": [5], "vrpr": [6, 7]},
+    )
+    colours = policy_colours(profile)
+    methods = {name: registry().methods.get(name).colour for name in ("vrpr", "tsa", "riflex")}
+    assert {name: colours[name] for name in methods} == methods
+    assert len(set(colours.values())) == 5
+    figure = layer_chart(profile)
+    write(figure, tmp_path / "layers.png")
+    cells = drawn(figure.axes[0], pixels(tmp_path / "layers.png"), torch.zeros(1, 8))[0]
+    assert torch.equal(cells, torch.stack([of_colour(colours[profile.policy(layer)]) for layer in range(8)]))
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["vrpr", "tsa", "riflex", " _wide $\\bad$", "narrow"]
+
+
+def test_profiles_plot_draws_the_plan_of_any_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def per_head(profile: Profile, layer: int, frames: int) -> list[FramePlan]:
+        return [FramePlan.identity(frames), *[sliding_window(frames, 3)] * 3]
+
+    owners = registry().methods.owners
+    monkeypatch.setitem(owners, "per-head", [("a package", Method("per-head", per_head))])
+    policies = {"../soft": PolicyPart(method="tsa", settings={"stripe": 0.5})}
+    choice = {"../soft": [0, 1], "riflex": [2, 3], "none": [4, 5, 6, 7]}
+    profile = with_choice(MIXED.model_copy(update={"policies": policies}), choice, {"5": {"per-head": [3]}})
+    profile.save(tmp_path / "mine.json")
+    made = tmp_path / "there" / "made"
+    assert main(["profiles", "plot", str(tmp_path / "mine.json"), "--output", str(made), "--frames", "30"]) == 0
+    names = ["layers.png", "plan-..-soft.png", "plan-per-head.png", "plan-riflex.png"]
+    assert sorted(path.name for path in made.iterdir()) == names
+    assert list(made.parent.iterdir()) == [made]
+    white, _, blue = shares(made / "plan-per-head.png", list(FRAME_MASK_COLOURS.values()))
+    assert white > blue  # a window, as of head 3
 
 
 def test_bars_as_high_as_the_measurements(local: Sensitivity, tmp_path: Path) -> None:

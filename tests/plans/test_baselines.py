@@ -13,6 +13,7 @@ import freeloc
 from freeloc.plans import baselines
 from freeloc.plans.frame_plan import DENSE, NONE, relative_positions
 from freeloc.plans.method import Method
+from freeloc.profile.planning import resolve_method
 from freeloc.registry import registry
 
 LENGTHS = [(22, 21), (41, 21), (81, 21), (161, 21), (49, 13), (7, 3), (5, 2), (9, 1)]
@@ -177,11 +178,11 @@ def test_nothing_changes_up_to_the_trained_length_and_beyond_it_all_but_direct(m
 
 @pytest.mark.parametrize("name", [name for name, _, _ in registry().methods.things()])
 def test_a_real_wan_patched_by_name_equals_the_oracle(small_wan, run, name):
-    profile, method = make_profile(), registry().methods.get(name)
-    twin = use_oracle_of(small_wan, lambda layer, frames: method.plan(profile, layer, frames), 3, 5)
+    profile, (_, plan) = make_profile(), resolve_method(name)
+    twin = use_oracle_of(small_wan, lambda layer, frames: plan(profile, layer, frames), 3, 5)
     for frames in (4, 9, 16):
         expected = run(twin, frames)
-        with freeloc.patch(small_wan, profile, method=name) as patch:
+        with freeloc.patch(small_wan, profile, method=name, noise_prepared=True) as patch:
             found = run(small_wan, frames)
         assert (found - expected).abs().max() <= 2e-5
     assert {line.method for line in patch.report().layers} == {name}

@@ -1,4 +1,4 @@
-"""Profiles from strangers: whatever a file holds, it is read as it says or refused in one message."""
+"""Untrusted profiles: whatever a file holds, it is read as it says or refused in one message."""
 
 import contextlib
 import itertools
@@ -10,9 +10,15 @@ import pytest
 from conftest import make_profile
 from hostile import LITERALS, LONGEST, Fields, Literal, clear, damaged, mutated, parts_of, written
 from hypothesis import given, settings
+from pydantic import BaseModel, field_validator
 
 import freeloc
+from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.method import Method
+from freeloc.profile.files import with_choice
 from freeloc.profile.planning import layer_plans
+from freeloc.profile.schema import PolicyPart, version_for
+from freeloc.registry import registry
 
 QUICK = settings(max_examples=150, deadline=None)
 FUZZ = settings(max_examples=5000, deadline=None)
@@ -35,7 +41,8 @@ def read_or_refused(path, data):
     assert profile.model_dump(exclude_unset=True) == json.loads(data)
     again = path.with_name("again.json")
     profile.save(again)
-    assert freeloc.load_profile(again) == profile
+    version = version_for(profile.policies, profile.layers, profile.heads)
+    assert freeloc.load_profile(again) == profile.model_copy(update={"schema_version": version})
     lengths = [int(length) for length in profile.vrpr.lengths if len(length) < 3]
     for frames in {1, 2, 9, min(profile.model.trained_latent_frames + 1, 50), *lengths[:2]}:
         for layer in {0, 1, profile.model.layers - 1}:
@@ -49,37 +56,53 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("hostile") / "bad.json"
 
 
-GOOD = json.dumps(FULL.model_dump(exclude_none=True))
+GOOD = json.dumps(FULL.model_dump(exclude_none=True, exclude={"policies"}))
+NEWER = with_choice(
+    FULL.model_copy(
+        update={
+            "policies": {
+                "wide": PolicyPart(method="tsa", settings={"dense_frames": 2, "stripe": 0.5}),
+                "both": PolicyPart(method="vrpr+tsa", settings={"vrpr": {"flooring": "position", "lengths": {}}}),
+            }
+        }
+    ),
+    {"wide": [0], "riflex": [1, 2], "vrpr": [3]},
+    {"1": {"both": [0]}},
+)
+GOOD_2 = json.dumps(NEWER.model_dump(exclude_none=True))
+GOODS = pytest.mark.parametrize("good", [GOOD, GOOD_2], ids=["version 1", "version 2"])
 
 
-def test_the_profile_that_is_mutated_is_good(file):
-    file.write_text(GOOD)
-    assert freeloc.load_profile(file) == FULL
+def test_the_profiles_that_are_mutated_are_good(file):
+    for text, profile in ((GOOD, FULL), (GOOD_2, NEWER)):
+        file.write_text(text)
+        assert freeloc.load_profile(file) == profile
 
 
 @QUICK
-@given(text=mutated(GOOD))
+@given(text=mutated(GOOD) | mutated(GOOD_2))
 def test_any_change_of_a_profile_is_read_or_refused(text, file):
     read_or_refused(file, text.encode())
 
 
 @QUICK
-@given(data=damaged(GOOD.encode()))
+@given(data=damaged(GOOD.encode()) | damaged(GOOD_2.encode()))
 def test_any_bytes_are_read_or_refused(data, file):
     read_or_refused(file, data)
 
 
 @pytest.mark.slow
 @FUZZ
-@given(data=mutated(GOOD).map(str.encode) | damaged(GOOD.encode()))
+@given(data=(mutated(GOOD) | mutated(GOOD_2)).map(str.encode) | damaged(GOOD.encode()) | damaged(GOOD_2.encode()))
 def test_many_changes_of_a_profile_are_read_or_refused(data, file):
     read_or_refused(file, data)
 
 
+@GOODS
 @pytest.mark.parametrize("literal", LITERALS, ids=lambda literal: literal[:12])
-def test_every_value_in_every_place_of_a_profile_is_read_or_refused(literal, file):
+def test_every_value_in_every_place_of_a_profile_is_read_or_refused(literal, good, file):
     for number in itertools.count():
-        content = json.loads(GOOD, object_pairs_hook=Fields)
+        content = json.loads(good, object_pairs_hook=Fields)
         places = [(part, place) for part in parts_of(content) for place in range(len(part))]
         if number == len(places):
             break
@@ -147,6 +170,38 @@ def test_of_thousands_of_wrong_entries_ten_are_told(file):
     lines = str(told.value).split("\n")
     assert lines[1].startswith("  field 0: Extra inputs are not permitted, found 'long long ")
     assert (len(lines), lines[-1]) == (12, "  and 2990 more")
+    clear(told.value, file)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_long_names_of_many_policies_are_told_in_a_message_that_can_be_read(count, file):
+    names = [f"{number:03}" + "n" * 97 for number in range(count)]
+    content = json.loads(GOOD_2) | {"layers": {"x" * 100: [0, 1, 2, 3]}}
+    content["policies"] = {name: {"method": "m" * 100} for name in names}
+    content["heads"] = {"0": {name: [number] for number, name in enumerate(names)}}
+    content["model"]["heads"] = 100
+    file.write_text(json.dumps(content))
+    with pytest.raises(freeloc.errors.ProfileError, match=r"policies\.\S+n\.method: no method is named 'mmm") as told:
+        freeloc.load_profile(file)
+    clear(told.value, file)
+
+
+def test_settings_that_a_plugin_cannot_read_are_refused(file, monkeypatch):
+    class Careless(BaseModel):
+        share: float
+
+        @field_validator("share")
+        @classmethod
+        def _inverse(cls, share: float) -> float:
+            return 1 / share
+
+    method = Method("careless", lambda profile, layer, frames, own: FramePlan.identity(frames), settings=Careless)
+    monkeypatch.setitem(registry().methods.owners, "careless", [("a package", method)])
+    content = json.loads(GOOD_2) | {"heads": {}, "layers": {"p": [0, 1, 2, 3]}}
+    file.write_text(json.dumps(content | {"policies": {"p": {"method": "careless", "settings": {"share": 0}}}}))
+    words = "policies.p.settings: the method 'careless' cannot read them: ZeroDivisionError: float division by zero"
+    with pytest.raises(freeloc.errors.ProfileError, match=words) as told:
+        freeloc.load_profile(file)
     clear(told.value, file)
 
 

@@ -197,19 +197,19 @@ class TestRefusals:
     def test_json_that_is_no_object(self, tmp_path, text):
         assert "is not a profile" in self.refused(tmp_path, text)
 
-    @pytest.mark.parametrize("version", [2, "1", None])
+    @pytest.mark.parametrize("version", [3, 0, -1, "1", None])
     def test_another_version(self, tmp_path, version):
         told = self.changed(tmp_path, schema_version=version)
-        assert f"expected schema_version 1, found {version!r}" in told
-        assert ("pip install --upgrade freeloc" in told) == (version == 2)
+        assert f"expected schema_version 1 or 2, found {version!r}" in told
+        assert ("pip install --upgrade freeloc" in told) == (version == 3)
 
     def test_no_version(self, tmp_path):
         content = make_profile().model_dump(exclude={"schema_version"})
-        assert "expected schema_version 1, found None" in self.refused(tmp_path, json.dumps(content))
+        assert "expected schema_version 1 or 2, found None" in self.refused(tmp_path, json.dumps(content))
 
     @pytest.mark.parametrize("version", [True, 1.0])
     def test_a_version_that_only_equals_one(self, tmp_path, version):
-        assert f"expected schema_version 1, found {version!r}" in self.changed(tmp_path, schema_version=version)
+        assert f"expected schema_version 1 or 2, found {version!r}" in self.changed(tmp_path, schema_version=version)
 
     def test_a_field_twice(self, tmp_path):
         text = json.dumps(make_profile().model_dump())

@@ -13,7 +13,9 @@ from PIL import Image
 
 import freeloc
 from freeloc.cli import main
-from freeloc.plans.baselines import reschedule_noise
+from freeloc.plans.baselines import reschedule_noise, sliding_window
+from freeloc.plans.method import Method
+from freeloc.profile.schema import PolicyPart
 from freeloc.registry import registry
 from freeloc.tiny import bench, probes, scores, settings, sizes
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
@@ -164,6 +166,34 @@ def test_others_methods_and_profiles_are_compared_too(tmp_path):
         SIZE.with_others(["riflx"])
     with pytest.raises(freeloc.FreelocError, match="a profile of the tiny model, 8 layers of 4 heads, found 30 of 12"):
         SIZE.with_others(["wan2.1"])
+
+
+def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that_it_requires(tmp_path):
+    policies = {"wide": PolicyPart(method="tsa", settings={"dense_frames": 12})}
+    several = settings.with_layers(MIXED.model_copy(update={"policies": policies}), ["freenoise", "wide"] * 4)
+    several.save(tmp_path / "several.json")
+    size = SIZE.with_others([str(tmp_path / "several.json")])
+    setting = size.settings["several"]
+    assert setting.profile == several
+    assert setting.noise is reschedule_noise
+    assert setting.fingerprint.endswith(" reschedule_noise")
+    cell = cell_of(tmp_path, "several")
+    initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
+    initial = reschedule_noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(bench.FIRST_SEED))
+    pipeline = load_pipeline()
+    with freeloc.patch(pipeline, several, noise_prepared=True) as patch:
+        expected = sample(pipeline, cell.prompts, initial, steps=1, guidance=1.0)
+    assert patch.report().corrected_calls == 8
+    assert {line.method for line in patch.report().layers} == {"freenoise", "wide"}
+    assert torch.equal(bench._make(cell, size), expected)
+
+
+def test_two_methods_that_each_require_noise_of_their_own_are_refused(monkeypatch):
+    other = Method("other", sliding_window, noise=lambda latents, trained, generator: latents)
+    monkeypatch.setitem(registry().methods.owners, "other", [("a package", other)])
+    both = settings.Setting("both", settings.with_layers(MIXED, ["freenoise", "other"] * 4))
+    with pytest.raises(freeloc.FreelocError, match="both: expected one method that changes the initial noise, found f"):
+        _ = both.noise
 
 
 def test_one_layer_at_a_time():
