@@ -108,10 +108,9 @@ def _prepared(choice: LayerChoice, some: bool, frequencies: Tensor | None, every
             found = [found[head] for head in heads]
         if frequencies is None:
             frequencies = torch.zeros(1, dtype=torch.float64) if rope is None else rope.frequencies(head_dim)
-        elif frequencies.ndim > 1:
-            frequencies = frequencies[list(heads)]
+        own = frequencies if frequencies.ndim == 1 else frequencies[list(heads)]
         shape = ModelShape(1, len(heads), head_dim)
-        ready = LayerPlans(lambda _, __: found, shape, rope, frequencies.double().cpu())
+        ready = LayerPlans(lambda _, __: found, shape, rope, own.double().cpu())
         _plans[key] = ready.at(layer, frames, positions_per_frame), (choice, everything, frequencies)
         while len(_plans) > MOST_PLANS:
             _plans.popitem(last=False)

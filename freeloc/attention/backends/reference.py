@@ -25,7 +25,8 @@ def attend(
         tensors = group.of(query), group.of(key), group.of(value)
         own = group.of(mask) if mask is not None and mask.ndim > 3 and mask.shape[1] > 1 else mask
         ready = group.plan
-        found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
+        with torch.device("cpu"):  # plans are data on the CPU, whatever the default device is
+            found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
         out[:, slice(None) if group.heads is None else group.heads] = found
     return out
 
