@@ -17,6 +17,7 @@ class GridReader:
 
     def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
         self._grid = adapter.grid
+        self._arguments = adapter.grid.arguments
         self._patch = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
         is_bound = type(shows).forward is nn.Module.forward
         forward = shows.forward if is_bound else type(shows).forward
@@ -42,7 +43,7 @@ class GridReader:
         if frames < 1 or height < 1 or width < 1:
             raise LayoutError(
                 f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width} in "
-                f"{' and '.join(self._grid.arguments)} of {type(module).__name__}"
+                f"{' and '.join(self._arguments)} of {type(module).__name__}"
             )
         return frames, height, width
 
@@ -52,7 +53,7 @@ class GridReader:
         Raises:
             LayoutError: if it is not there, or not such a table.
         """
-        table: Tensor = self._argument(module, given, self._grid.arguments[0])
+        table: Tensor = self._argument(module, given, self._arguments[0])
         sizes = table.tolist()
         if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
             name = self._grid.argument
@@ -60,7 +61,7 @@ class GridReader:
         return table
 
     def _before_patches(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
-        values = [self._argument(module, given, name) for name in self._grid.arguments]
+        values = [self._argument(module, given, name) for name in self._arguments]
         if len(values) == 3:
             return int(values[0]), int(values[1]), int(values[2])
         if self._grid.axes == "sample token (f h w)":

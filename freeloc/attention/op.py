@@ -1,18 +1,21 @@
 """The custom operator ``freeloc::attention``: all that torch.compile sees of freeloc. Eager calls do not use it.
 
 An operator takes tensors and numbers alone, so the layer is found here by a handle. Handle, grid and positions per
-latent frame are tensors, because torch.compile guards numbers, and would compile every layer and length anew.
+latent frame are tensors, because torch.compile guards numbers, and would compile every layer and length anew. Where
+only parts of a model are compiled, its forward has a context, and the grid is in that.
 """
 
+import functools
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from freeloc.errors import LayoutError, PatchError
+from freeloc.errors import PatchError
 
 
 class Layer(Protocol):
@@ -25,10 +28,12 @@ class Layer(Protocol):
         value: Tensor,
         mask: Tensor | None,
         scale: float | None,
-        grid: tuple[int, int, int],
-        positions_per_frame: float,
+        read: "tuple[tuple[int, int, int], float] | None",
     ) -> Tensor:
-        """(batch, heads, tokens, head_dim) from tensors of that shape."""
+        """(batch, heads, tokens, head_dim) from tensors of that shape.
+
+        `read`: grid and positions per latent frame, of a forward that was traced as a whole.
+        """
 
 
 _layers: "weakref.WeakValueDictionary[int, Layer]" = weakref.WeakValueDictionary()
@@ -43,7 +48,18 @@ def handle_of(layer: Layer) -> Tensor:
     return torch.tensor(handle, device="cpu")
 
 
-def _attention(
+def _attention(*call: Any) -> Tensor:
+    """What the operator does; its arguments are those of `_SCHEMA`."""
+    return _untraced(_answer)(*call)
+
+
+@functools.cache
+def _untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile of some releases would compile what an operator does, too."""
+    return torch.compiler.disable(function)  # type: ignore[no-any-return]
+
+
+def _answer(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -54,21 +70,17 @@ def _attention(
     positions_per_frame: Tensor,
     thread: Tensor,
 ) -> Tensor:
-    if int(thread) < 0:
-        raise LayoutError(
-            "a compiled attention module ran outside a call of its model: freeloc reads the token grid when the model "
-            "itself is called. Call model(...), not model.forward(...) or its blocks alone, and in one thread at a time"
-        )
-    if int(thread) != threading.get_ident():
+    read = None
+    if int(thread) >= 0:
+        frames, height, width = grid.tolist()
+        read = (frames, height, width), float(positions_per_frame)
+    if read is not None and int(thread) != threading.get_ident():
         raise PatchError(
             "expected one thread at a time in a patched and compiled model, found two: where torch.compile breaks the "
             "graph, the parts share what the model read from its input. Run one forward after the other, give each "
             "thread a model of its own (copy.deepcopy), or compile with fullgraph=True"
         )
-    frames, height, width = grid.tolist()
-    layer = _layers[int(handle)]
-    out = layer.answer_compiled(query, key, value, mask, scale, (frames, height, width), float(positions_per_frame))
-    return out.contiguous()
+    return _layers[int(handle)].answer_compiled(query, key, value, mask, scale, read).contiguous()
 
 
 def _thread(grid: Tensor) -> Tensor:
@@ -78,7 +90,12 @@ def _thread(grid: Tensor) -> Tensor:
 # Plans are moved to the device when they are first needed: not in the middle of a CUDA graph.
 _TAGS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
-_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=(), **_TAGS)
+_SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scale, Tensor handle, Tensor grid, "
+    "Tensor positions_per_frame, Tensor thread) -> Tensor"
+)
+
+_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=(), schema=_SCHEMA, **_TAGS)
 _operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 _thread_operator = torch.library.custom_op("freeloc::thread", _thread, mutates_args=())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import einops
 import torch
 from torch import Tensor
 
@@ -51,6 +50,7 @@ class PreparedPlan:
         """Of each query frame, whether any key that it sees rotates."""
         self.runs = self._find_runs()
         """Frames one after the other that see the same keys in the same way: one call may serve them all."""
+        self._stripes: dict[int, int] = {}
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def _find_runs(self) -> list[range]:
@@ -61,6 +61,12 @@ class PreparedPlan:
             runs[-1:] = [range(runs[-1].start, frame + 1)] if same else [runs[-1], range(frame, frame + 1)]
         return runs
 
+    def stripe_tokens(self, tokens_per_frame: int) -> int:
+        """Half-width of a stripe in tokens: see `FramePlan.stripe_tokens`."""
+        if tokens_per_frame not in self._stripes:
+            self._stripes[tokens_per_frame] = self.plan.stripe_tokens(tokens_per_frame)
+        return self._stripes[tokens_per_frame]
+
     def rotations(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
         """Unit complex numbers by which the keys of these frames rotate, ([heads,] frames, 1, pairs)."""
         dtype = torch.promote_types(like.dtype, torch.complex64)
@@ -68,6 +74,15 @@ class PreparedPlan:
         if on is None:
             on = self._on[like.device, dtype] = self._rotations.to(like.device, dtype)
         return on[self._row[query_frame, key_frames].to(like.device)].movedim(0, -2)[..., None, :]
+
+    def of_runs(self, like: Tensor) -> list[tuple[range, Tensor, Tensor | None]]:
+        """Of each run, the frames that it sees, dense ones first, and the `rotations` of their keys, if any rotate."""
+        found = []
+        for run in self.runs:
+            seen = torch.cat([self.dense[run.start], self.striped[run.start]])
+            rotated = self.rotated[run.start]
+            found.append((run, seen, self.rotations(run.start, seen, like) if rotated else None))
+        return found
 
 
 def _without_moves(plan: FramePlan) -> FramePlan:
@@ -112,21 +127,6 @@ def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
             f"expected the frequencies of the method's plan to be {len(frequencies)} finite numbers, found {new}"
         )
     return new
-
-
-def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
-
-    `rotations` broadcasts with (..., frames, tokens, pairs).
-    """
-    pattern = f"... {pairing} -> ... pair two"
-    block = einops.rearrange(frames[..., slice(*span)], pattern, two=2)[..., : rotations.shape[-1], :]
-    # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
-    pairs = block.to(rotations.real.dtype).clone(memory_format=torch.contiguous_format)
-    out = frames.clone()
-    view = einops.rearrange(out[..., slice(*span)], pattern, two=2)
-    view[..., : rotations.shape[-1], :] = torch.view_as_real(torch.view_as_complex(pairs) * rotations)
-    return out
 
 
 @dataclass(frozen=True)

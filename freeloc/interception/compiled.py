@@ -2,15 +2,14 @@
 
 import functools
 import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from freeloc.errors import PatchError
-from freeloc.interception.context import ForwardContext, Grid, Read
+from freeloc.interception.context import Grid, Read
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,7 +24,7 @@ class Traced(NamedTuple):
     """(3,) int64: latent frames, rows, columns."""
     positions_per_frame: Tensor
     thread: Tensor
-    """Its ident, as the compiled code runs; -1 where no forward is running."""
+    """Its ident, as the compiled code runs; -1 where the forward was not traced."""
 
     @classmethod
     def of(cls, grid: Grid | None, positions_per_frame: float) -> "Traced":
@@ -42,7 +41,7 @@ class Traced(NamedTuple):
 
 
 NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, kind in _SHAPES))
-"""Where no forward is running. Not None, since torch.compile would compile that anew."""
+"""Where no forward was traced: what it has read is in its context. Not None, which would be compiled anew."""
 
 
 def outside_graphs(function: F) -> F:
@@ -84,33 +83,17 @@ def has_compiled_parts(model: nn.Module) -> bool:
     return any(part._compiled_call_impl is not None or isinstance(part, wrapper) for part in model.modules())
 
 
-def refuse_threads(model: nn.Module, others: Sequence[ForwardContext]) -> None:
-    """Refuse to run a model with compiled parts while another thread runs it: both would read the last grid.
-
-    Raises:
-        PatchError: if so.
-    """
-    if any(other.thread != threading.get_ident() for other in others) and has_compiled_parts(model):
-        raise PatchError(
-            f"expected one thread at a time in a patched {type(model).__name__} with compiled parts, found two: "
-            "compiled attention modules share what the model read from its input. Run one forward after the other, "
-            "give each thread a model of its own (copy.deepcopy), or compile the whole model with torch.compile(model)"
-        )
-
-
-def is_exporting() -> bool:
-    """Whether torch.export is at work in this process."""
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
-
-
 def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse to export a patched model: its plans would be those of one length.
 
     Raises:
         PatchError: if it is this model that is being exported.
     """
-    traced = torch.compiler.is_dynamo_compiling()
-    if traced or any(type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    traced = torch.compiler.is_dynamo_compiling() or any(
+        type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
+    )
+    if exporting() and traced:
         raise PatchError(
             "a patched model cannot be exported: its plans depend on the length of each video. Export the model "
             "without the patch (call remove() on it, or freeloc.unpatch(model)), or use torch.compile"

@@ -51,8 +51,6 @@ class ForwardContext:
     owner: object
     read: Read
     frame: FrameType
-    outer_traced: Any = None
-    """What `ModelHook.traced` was before."""
     thread: int = field(default_factory=threading.get_ident)
     open: list[Opened] = field(default_factory=list)
     """Interceptions that have not ended yet; the innermost last."""

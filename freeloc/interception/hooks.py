@@ -5,7 +5,6 @@ The hooks of each attention module hand the module's one attention call to a bac
 latent frames is the identity, nothing is intercepted, and the model's own kernel runs.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,8 +59,7 @@ class ModelHook:
         if not torch.compiler.is_dynamo_compiling():
             self._open_forward(module, args, kwargs)
         elif self.model.is_traceable:
-            if torch.compiler.is_exporting():
-                compiled.refuse_export(args, kwargs)
+            compiled.refuse_export(args, kwargs)
             self.model.traced = compiled.Traced.of(*self._read(module, args, kwargs))
         else:
             self._open_outside(module, args, kwargs)
@@ -69,16 +67,11 @@ class ModelHook:
     def _open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = self.model
         context.close_dead()
-        if compiled.is_exporting():
+        if torch.compiler.is_compiling():  # in whichever thread
             compiled.refuse_export(args, kwargs)
-        forward = ForwardContext(model, self._read(module, args, kwargs), context.module_frame(), model.traced)
+        forward = ForwardContext(model, self._read(module, args, kwargs), context.module_frame())
         with context.lock:
-            others = [other for other in model.running if other.is_running]
-            if others:
-                compiled.refuse_threads(module, others)
-            model.running = [*others, forward]
-        if model.is_traceable and "torch._dynamo" in sys.modules:
-            model.traced = compiled.Traced.of(*forward.read)
+            model.running = [*(other for other in model.running if other.is_running), forward]
         context.push(forward)
 
     _open_outside = compiled.outside_graphs(_open_forward)
@@ -106,7 +99,6 @@ class ModelHook:
         if forward is not None and forward.frame is context.module_frame():
             if torch.is_grad_enabled():
                 context.remember(model, forward.read, output)
-            model.traced = forward.outer_traced
             context.close(forward)
         context.close_dead()
         with context.lock:

@@ -97,10 +97,7 @@ class LayerHook:
         if read is None and self.model.traced.thread == threading.get_ident():
             read = self.model.traced.read()  # the model is compiled, and this part of it runs between graphs
         if read is None:
-            raise LayoutError(
-                f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
-                "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
-            )
+            raise self._outside()
         forward = ForwardContext(self.model, read, frame)
         context.push(forward)
         return forward
@@ -181,12 +178,25 @@ class LayerHook:
         value: Tensor,
         mask: Tensor | None,
         scale: float | None,
-        grid: Grid,
-        positions_per_frame: float,
+        read: tuple[Grid, float] | None,
     ) -> Tensor:
-        """The operator's call, when a compiled model runs."""
+        """The operator's call, when a compiled model runs, or a compiled part of one."""
+        grid, step = read or self._read_in(context.current(self.model))
         self._needs_correction(grid[0])
-        return self._attend(KernelCall(query, key, value, mask, None, scale), grid, positions_per_frame, {})
+        return self._attend(KernelCall(query, key, value, mask, None, scale), grid, step, {})
+
+    def _read_in(self, forward: ForwardContext | None) -> tuple[Grid, float]:
+        """What a running forward has read."""
+        read = context.remembered(self.model) if forward is None else forward.read
+        if read is None or read.grid is None:
+            raise self._outside()
+        return read.grid, read.positions_per_frame
+
+    def _outside(self) -> LayoutError:
+        return LayoutError(
+            f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
+            "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
+        )
 
     def _attend(self, call: KernelCall, grid: Grid, step: float, given: Mapping[str, Any]) -> Tensor:
         """Attention over samples that have the same grid."""

@@ -1,6 +1,6 @@
 """PatchedModel: what is known of a patched transformer, for as long as the patch is on it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,11 +65,8 @@ class PatchedModel:
             self.frequencies = nothing if rope is None else rope.frequencies_of(module, head_dim)
         self.rope = None if rope is None else rope.resolved(head_dim)
         """With this model's numbers; None if it has none."""
-
-    @property
-    def step(self) -> Callable[[Any, Mapping[str, Any]], float] | None:
+        self.step = None if rope is None else rope.step
         """What says the positions per latent frame, where it is not 1."""
-        return None if self.rope is None or self.adapter.rope is None else self.adapter.rope.step
 
     @cached_property
     def plans(self) -> LayerPlans:
@@ -78,7 +75,7 @@ class PatchedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy or a pickle, which is not running: an installed adapter by its name, what follows from it not."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places")}
+        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "step")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known is self.adapter for _, known in owners)
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
@@ -87,3 +84,4 @@ class PatchedModel:
         vars(self).update(state)
         if isinstance(self.adapter, str):
             self.adapter = registry().adapters.get(self.adapter)  # type: ignore[assignment]  # reason: no refusal is patched
+        self.step = None if self.rope is None or self.adapter.rope is None else self.adapter.rope.step

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.attention.backends.sdpa import mask_rows
+from freeloc.attention.backends.sdpa import mask_rows, rotate
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import rotate
 from freeloc.interception.watch import LayerCall
 
 LARGEST_BLOCK = 2**23

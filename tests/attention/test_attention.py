@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference
-from freeloc.attention.backends.sdpa import SMALLEST_CHUNK
-from freeloc.attention.prepared import PreparedPlan, rotate
+from freeloc.attention.backends.sdpa import SMALLEST_CHUNK, rotate
+from freeloc.attention.prepared import PreparedPlan
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, relative_positions
 from freeloc.plans.tsa import TsaSettings, tsa_plan, tsa_visibility

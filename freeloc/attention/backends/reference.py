@@ -1,12 +1,13 @@
 """Backend ``reference``: dense logits in float64, as the formulas say. Every other backend is tested against it."""
 
+import einops
 import torch
 from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, check_call, rotate
+from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.plans.frame_plan import FramePlan, relative_positions
 
 
@@ -59,8 +60,7 @@ def attend_reference(
     for frame in range(layout.frames):
         per_frame = true[frame, :, None, None], plan.positions[frame, :, None, None]  # (frames, 1, 1)
         angles = per_frame[0] * frequencies[..., None, None, :] - per_frame[1] * wanted[..., None, None, :]
-        rotations = torch.polar(torch.ones_like(angles), angles).to(query.device)
-        rotated = rotate(video, rotations, span, rope.pairing).flatten(2, 3)
+        rotated = _rotated(video, angles.to(query.device), span, rope.pairing).flatten(2, 3)
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
         logits[:, :, rows, layout.video] = q[:, :, rows] @ rotated.mT
@@ -77,6 +77,18 @@ def attend_reference(
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     out: Tensor = softmax(logits) @ v
     return out.to(query.dtype)
+
+
+def _rotated(video: Tensor, angles: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """The first pairs of a block of channels of (..., frames, tokens, head_dim), rotated by angles (..., 1, pairs)."""
+    block = einops.rearrange(video[..., slice(*span)], f"... {pairing} -> two ... pair", two=2)
+    own = angles.shape[-1]
+    x, y = block[..., :own]
+    new = torch.stack([x * angles.cos() - y * angles.sin(), x * angles.sin() + y * angles.cos()])
+    block = torch.cat([new, block[..., own:]], dim=-1)
+    out = video.clone()
+    out[..., slice(*span)] = einops.rearrange(block, f"two ... pair -> ... {pairing}")
+    return out
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ then one ordinary attention call over the keys that it may see. Every (query, ke
 
 from typing import NamedTuple
 
+import einops
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.backends.reference import softmax
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, PreparedPlan, check_call, rotate
+from freeloc.attention.prepared import LayerPlan, PreparedPlan, check_call
 
 SMALLEST_CHUNK = 128
 """Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
@@ -66,9 +67,10 @@ def _attend_group(
         rows = None if mask is None else mask_rows(mask, text_at)
         text_query = query.index_select(2, text_at)
         out[:, :, text_at] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
-    call = _Call(query, key, value, plan, layout, text_at, mask, scale)
-    for frames in plan.runs:
-        _attend_frames(call, frames, out)
+    reach = plan.stripe_tokens(layout.tokens_per_frame)
+    call = _Call(query, key, value, plan, layout, text_at, reach, mask, scale)
+    for frames, seen, rotations in plan.of_runs(key):
+        _attend_frames(call, frames, seen, rotations, out)
     return out
 
 
@@ -81,6 +83,8 @@ class _Call(NamedTuple):
     prepared: PreparedPlan
     layout: TokenLayout
     text_at: Tensor
+    reach: int
+    """Half-width of a stripe in tokens."""
     mask: Tensor | None
     scale: float | None
 
@@ -100,17 +104,15 @@ class _View(NamedTuple):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
-def _attend_frames(call: _Call, frames: range, out: Tensor) -> None:
+def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor | None, out: Tensor) -> None:
     """Write the output of query frames that see the same keys, where need be a chunk of their tokens at a time."""
-    query, key, value, prepared, layout, text_at, _, scale = call
+    query, key, value, prepared, layout, text_at, reach, _, scale = call
     plan, n, frame = prepared.plan, layout.tokens_per_frame, frames.start
     dense, striped = prepared.dense[frame], prepared.striped[frame]
-    seen = torch.cat([dense, striped])
     keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
-    if prepared.rotated[frame]:
-        keys = rotate(keys, prepared.rotations(frame, seen, key), prepared.span, prepared.pairing)
+    if rotations is not None:
+        keys = rotate(keys, rotations, prepared.span, prepared.pairing)
     key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
-    reach = plan.stripe_tokens(n)
     count = n * len(frames)
     chunk = max(reach, SMALLEST_CHUNK) if len(striped) else count if plan.decay is None else SMALLEST_CHUNK
     factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
@@ -133,13 +135,28 @@ def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], ro
     n, text_at, mask = call.layout.tokens_per_frame, call.text_at, call.mask
     allowed = None
     if len(seen) > view.dense:
-        band = _band(*tokens, view.low, view.high, call.prepared.plan.stripe_tokens(n), text_at.device)
+        band = _band(*tokens, view.low, view.high, call.reach, text_at.device)
         allowed = F.pad(band.repeat(1, len(seen) - view.dense), (view.dense * n, len(text_at)), value=True)
     if mask is not None:
         video_at = (call.layout.video.start + n * seen[:, None] + torch.arange(n, device="cpu")).to(text_at.device)
         columns = view.of(video_at[..., None], text_at[:, None]).flatten()
         allowed = _compose(mask_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
     return allowed
+
+
+def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
+
+    `rotations` broadcasts with (..., frames, tokens, pairs).
+    """
+    pattern = f"... {pairing} -> ... pair two"
+    block = einops.rearrange(frames[..., slice(*span)], pattern, two=2)[..., : rotations.shape[-1], :]
+    # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
+    pairs = block.to(rotations.real.dtype).clone(memory_format=torch.contiguous_format)
+    out = frames.clone()
+    view = einops.rearrange(out[..., slice(*span)], pattern, two=2)
+    view[..., : rotations.shape[-1], :] = torch.view_as_real(torch.view_as_complex(pairs) * rotations)
+    return out
 
 
 def _attend_decayed(
