@@ -42,9 +42,9 @@ def attend(
 
     Raises:
         LayoutError: if the tokens are not the layout's, the plan is for another number of frames, or no backend can
-            compute the call.
+            compute the call or it returns something else.
     """
     if isinstance(plan, PreparedPlan):
         plan = LayerPlan([HeadGroup(None, plan)])
     backend = choose(backends, query, key, value, plan, layout, mask)
-    return backend.attend(query, key, value, plan, layout, mask, scale)
+    return backend.compute(query, key, value, plan, layout, mask, scale)

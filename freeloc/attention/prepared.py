@@ -18,7 +18,14 @@ from freeloc.plans.method import Plans
 class PreparedPlan:
     """A plan made ready for one head size: which frames each frame sees, and how their keys rotate.
 
-    Few distinct rotations occur, so each is kept once, in complex128.
+    Few distinct rotations occur, so each is kept once, in complex128. Backends read `plan` (`FramePlan.visibility`,
+    `stripe_tokens`, `logit_scale`, `decay`), and call `rotate_keys`, which does everything about positions.
+
+    >>> from freeloc.plans.vrpr import vrpr_plan
+    >>> ready = PreparedPlan(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
+    >>> keys = torch.randn(1, 2, 3, 6, 24)  # of latent frames 0, 2 and 4
+    >>> ready.rotate_keys(keys, query_frame=7, key_frames=torch.tensor([0, 2, 4])).shape
+    torch.Size([1, 2, 3, 6, 24])
 
     Args:
         plan: what is asked for.
@@ -60,6 +67,18 @@ class PreparedPlan:
             same = not alone and all(torch.equal(t[frame], t[frame - 1]) for t in (plan.visibility, self._row))
             runs[-1:] = [range(runs[-1].start, frame + 1)] if same else [runs[-1], range(frame, frame + 1)]
         return runs
+
+    def rotate_keys(self, keys: Tensor, query_frame: int, key_frames: Tensor) -> Tensor:
+        """The keys of some frames, rotated so that they stand where the plan puts them for this query frame.
+
+        Args:
+            keys: (batch, heads, frames, tokens_per_frame, head_dim), as the model has rotated them.
+            query_frame: number of a latent frame.
+            key_frames: numbers of the keys' latent frames, (frames,) int64 on the CPU.
+        """
+        if not self.rotated[query_frame]:
+            return keys
+        return rotate(keys, self.rotations(query_frame, key_frames, keys), self.span, self.pairing)
 
     def rotations(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
         """Unit complex numbers by which the keys of these frames rotate, ([heads,] frames, 1, pairs)."""

@@ -204,7 +204,7 @@ class LayerHook:
         try:
             backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
             backend = backend or choose(backends, *tensors, ready.plan, ready.layout, call.mask)
-            out = backend.attend(*tensors, ready.plan, ready.layout, call.mask, call.scale)
+            out = backend.compute(*tensors, ready.plan, ready.layout, call.mask, call.scale)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
         if not ready.plan.is_identity:

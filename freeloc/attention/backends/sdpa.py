@@ -14,7 +14,7 @@ from torch import Tensor
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.backends.reference import softmax
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, PreparedPlan, check_call, rotate
+from freeloc.attention.prepared import LayerPlan, PreparedPlan
 
 SMALLEST_CHUNK = 128
 """Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
@@ -55,7 +55,6 @@ def _attend_group(
     Frames that see the same share a call; where they see striped frames, each makes one for a chunk of its tokens at a
     time. Only a plan that decays logits computes them itself.
     """
-    check_call(query, key, plan.frames, layout)
     if plan.is_identity:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     if plan.plan.logit_scale != 1:
@@ -106,9 +105,7 @@ def _attend_frames(call: _Call, frames: range, out: Tensor) -> None:
     plan, n, frame = prepared.plan, layout.tokens_per_frame, frames.start
     dense, striped = prepared.dense[frame], prepared.striped[frame]
     seen = torch.cat([dense, striped])
-    keys, values = _frames(key, layout, seen), _frames(value, layout, seen)
-    if prepared.rotated[frame]:
-        keys = rotate(keys, prepared.rotations(frame, seen, key), prepared.span, prepared.pairing)
+    keys, values = prepared.rotate_keys(_frames(key, layout, seen), frame, seen), _frames(value, layout, seen)
     key_text, value_text = key.index_select(2, text_at), value.index_select(2, text_at)
     reach = plan.stripe_tokens(n)
     count = n * len(frames)
