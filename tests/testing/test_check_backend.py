@@ -18,15 +18,14 @@ def changed(**changes):
     """A backend that computes what sdpa does for another plan."""
 
     def attend(query, key, value, plan, layout, mask, scale):
-        groups = [HeadGroup(group.heads, other(group.plan, changes)) for group in plan.groups]
+        groups = [HeadGroup(group.heads, with_changes(group.plan, changes)) for group in plan.groups]
         return sdpa.attend(query, key, value, LayerPlan(groups), layout, mask, scale)
 
     return attend
 
 
-def other(ready, changes):
-    head_dim = 128 if ready.frequencies.shape[-1] > 4 else 24
-    return PreparedPlan(replace(ready.plan, **changes), ready.rope, head_dim, ready.frequencies)
+def with_changes(ready, changes):
+    return PreparedPlan(replace(ready.plan, **changes), ready.rope, 24, ready.frequencies)
 
 
 def as_the_model_has_it(query, key, value, plan, layout, mask, scale):
@@ -45,7 +44,7 @@ def one_plan_for_all_heads(query, key, value, plan, layout, mask, scale):
     return sdpa.attend(query, key, value, LayerPlan([HeadGroup(None, plan.groups[0].plan)]), layout, mask, scale)
 
 
-def whole_text_is_video(query, key, value, plan, layout, mask, scale):
+def text_attends_to_itself_alone(query, key, value, plan, layout, mask, scale):
     out = sdpa.attend(query, key, value, plan, layout, mask, scale)
     out[:, :, layout.text_at] = value[:, :, layout.text_at]
     return out
@@ -75,7 +74,7 @@ WRONG = {
     "ignores masks": (without_mask, "mask of bool keys, float32: "),
     "ignores the scale": (without_scale, "a scale of its own, float32: "),
     "ignores heads": (one_plan_for_all_heads, "plans of each head, float32: "),
-    "ignores text": (whole_text_is_video, "text first, float32: "),
+    "ignores text": (text_attends_to_itself_alone, "text first, float32: "),
     "changes its inputs": (in_place, "VRPR, float32: expected the keys to stay as they are, found them changed"),
     "gives nan": (nan_where_nothing_is_left, "expected finite numbers, as the reference gives, found nan or inf"),
     "gives another dtype": (
