@@ -83,7 +83,12 @@ class Backend:
                 not like the queries.
         """
         check_call(query, key, plan.frames, layout)
-        out: object = self.attend(query, key, value, plan, layout, mask, scale)
+        out = self.attend(query, key, value, plan, layout, mask, scale)
+        self.check_output(out, query)
+        return out
+
+    def check_output(self, out: object, query: Tensor) -> None:
+        """Raise a `LayoutError` unless an output is a tensor like the queries."""
         if not isinstance(out, Tensor):
             raise LayoutError(f"expected the backend '{self.name}' to return a tensor, found {type(out).__name__}")
         if (out.shape, out.dtype, out.device) != (query.shape, query.dtype, query.device):
@@ -91,7 +96,6 @@ class Backend:
                 f"expected the backend '{self.name}' to return {_described(query)} like the queries, found "
                 f"{_described(out)}"
             )
-        return out
 
 
 def choose(
