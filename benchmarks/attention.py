@@ -16,7 +16,6 @@ from common import (
     backend_names,
     measure,
     options,
-    plans,
     say,
     say_row,
     write,
@@ -27,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import freeloc
 from freeloc import FramePlan, attend_layer
 from freeloc.errors import LayoutError
+from freeloc.profile.planning import policy_plan
 
 PROFILE = "wan2.1"
 DENSE = {
@@ -72,11 +72,16 @@ def time_plan(
     return {"plan": name, "backend": backend, "share": plan.density(grid[1] * grid[2])} | numbers
 
 
-def published_mix(rows: Sequence[dict[str, Any]], frames: int) -> list[dict[str, Any]]:
+def published_plans(frames: int) -> dict[str, FramePlan]:
+    """Plans by the name of their method, with the settings that the published profile has for so many latent frames."""
+    profile, methods = freeloc.load_profile(PROFILE), ("vrpr", "tsa", "vrpr+tsa", "sliding-window")
+    return {method: policy_plan(profile, method, frames) for method in methods}
+
+
+def published_mix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The mean over the layers of the published profile, from the rows of the plans that it gives them."""
-    profile, known = freeloc.load_profile(PROFILE), plans(frames)
-    layers = [freeloc.frame_plan(profile, layer, frames) for layer in range(profile.model.layers)]
-    names = [next(name for name, plan in known.items() if plan.same_as(layer)) for layer in layers]
+    profile = freeloc.load_profile(PROFILE)
+    names = [profile.policy(layer) for layer in range(profile.model.layers)]
     found = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         own = {row["plan"]: row for row in rows if row["backend"] == backend and "ms" in row}
@@ -100,10 +105,10 @@ def time_length(
     corrected = [
         time_plan(name, plan, backend, tensors, grid, repeats, budget)
         for backend in backend_names()
-        for name, plan in plans(frames).items()
+        for name, plan in published_plans(frames).items()
         if budget.left > 0
     ]
-    rows += corrected + published_mix(corrected, frames)
+    rows += corrected + published_mix(corrected)
     output = tensors[0].numel() * tensors[0].element_size() / MIB
     fastest = min((row["ms"] for row in rows if row["plan"] == "dense" and "ms" in row), default=None)
     for row in rows:

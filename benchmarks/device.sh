@@ -41,16 +41,16 @@ gpu_tests() {
     echo "diffusers cannot be imported: the tests of whole models are left out"
     tests=(--confcutdir=tests/gpu tests/gpu/test_attention_on_cuda.py)
   fi
-  part tests 150 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
+  part tests 185 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
 }
 
 main() {
   part prepare 30 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
   export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-  part check 60 "$python" benchmarks/check.py --out "$out" "${options[@]}"
+  part check 45 "$python" benchmarks/check.py --out "$out" "${options[@]}"
   gpu_tests
-  part attention 100 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
-  part model 110 "$python" benchmarks/model.py --out "$out" "${options[@]}"
+  part attention 90 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
+  part model 130 "$python" benchmarks/model.py --out "$out" "${options[@]}"
   "$python" benchmarks/tables.py --out "$out"
   if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"

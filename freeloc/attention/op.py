@@ -7,7 +7,7 @@ latent frame are tensors, because torch.compile guards numbers, and would compil
 import itertools
 import threading
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,7 +75,10 @@ def _thread(grid: Tensor) -> Tensor:
     return torch.tensor(threading.get_ident(), device="cpu")
 
 
-_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=())
+# Plans are moved to the device when they are first needed: not in the middle of a CUDA graph.
+_TAGS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+_operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=(), **_TAGS)
 _operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 _thread_operator = torch.library.custom_op("freeloc::thread", _thread, mutates_args=())

@@ -68,8 +68,9 @@ class ForwardContext:
     @property
     def is_running(self) -> bool:
         """Whether its call is running, in whichever thread."""
-        here = sys._getframe() if self.thread == threading.get_ident() else sys._current_frames().get(self.thread)
-        return is_inside(self.frame, here)
+        if self.thread == threading.get_ident():
+            return is_inside(self.frame)
+        return is_inside(self.frame, sys._current_frames().get(self.thread))
 
 
 _stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.ContextVar("freeloc", default=())
@@ -77,7 +78,10 @@ _stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.Context
 
 
 def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
-    """Whether a call is running in this thread, or in the thread whose innermost frame is `here`."""
+    """Whether a call is running in this thread, or in the thread whose innermost frame is `here`.
+
+    No function here keeps its own frame in a variable: that cycle would keep the tensors of all its callers alive.
+    """
     here = here or sys._getframe(1)
     while here is not None and here is not frame:
         here = here.f_back
@@ -192,12 +196,30 @@ _held: dict[tuple[int, str], tuple[_Attribute, list[object]]] = {}
 class HeldAttributes:
     """Attributes of a module that have another value while it runs: for libraries that would choose another kernel.
 
+    While a model is patched, the objects have these attributes themselves, also ones that they inherit from a class:
+    torch.compile up to 2.11 cannot take an attribute away that was not there before.
+
     Args:
         values: import path of the value (``"module:name"``) by attribute path, as in `AttentionSite.while_running`.
     """
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = {path: _imported(value) for path, value in values.items()}
+        self._made: list[_Attribute] = []
+
+    def own(self, module: nn.Module) -> None:
+        """Give the objects the attributes that they inherit, with the same values."""
+        for now, _ in self._places(module):
+            if not now.is_own:
+                self._made.append(now)
+                setattr(now.owner, now.name, now.before)
+
+    def disown(self) -> None:
+        """Take away again what `own` has given, where it is what it was."""
+        for made in list(self._made):
+            if vars(made.owner).get(made.name, made.before) is made.before:
+                made.restore()
+                self._made.remove(made)
 
     def hold(self, module: nn.Module, user: object) -> None:
         """From here on the module has these values, in all threads, until every user has released them."""

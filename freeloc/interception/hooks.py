@@ -35,6 +35,7 @@ class ModelHook:
         module = self.model.module
         for layer in self.layers:
             _put_on(layer.module, layer.before, layer.after)
+            layer.held.own(layer.module)
         _put_on(module, self.open_forward, self.close_forward)
         compiled.mark(module, [layer.module for layer in self.layers])
 
@@ -151,7 +152,10 @@ def take_off(module: nn.Module, model: PatchedModel) -> None:
         hooks = getattr(module, name)
         for key, hook in list(hooks.items()):
             if model_of(hook) is model:
-                compiled.unmark(module)  # before its last hook is gone: an interrupted call is then made again
+                # Before the last hook is gone: where this is interrupted, it is done again.
+                compiled.unmark(module)
+                if isinstance(layer := getattr(hook, "__self__", None), LayerHook):
+                    layer.held.disown()
                 for others in (f"{name}_with_kwargs", "_forward_hooks_always_called"):
                     getattr(module, others).pop(key, None)
                 hooks.pop(key, None)

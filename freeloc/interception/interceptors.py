@@ -199,9 +199,8 @@ class _Name:
     def _dispatch(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return self._outside(*args, **kwargs)
-        here = sys._getframe()
         for interceptor in reversed(getattr(self._local, "stack", ())):
-            if interceptor.frame is None or is_inside(interceptor.frame, here):
+            if interceptor.frame is None or is_inside(interceptor.frame):
                 return interceptor(*args, **kwargs)
         return self._original(*args, **kwargs)
 

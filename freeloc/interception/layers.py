@@ -41,7 +41,7 @@ class LayerHook:
         self.report = LayerReport(layer, path, model.correction.method_of(layer))
         self.may_correct = self.report.method != "none" or model.correction.observer is not None
         self.in_trace: tuple[Interceptor, list[Any]] | None = None
-        self._held = HeldAttributes(self.site.while_running)
+        self.held = HeldAttributes(self.site.while_running)
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class LayerHook:
             self._before_outside(module, args, kwargs)
         elif self.may_correct:
             interceptor = SdpaInterceptor(self._answer_in_trace, None)
-            self.in_trace = interceptor, self._held.hold_in_trace(module)
+            self.in_trace = interceptor, self.held.hold_in_trace(module)
             interceptor.enter()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,10 +82,10 @@ class LayerHook:
 
         def finish() -> None:
             interceptor.leave()
-            self._held.release(module, interceptor)
+            self.held.release(module, interceptor)
 
         forward.open.append(Opened(self, interceptor, finish))  # before anything that an interrupt would leave
-        self._held.hold(module, interceptor)
+        self.held.hold(module, interceptor)
         interceptor.enter()
 
     _before_outside = compiled.outside_graphs(_before)

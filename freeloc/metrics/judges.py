@@ -20,7 +20,6 @@ from torch import Tensor
 from freeloc.errors import ProbeError
 from freeloc.metrics.scorers import Scorer
 from freeloc.metrics.video import write_video
-from freeloc.registry import registry
 
 CLIP_FRAMES = 16
 """Frames of a video that CLIP sees, at most: evenly spaced."""
@@ -181,22 +180,3 @@ FAMILIES: dict[str, tuple[Callable[[str], Scorer], str, str]] = {
     "vbench": (vbench, "DIMENSION", "VBench: needs vbench, perhaps in an environment of its own"),
 }
 """Judges by the first part of their name: how to make one, what the second part is, what it is good for."""
-
-
-def find_scorer(scorer: str | Scorer) -> Scorer:
-    """A scorer by its name.
-
-    >>> find_scorer("drift").higher_is_better
-    False
-
-    Raises:
-        RegistryError: if none has that name (near names are suggested).
-        ProbeError: if it is a judge with weights of its own that cannot be had: see `freeloc.metrics.judges`.
-    """
-    if isinstance(scorer, Scorer):
-        return scorer
-    if not isinstance(scorer, str):
-        raise ProbeError(f"expected a scorer's name or a Scorer, found {scorer!r}")
-    if scorer not in registry().scorers.owners and (":" in scorer or scorer in FAMILIES):
-        return judge(scorer)
-    return registry().scorers.get(scorer, way_out="; or give a freeloc.metrics.Scorer(name, function)")

@@ -25,7 +25,7 @@ def layer_chart(profile: Profile, sensitivity: MeasurementsLike | None = None, d
     1
 
     Args:
-        profile: that chooses. Where it tells heads of a layer apart, there is a row of cells per head.
+        profile: which chooses. If heads of a layer differ, there is a row of cells per head.
         sensitivity: measurements of the same model.
         depth: of the measurements; by default the deepest.
 

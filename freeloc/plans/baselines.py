@@ -17,9 +17,9 @@ from freeloc.plans.method import Method
 
 
 def sliding_window(frames: int, trained_frames: int) -> FramePlan:
-    """Each frame sees the `trained_frames` frames around it; at the ends of the video the window moves inwards.
+    """Each frame attends to the `trained_frames` frames around it; at both ends of the video the window moves inwards.
 
-    So every frame sees as many frames, at the same distances, as in training (local attention: arXiv 2004.05150).
+    So every frame attends to as many frames, at the same distances, as in training (local attention: arXiv 2004.05150).
 
     >>> sliding_window(7, trained_frames=3).visibility[:2].tolist()
     [[2, 2, 2, 0, 0, 0, 0], [2, 2, 2, 0, 0, 0, 0]]
@@ -85,10 +85,10 @@ class NtkFrequencies:
 
 @dataclass(frozen=True)
 class YarnFrequencies:
-    """NTK by parts: frequencies that turn less than `slow` times in training are interpolated, more than `fast` kept.
+    """NTK by parts: frequencies with fewer than `slow` rotations in training are interpolated, above `fast` kept.
 
     Source: arXiv 2309.00071; `slow` and `fast` are its alpha and beta for LLaMA. The clips of video models are so short
-    (21 frames turn the fastest frequency 3.3 times) that nearly all of it is interpolation.
+    (the fastest frequency has 3.3 rotations in 21 frames) that nearly all of it is interpolation.
     """
 
     factor: float
@@ -105,7 +105,7 @@ class YarnFrequencies:
 
 @dataclass(frozen=True)
 class RiflexFrequencies:
-    """The intrinsic frequency, whose period makes videos repeat, slowed to 0.9 turns in the whole video.
+    """The intrinsic frequency, whose period makes videos repeat, slowed to 0.9 rotations in the whole video.
 
     It is the one whose period is closest to `repeats_at` latent frames. A video within that period changes nothing.
     Source: RIFLEx, arXiv 2502.15894; the 0.9 is its code's.
@@ -141,7 +141,7 @@ def riflex(frames: int, trained_frames: int, repeats_at: float | None = None) ->
     Args:
         frames: latent frames of the video.
         trained_frames: latent frames of the clips that the model was trained on.
-        repeats_at: the latent frame at which long videos were first seen to repeat. The default, 1.5 trained lengths,
+        repeats_at: the latent frame at which long videos begin to repeat. The default, 1.5 trained lengths,
             finds the published frequencies of CogVideoX (period 20, trained on 13) and HunyuanVideo (50 of 33); for
             other models it is a guess.
     """
@@ -153,7 +153,7 @@ def riflex(frames: int, trained_frames: int, repeats_at: float | None = None) ->
 def ultravico(frames: int, trained_frames: int, factor: float = 0.9) -> FramePlan:
     """Positive logits of pairs more than half a trained length apart are multiplied by `factor` (arXiv 2511.20123).
 
-    0.9 as published for Wan, and as in its code the first frame sees one trained length only. Distances count in
+    0.9 as published for Wan, and as in its code the first frame attends to one trained length only. Distances count in
     frames; the published code counts tokens. Its second factor, for models whose videos repeat, is not included.
 
     >>> ultravico(9, trained_frames=5).decay[0].tolist()

@@ -29,7 +29,7 @@ def relative_positions(frames: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FramePlan:
-    """Where each frame sees each other frame, and how much of it.
+    """At which relative position each frame attends to each other frame, and to how much of it.
 
     >>> plan = FramePlan.identity(3)
     >>> plan.frames, plan.is_identity, plan.largest_position
@@ -40,8 +40,8 @@ class FramePlan:
             key frame j are to have. Fractions are allowed.
         visibility: (frames, frames) uint8; 0 the pair is not attended, 1 striped (only tokens near each other in raster
             order), 2 dense.
-        stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair see each other
-            where ``|k - l| < stripe_tokens(tokens_per_frame)``.
+        stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair attend to each
+            other where ``|k - l| < stripe_tokens(tokens_per_frame)``.
         frequencies: from the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
             highest first, to those that it is to have; by default they stay.
         logit_scale: factor of all logits.

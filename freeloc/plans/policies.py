@@ -84,7 +84,7 @@ POLICIES = [
     Method("tsa", _tsa, SOURCE, settings=TsaSettings, defaults=_tsa_of, colour="#e69f00"),
     Method("vrpr+tsa", _both, SOURCE, settings=BothSettings, defaults=_both_of, colour="#009e73"),
 ]
-"""Their colours can be told apart by everybody, also in print: after Okabe and Ito."""
+"""Their colours are distinct for colour-blind readers and in print, after Okabe and Ito."""
 
 
 @hookimpl

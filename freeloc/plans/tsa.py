@@ -1,4 +1,4 @@
-"""TSA: thin out attention over distant frames: dense, then striped, then nothing but the first frame.
+"""TSA: sparser attention with distance: dense, then striped, then the first frames only.
 
 Source: FreeLOC, arXiv 2603.25209, tiered sparse attention. Two things differ from the published code: tiers are counted
 in frames, not in tokens, and positions never leave the trained range (the published code keeps true positions up to 24
@@ -25,10 +25,10 @@ class TsaSettings(BaseModel):
     0.125
 
     Attributes:
-        dense_frames: D1; up to this distance every token sees every token.
-        striped_frames: D2; up to this distance a token sees those near its own place in the frame.
+        dense_frames: D1; up to this distance every token attends to every token.
+        striped_frames: D2; up to this distance a token attends to those near its own place in the frame.
         stripe: half-width of the stripe, as a share of a frame's tokens.
-        sink_frames: first frames of the video that every frame sees whole.
+        sink_frames: first frames of the video, to which every frame attends densely.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,9 +56,9 @@ def derive_settings(trained_frames: int) -> TsaSettings:
 
 
 def tsa_visibility(frames: int, trained_frames: int, settings: TsaSettings | None = None) -> Tensor:
-    """Which frames see each other, (frames, frames) uint8: 0 none, 1 striped, 2 dense.
+    """Which frames attend to each other, (frames, frames) uint8: 0 none, 1 striped, 2 dense.
 
-    Within the trained length all see each other whole.
+    Up to the trained length all pairs are dense.
 
     >>> tsa_visibility(6, 3, TsaSettings(dense_frames=1, striped_frames=2))[-1]
     tensor([2, 0, 0, 1, 2, 2], dtype=torch.uint8)

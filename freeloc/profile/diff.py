@@ -7,7 +7,7 @@ from freeloc.profile.schema import Profile
 from freeloc.untrusted import printable
 
 CHOICE = ("layers", "heads")
-"""Fields that say which layer and head gets what: told layer by layer, whatever the order in the file."""
+"""Fields that say which layer and head gets what: compared layer by layer, whatever the order in the file."""
 
 
 def differences(first: Profile, second: Profile) -> list[str]:

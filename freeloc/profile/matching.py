@@ -42,7 +42,7 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
     for name, _, path in registry().profiles.things():
         try:
             profile = load_profile(path)
-        except ProfileError:  # told to whoever asks for it, or for the list
+        except ProfileError:  # reported to whoever asks for it, or for the list
             continue
         same = (profile.model.layers, profile.model.heads, profile.model.head_dim)
         if profile.adapter in adapter_names and same == (shape.layers, shape.heads, shape.head_dim):

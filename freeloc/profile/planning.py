@@ -36,7 +36,7 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
 
 
 def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:
-    """`frame_plan` of a layer; one for each head where the profile, or a method, tells them apart."""
+    """`frame_plan` of a layer; one for each head if the profile or a method treats them differently."""
     policies = profile.head_policies(layer)
     plans = {policy: policy_plans(profile, policy, frames, layer) for policy in dict.fromkeys(policies)}
     if len(plans) == 1:
@@ -106,7 +106,7 @@ def _of_head(plans: Plans, head: int) -> FramePlan:
 
 
 def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | None, PlanFunction]:
-    """What `patch` was told to do, and its name: the profile's own choice (None), a method, or any such function.
+    """The plan function of what `patch` was asked for, and its name, which is None for the profile's own choice.
 
     Raises:
         RegistryError: if no method has that name (near names are suggested).

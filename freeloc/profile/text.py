@@ -6,7 +6,7 @@ from typing import Any
 
 
 def as_json(content: Any) -> bytes:
-    """Indented JSON, a line per list of numbers, in UTF-8: characters that cannot be seen are escaped.
+    """Indented JSON, a line per list of numbers, in UTF-8: invisible characters are escaped.
 
     >>> print(as_json({"layers": {"vrpr": [0, 1]}}).decode(), end="")
     {
@@ -20,7 +20,7 @@ def as_json(content: Any) -> bytes:
 
 
 def _escaped(letter: re.Match[str]) -> str:
-    """A letter as people write it, or as JSON escapes it where it would not be seen."""
+    """A character as it is, or escaped if it is invisible."""
     return letter[0] if letter[0].isprintable() else json.dumps(letter[0])[1:-1]
 
 

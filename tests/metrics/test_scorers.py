@@ -17,11 +17,11 @@ import freeloc
 from freeloc import FreelocError
 from freeloc.cli import main
 from freeloc.errors import ProbeError
-from freeloc.metrics.judges import find_scorer
 from freeloc.metrics.measures import MEASURES
 from freeloc.metrics.video import read_video, write_video
 from freeloc.probing import Video
 from freeloc.probing.depths.video import as_video
+from freeloc.probing.scorers import find_scorer
 from freeloc.tiny.model import load_transformer
 from freeloc.tiny.world import prompt_embeds
 

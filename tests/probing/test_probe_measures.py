@@ -1,5 +1,7 @@
 """The measures of one attention call, against brute force that forms every logit."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def seen(
     if per_head:
         frequencies = torch.stack([frequencies, frequencies / 3])
     call = LayerCall(0, query, key, value, layout, None, None, rope, frequencies)
-    return call._replace(**changes)
+    return dataclasses.replace(call, **changes)
 
 
 def video_logits(call: LayerCall, shift: float = 0.0) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.metrics.judges import find_scorer
 from freeloc.metrics.scorers import Scorer
 from freeloc.probing import perturbations
 from freeloc.probing.calls import watched
@@ -17,6 +16,7 @@ from freeloc.probing.cells import Cell
 from freeloc.probing.depths.base import Depth, samples_of
 from freeloc.probing.perturbations import WINDOW
 from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.scorers import find_scorer
 from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject, identity, one_layer
 from freeloc.probing.table import Label, Table
