@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -86,6 +87,16 @@ class TestBackend:
         with freeloc.patch(small_wan, make_profile()) as patch:
             run(small_wan, 9)
         assert patch.report().layers[0].backends == {"sdpa": 1}
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+    def test_a_compiled_model_and_a_pickled_one_use_it(self, plugged, small_wan, run):
+        with freeloc.patch(small_wan, make_profile(), backend="tiles") as patch:
+            expected = run(small_wan, 9)
+            assert torch.equal(run(pickle.loads(pickle.dumps(small_wan)), 9), expected)
+            found = run(torch.compile(small_wan, fullgraph=True, backend="eager"), 9)
+        torch._dynamo.reset()
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+        assert patch.report().layers[0].backends == {"tiles": 2}
 
     def test_what_it_cannot_do_it_says(self, plugged, small_wan, run):
         told = r"^blocks\.0\.attn1: no attention backend can compute this call: tiles supports no decay of logits"
