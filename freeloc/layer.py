@@ -1,5 +1,6 @@
 """attend_layer: the attention of one layer without hooks, for engines that hand over queries, keys and values."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -78,44 +79,62 @@ def attend_layer(
         ProfileError: if the profile has no such layer.
         PatchError: if the plan moves frames and there is no RoPE.
     """
+    if len(grid) != 3:
+        raise LayoutError(f"expected grid to be latent frames, rows and columns of tokens, found {grid}")
     own = list(range(query.shape[1])) if heads is None else list(heads)
-    if len(own) != query.shape[1]:
-        raise LayoutError(f"expected heads to name the {query.shape[1]} heads of the queries, found {len(own)}")
+    if len(own) != query.shape[1] or min(own, default=-1) < 0:
+        raise LayoutError(f"expected heads to number the {query.shape[1]} heads of the queries, found {own}")
     layout = TokenLayout(*grid, text_first, text_last)
     everything = (layer, layout.frames, positions_per_frame, tuple(own), query.shape[-1], rope, id(frequencies))
-    plan = _prepared(profile_or_plan, heads is not None, frequencies, everything)
+    with _lock:
+        plan = _prepared(profile_or_plan, heads is not None, frequencies, everything)
     return attend(query, key, value, plan, layout, mask, scale, backends_named(backend))
 
 
 _plans: "OrderedDict[tuple[Any, ...], tuple[LayerPlan, Any]]" = OrderedDict()
 # Global, since engines call a function; each entry holds what its key names by id.
+_lock = threading.Lock()
 
 
 def _prepared(choice: LayerChoice, some: bool, frequencies: Tensor | None, everything: tuple[Any, ...]) -> LayerPlan:
     """The plan of these heads, made ready once."""
     key = (id(choice), *everything)
     if key not in _plans:
-        layer, frames, positions_per_frame, heads, head_dim, rope, _ = everything
-        found = _plans_of(choice, layer, frames)
-        whole = choice.model.heads if isinstance(choice, Profile) else None
-        whole = whole or (None if isinstance(found, FramePlan) else len(found))
-        if whole is not None and (max(heads) >= whole or (not some and len(heads) != whole)):
-            raise LayoutError(
-                f"expected tensors with the model's {whole} heads, or heads=... to say which of them, found "
-                f"{len(heads)} heads{f', up to number {max(heads)}' if some else ''}"
-            )
-        if not isinstance(found, FramePlan):
-            found = [found[head] for head in heads]
-        if frequencies is None:
-            frequencies = torch.zeros(1, dtype=torch.float64) if rope is None else rope.frequencies(head_dim)
-        own = frequencies if frequencies.ndim == 1 else frequencies[list(heads)]
-        shape = ModelShape(1, len(heads), head_dim)
-        ready = LayerPlans(lambda _, __: found, shape, rope, own.double().cpu())
-        _plans[key] = ready.at(layer, frames, positions_per_frame), (choice, everything, frequencies)
+        with torch.device("cpu"):  # plans are data on the CPU, whatever the default device is
+            _plans[key] = _made(choice, some, frequencies, *everything[:-1]), (choice, everything, frequencies)
         while len(_plans) > MOST_PLANS:
             _plans.popitem(last=False)
     _plans.move_to_end(key)
     return _plans[key][0]
+
+
+def _made(
+    choice: LayerChoice,
+    some: bool,
+    frequencies: Tensor | None,
+    layer: int,
+    frames: int,
+    positions_per_frame: float,
+    heads: tuple[int, ...],
+    head_dim: int,
+    rope: TemporalRope | None,
+) -> LayerPlan:
+    """The plan of these heads, made ready; `some` says whether they were named."""
+    found = _plans_of(choice, layer, frames)
+    whole = choice.model.heads if isinstance(choice, Profile) else None
+    whole = whole or (None if isinstance(found, FramePlan) else len(found))
+    if whole is not None and (max(heads) >= whole or (not some and len(heads) != whole)):
+        raise LayoutError(
+            f"expected tensors with the model's {whole} heads, or heads=... to say which of them, found "
+            f"{len(heads)} heads{f', up to number {max(heads)}' if some else ''}"
+        )
+    if not isinstance(found, FramePlan):
+        found = [found[head] for head in heads]
+    if frequencies is None:
+        frequencies = torch.zeros(1, dtype=torch.float64) if rope is None else rope.frequencies(head_dim)
+    own = frequencies if frequencies.ndim == 1 else frequencies[list(heads)]
+    ready = LayerPlans(lambda _, __: found, ModelShape(1, len(heads), head_dim), rope, own.double().cpu())
+    return ready.at(layer, frames, positions_per_frame)
 
 
 def _plans_of(choice: LayerChoice, layer: int, frames: int) -> Plans:

@@ -93,8 +93,8 @@ def patch(
         PatchError: if the model is patched already, or cannot do what the profile or method asks for, or a method
             requires noise of its own and `noise_prepared` is not given.
     """
-    require_noise(method, noise_prepared)
     resolve_method(method)
+    require_noise(method, noise_prepared)
     backends = backends_named(backend)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)

@@ -1,6 +1,6 @@
 """Attention of one layer under a plan: exact, on queries and keys that the model has already rotated."""
 
-from freeloc.attention.api import attend
+from freeloc.attention.api import attend, rotate_keys
 from freeloc.attention.backends import Backend, reference, sdpa
 from freeloc.attention.backends.reference import attend_reference
 from freeloc.attention.layout import TokenLayout
@@ -16,5 +16,6 @@ __all__ = [
     "attend",
     "attend_reference",
     "reference",
+    "rotate_keys",
     "sdpa",
 ]

@@ -9,6 +9,22 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
 
 
+def rotate_keys(plan: PreparedPlan, keys: Tensor, query_frame: int, key_frames: Tensor) -> Tensor:
+    """The keys of some frames, rotated so that they stand where the plan puts them for one query frame.
+
+    It is all that a backend needs to know of positions.
+
+    Args:
+        plan: of these heads, made ready.
+        keys: (batch, heads, frames, tokens_per_frame, head_dim), as the model has rotated them.
+        query_frame: number of a latent frame.
+        key_frames: numbers of the keys' latent frames, (frames,) int64 on the CPU.
+    """
+    if not plan.rotated[query_frame]:
+        return keys
+    return sdpa.rotate(keys, plan.rotations(query_frame, key_frames, keys), plan.span, plan.pairing)
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -42,9 +58,9 @@ def attend(
 
     Raises:
         LayoutError: if the tokens are not the layout's, the plan is for another number of frames, or no backend can
-            compute the call.
+            compute the call or it returns something else.
     """
     if isinstance(plan, PreparedPlan):
         plan = LayerPlan([HeadGroup(None, plan)])
     backend = choose(backends, query, key, value, plan, layout, mask)
-    return backend.attend(query, key, value, plan, layout, mask, scale)
+    return backend.compute(query, key, value, plan, layout, mask, scale)

@@ -17,7 +17,14 @@ from freeloc.plans.method import Plans
 class PreparedPlan:
     """A plan made ready for one head size: which frames each frame sees, and how their keys rotate.
 
-    Few distinct rotations occur, so each is kept once, in complex128.
+    Few distinct rotations occur, so each is kept once, in complex128. Backends read `plan` (`FramePlan.visibility`,
+    `stripe_tokens`, `logit_scale`, `decay`), and call `freeloc.attention.rotate_keys`, which does all about positions.
+
+    >>> from freeloc.plans.vrpr import vrpr_plan
+    >>> ready = PreparedPlan(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
+    >>> keys = torch.randn(1, 2, 3, 6, 24)  # of latent frames 0, 2 and 4
+    >>> ready.rotate_keys(keys, query_frame=7, key_frames=torch.tensor([0, 2, 4])).shape
+    torch.Size([1, 2, 3, 6, 24])
 
     Args:
         plan: what is asked for.

@@ -24,6 +24,7 @@ def problems(more: Sequence[str] = ()) -> int:
         *known.adapters.conflicts(),
         *known.profiles.conflicts(),
         *known.methods.conflicts(),
+        *known.backends.conflicts(),
         *known.scorers.conflicts(),
         *known.depths.conflicts(),
         *more,

@@ -1,4 +1,4 @@
-"""freeloc adapters, check-adapter, inspect, methods, scorers: models, and what they can be patched or probed with."""
+"""freeloc adapters, check-adapter, inspect, methods, backends, scorers: what can be patched, and with what."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from freeloc.adapter.example import Example
 from freeloc.adapter.spec import Adapter, Refusal
+from freeloc.attention.backends import Backend
 from freeloc.cli.common import Commands, positive, problems
 from freeloc.errors import AdapterError, FreelocError
 from freeloc.metrics.judges import FAMILIES
@@ -122,6 +123,19 @@ def methods(arguments: argparse.Namespace) -> int:
     return problems()
 
 
+def backends(arguments: argparse.Namespace) -> int:
+    """List the attention backends, the one that ``auto`` tries first at the top."""
+    things = registry().backends.things()
+    for name, distribution, backend in sorted(things, key=lambda thing: -_order(thing[2])):
+        use = "by name alone" if backend.priority is None else f"auto, priority {backend.priority}"
+        print(f"{name:20} {distribution:20} {use:20} {backend.source}")
+    return problems()
+
+
+def _order(backend: Backend) -> float:
+    return float("-inf") if backend.priority is None else backend.priority
+
+
 def scorers(arguments: argparse.Namespace) -> int:
     """List the scorers."""
     for name, distribution, scorer in registry().scorers.things():
@@ -151,6 +165,9 @@ def add(commands: Commands) -> None:
 
     command = commands.add_parser("methods", help="list what a model can be patched with")
     command.set_defaults(run=methods)
+
+    command = commands.add_parser("backends", help="list the kernels that compute corrected attention")
+    command.set_defaults(run=backends)
 
     command = commands.add_parser("scorers", help="list what can judge the videos of a probe")
     command.set_defaults(run=scorers)

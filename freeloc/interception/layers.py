@@ -12,7 +12,7 @@ from freeloc.adapter.spec import AttentionSite
 from freeloc.attention.backends import choose
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
-from freeloc.attention.prepared import LayerPlan
+from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.errors import LayoutError
 from freeloc.interception import compiled, context
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
@@ -203,7 +203,7 @@ class LayerHook:
         which = call.query.shape[2], grid, step
         ready = self._ready.get(which) or self._make_ready(*which)
         # The original repositories keep rotated q and k in float32 beside a half-precision v.
-        tensors = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
+        query, key, value = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
         observer, backends = self.model.correction.observer, self.model.correction.backends
         if observer is not None:
             rotation = self.model.rope, self.model.frequencies * step
@@ -213,8 +213,14 @@ class LayerHook:
                 return answer
         try:
             backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
-            backend = backend or choose(backends, *tensors, ready.plan, ready.layout, call.mask)
-            out = backend.attend(*tensors, ready.plan, ready.layout, call.mask, call.scale)
+            backend = backend or choose(backends, query, key, value, ready.plan, ready.layout, call.mask)
+            # As Backend.compute does, in this file, since every layer comes through here at every step.
+            if not query.shape[2] == key.shape[2] == ready.layout.tokens:
+                check_call(query, key, ready.plan.frames, ready.layout)
+            out = backend.attend(query, key, value, ready.plan, ready.layout, call.mask, call.scale)
+            like = query.shape, query.dtype, query.device
+            if type(out) is not Tensor or (out.shape, out.dtype, out.device) != like:
+                backend.check_output(out, query)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
         if not ready.plan.is_identity:
@@ -226,9 +232,7 @@ class LayerHook:
         frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
         text = max(tokens - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
-        plan, layout = (
-            self.model.plans.at(self.report.layer, frames, step),
-            TokenLayout(frames, height, width, first, last),
-        )
+        plan = self.model.plans.at(self.report.layer, frames, step)
+        layout = TokenLayout(frames, height, width, first, last)
         ready = self._ready[tokens, grid, step] = _Ready(plan, layout, plan.density(layout.tokens_per_frame))
         return ready

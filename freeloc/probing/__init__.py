@@ -2,10 +2,11 @@
 
 from freeloc.probing.denoising import Objective, diffusion, encode, flow
 from freeloc.probing.depths import Depth, Local, Loss, Output, Video
+from freeloc.probing.depths.base import per_head, require_numbers, samples_of
 from freeloc.probing.depths.lookup import find_depth
 from freeloc.probing.facts import ProbeFacts
 from freeloc.probing.probe import probe
-from freeloc.probing.rule import Rule, Summary
+from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.statistics import rank_correlation
 from freeloc.probing.store import Measurements
@@ -13,6 +14,7 @@ from freeloc.probing.subject import Subject
 from freeloc.probing.table import Table
 
 __all__ = [
+    "USUAL",
     "Depth",
     "Local",
     "Loss",
@@ -30,6 +32,9 @@ __all__ = [
     "encode",
     "find_depth",
     "flow",
+    "per_head",
     "probe",
     "rank_correlation",
+    "require_numbers",
+    "samples_of",
 ]

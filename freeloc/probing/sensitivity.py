@@ -58,11 +58,12 @@ class Sensitivity(Measurements):
             lines.append(f"{layer:5} {told}  {_told(own)}")
         return "\n".join(lines + why)
 
-    def summary(self, depth: str | None = None, heads: bool = False, scorer: str | None = None) -> Summary:
+    def summary(self, depth: str | Depth | None = None, heads: bool = False, scorer: str | None = None) -> Summary:
         """How sensitive each layer or head is to positions and to context: see `Summary`.
 
         Args:
-            depth: by default the one with the highest rank of those that were measured.
+            depth: its name, or a `Depth` that need not be registered; by default the one with the highest rank of those
+                that were measured.
             heads: of each head.
             scorer: of depth ``video``; by default the first.
 
@@ -71,7 +72,7 @@ class Sensitivity(Measurements):
         """
         return self._depth(depth).summarize(self, heads, Rule(scorer=scorer))
 
-    def choose(self, depth: str | None = None, rule: Rule = USUAL, heads: bool = False) -> list[list[str]]:
+    def choose(self, depth: str | Depth | None = None, rule: Rule = USUAL, heads: bool = False) -> list[list[str]]:
         """The policy of each head of each layer; unless `heads`, all heads of a layer get the same one.
 
         Raises:
@@ -79,7 +80,7 @@ class Sensitivity(Measurements):
         """
         return self._depth(depth).choose(self, rule, heads)
 
-    def picture(self, depth: str | None = None) -> "Figure":
+    def picture(self, depth: str | Depth | None = None) -> "Figure":
         """The picture that a depth makes of its measurements.
 
         Raises:
@@ -112,7 +113,12 @@ class Sensitivity(Measurements):
         }
 
     def to_profile(
-        self, path: str | Path | None = None, *, depth: str | None = None, rule: Rule | None = None, heads: bool = False
+        self,
+        path: str | Path | None = None,
+        *,
+        depth: str | Depth | None = None,
+        rule: Rule | None = None,
+        heads: bool = False,
     ) -> Profile:
         """Choose a policy for each layer by a stated rule.
 
@@ -166,8 +172,10 @@ class Sensitivity(Measurements):
             "evidence": None,
         }
 
-    def _depth(self, name: str | None) -> Depth:
+    def _depth(self, name: str | Depth | None) -> Depth:
         """The depth of this name, or of those that were measured the one with the highest rank."""
+        if isinstance(name, Depth):
+            return name
         if name is None:
             installed = installed_depths(self.depths)
             if not installed:

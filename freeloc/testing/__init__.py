@@ -1,14 +1,19 @@
-"""The conformance suite: what must be true of an adapter, checked on a small random model. A whole test of one::
+"""Conformance: what must be true of an adapter, on a small random model, and of an attention backend.
 
-from freeloc.testing import conformance
-from my_package.examples import EXAMPLE
+A whole test of an adapter::
 
-@conformance(EXAMPLE)
-def test_my_adapter(check):
-    check()
+    from freeloc.testing import conformance
+    from my_package.examples import EXAMPLE
+
+    @conformance(EXAMPLE)
+    def test_my_adapter(check):
+        check()
+
+and of a backend: ``check_backend(MY_BACKEND)``.
 """
 
 from freeloc.adapter.example import Example, noise, random_model
+from freeloc.testing.backends import check_backend, run_backend_checks
 from freeloc.testing.checks import CHECKS
 from freeloc.testing.requirements import ConformanceError
 from freeloc.testing.suite import Result, Suite, conformance, examples, run_checks
@@ -19,9 +24,11 @@ __all__ = [
     "Example",
     "Result",
     "Suite",
+    "check_backend",
     "conformance",
     "examples",
     "noise",
     "random_model",
+    "run_backend_checks",
     "run_checks",
 ]

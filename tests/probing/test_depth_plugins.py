@@ -167,6 +167,7 @@ def test_its_files_are_read_where_it_is_not_installed(
 ) -> None:
     both = probed(model, "local").merge(probed(model, "narrowed"))
     both.save(tmp_path / "both.safetensors")
+    narrowed, context = find_depth("narrowed"), both.summary("narrowed").context
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
     registry.cache_clear()
     found = Sensitivity.load(tmp_path / "both.safetensors")
@@ -176,6 +177,8 @@ def test_its_files_are_read_where_it_is_not_installed(
     words = r"found depth 'narrowed' with the tables \['narrowed.change'\]: install the package that registers it"
     with pytest.raises(ProbeError, match=words):
         found.summary("narrowed")
+    assert torch.equal(found.summary(narrowed).context, context)
+    assert found.choose(narrowed) == found.choose(narrowed, Rule()) != found.choose("local")
     alone = Sensitivity({"narrowed.change": found.table("narrowed.change")}, found.facts)
     assert "small, 9 latent frames\nexpected measurements of an installed depth, found depth 'narrowed'" in str(alone)
 

@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan
-from freeloc.errors import LayoutError
+from freeloc.attention.prepared import LayerPlan, check_call
+from freeloc.errors import FreelocError, LayoutError
 
 
 class Kernel(Protocol):
@@ -33,7 +33,7 @@ class Can(Protocol):
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
     ) -> str:
-        """An empty text if it can, else what is in the way: "needs a CUDA device, found cpu"."""
+        """An empty text if it can, else what is in the way, as in "requires a CUDA device, found cpu"."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ class Backend:
     Args:
         name: for ``freeloc.patch(model, backend=name)``, and in the report.
         attend: computes the attention of a layer: see `Kernel`. It must equal the backend ``reference``.
-        can: what it cannot do, in words, or nothing: see `Can`. By default it can compute all calls.
+        can: says whether it can compute a call, and if not, why: see `Can`. By default it can compute all calls.
         priority: of the backends that can compute a call, ``backend="auto"`` takes the one with the highest; None is
             for those that are used by name alone.
         source: publication, or what it does in a few words.
+
+    Raises:
+        FreelocError: if the name is empty, or is ``"auto"``.
     """
 
     name: str
@@ -58,6 +61,41 @@ class Backend:
     can: Can | None = None
     priority: int | None = None
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == "auto":
+            raise FreelocError(f"expected a backend to have a name other than 'auto', found '{self.name}'")
+
+    def compute(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plan: LayerPlan,
+        layout: TokenLayout,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        """What `attend` computes, checked on the way in and out.
+
+        Raises:
+            LayoutError: if the tokens are not the layout's, the plan is for another number of frames, or the output is
+                not like the queries.
+        """
+        check_call(query, key, plan.frames, layout)
+        out = self.attend(query, key, value, plan, layout, mask, scale)
+        self.check_output(out, query)
+        return out
+
+    def check_output(self, out: object, query: Tensor) -> None:
+        """Raise a `LayoutError` unless an output is a tensor like the queries."""
+        if not isinstance(out, Tensor):
+            raise LayoutError(f"expected the backend '{self.name}' to return a tensor, found {type(out).__name__}")
+        if (out.shape, out.dtype, out.device) != (query.shape, query.dtype, query.device):
+            raise LayoutError(
+                f"expected the backend '{self.name}' to return {_described(query)} like the queries, found "
+                f"{_described(out)}"
+            )
 
 
 def choose(
@@ -76,10 +114,19 @@ def choose(
     """
     refused = []
     for backend in backends:
-        reason = "" if backend.can is None else backend.can(query, key, value, plan, layout, mask)
+        reason: object = "" if backend.can is None else backend.can(query, key, value, plan, layout, mask)
+        if not isinstance(reason, str):
+            raise LayoutError(
+                f"expected can of the backend '{backend.name}' to return a text, what is in the way or an empty one, "
+                f"found {reason!r}"
+            )
         if not reason:
             return backend
         refused.append(f"{backend.name} {reason}")
     raise LayoutError(
         f'no attention backend can compute this call: {"; ".join(refused)}. Use backend="auto", or "sdpa"'
     )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"

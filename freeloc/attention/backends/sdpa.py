@@ -15,7 +15,7 @@ from torch import Tensor
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.backends.reference import softmax
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, PreparedPlan, check_call
+from freeloc.attention.prepared import LayerPlan, PreparedPlan
 
 SMALLEST_CHUNK = 128
 """Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
@@ -56,7 +56,6 @@ def _attend_group(
     Frames that see the same share a call; where they see striped frames, each makes one for a chunk of its tokens at a
     time. Only a plan that decays logits computes them itself.
     """
-    check_call(query, key, plan.frames, layout)
     if plan.is_identity:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     if plan.plan.logit_scale != 1:

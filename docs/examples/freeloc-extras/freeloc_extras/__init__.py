@@ -1,0 +1,1 @@
+"""An attention backend, a method and a probe depth for freeloc."""
