@@ -22,9 +22,8 @@ class PreparedPlan:
 
     >>> from freeloc.plans.vrpr import vrpr_plan
     >>> ready = PreparedPlan(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
-    >>> keys = torch.randn(1, 2, 3, 6, 24)  # of latent frames 0, 2 and 4
-    >>> ready.rotate_keys(keys, query_frame=7, key_frames=torch.tensor([0, 2, 4])).shape
-    torch.Size([1, 2, 3, 6, 24])
+    >>> ready.rotations(query_frame=7, key_frames=torch.tensor([0, 2, 4]), like=torch.ones(1)).shape
+    torch.Size([3, 1, 4])
 
     Args:
         plan: what is asked for.

@@ -59,8 +59,9 @@ class ForwardContext:
         """End the interception of a layer, if there is one, and return its interceptor."""
         if not self.open or self.open[-1].layer is not layer:
             return None
-        opened = self.open.pop()
-        opened.finish()
+        opened = self.open[-1]
+        opened.finish()  # before it is forgotten: where this is interrupted, it is done again
+        self.open.pop()
         return opened.interceptor
 
     @property
@@ -115,7 +116,8 @@ def push(context: ForwardContext) -> None:
 def close(context: ForwardContext) -> None:
     """Take a context off the stack, and end all interceptions inside it."""
     while context.open:
-        context.open.pop().finish()
+        context.open[-1].finish()
+        context.open.pop()
     _stack.set(tuple(other for other in _stack.get() if other is not context))
 
 
@@ -231,12 +233,11 @@ class HeldAttributes:
         """If no other call needs them, the module has its own values again."""
         with lock:
             for now, _ in self._places(module):
-                known, users = _held.get((id(now.owner), now.name), (now, []))
-                if user in users:
-                    users[:] = [other for other in users if other is not user]
-                    if not users:
-                        known.restore()
-                        del _held[id(now.owner), now.name]
+                known, users = _held.get((id(now.owner), now.name), (None, []))
+                users[:] = [other for other in users if other is not user]
+                if known is not None and not users:
+                    known.restore()
+                    del _held[id(now.owner), now.name]
 
     def hold_in_trace(self, module: nn.Module) -> list[_Attribute]:
         """The same for a trace of torch.compile, which sees one thread; what it returns is to be restored."""
