@@ -11,6 +11,7 @@ from torch import Tensor
 from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import ModelShape
 from freeloc.attention import Backend, LayerPlan, LayerPlans, TokenLayout, attend
+from freeloc.attention.devices import OnCpu
 from freeloc.errors import FreelocError, LayoutError
 from freeloc.patching import backends_named
 from freeloc.plans.frame_plan import FramePlan
@@ -100,7 +101,7 @@ def _prepared(choice: LayerChoice, some: bool, frequencies: Tensor | None, every
     """The plan of these heads, made ready once."""
     key = (id(choice), *everything)
     if key not in _plans:
-        with torch.device("cpu"):  # plans are data on the CPU, whatever the default device is
+        with OnCpu():
             _plans[key] = _made(choice, some, frequencies, *everything[:-1]), (choice, everything, frequencies)
         while len(_plans) > MOST_PLANS:
             _plans.popitem(last=False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
+from freeloc.attention.devices import leave_cpu
 from freeloc.discovery import components, transformers_of
 from freeloc.errors import FreelocError, PatchError
 from freeloc.interception import context
@@ -145,6 +146,7 @@ def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) 
 def unpatch(model_or_pipeline: object) -> None:
     """Remove every patch from a model or a pipeline's models, also what interrupted calls have left. Idempotent."""
     context.close_dead()
+    leave_cpu()
     for part in components(model_or_pipeline):
         for module in part.modules():
             for model in list(patched_models(module)):

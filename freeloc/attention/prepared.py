@@ -8,6 +8,7 @@ from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import ModelShape
+from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
 from freeloc.errors import FreelocError, LayoutError, PatchError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
@@ -208,8 +209,7 @@ class LayerPlans:
         """
         known = self._layers.get((layer, frames, positions_per_frame))
         if known is None:
-            # Plans are data on the CPU, whatever the default device is.
-            with torch.device("cpu"), torch.inference_mode(False):
+            with OnCpu(), torch.inference_mode(False):
                 known = LayerPlan(self._groups(self._plan(layer, frames), frames, positions_per_frame))
             self._layers[layer, frames, positions_per_frame] = known
         return known

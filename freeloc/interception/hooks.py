@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from freeloc.adapter.spec import Adapter
+from freeloc.attention.devices import leave_cpu
 from freeloc.interception import compiled, context
 from freeloc.interception.context import ForwardContext, Read
 from freeloc.interception.layers import LayerHook
@@ -45,6 +46,7 @@ class ModelHook:
         """
         self.is_removed = True
         context.close_dead()
+        leave_cpu()
         for module in (self.model.module, *(layer.module for layer in self.layers)):
             take_off(module, self.model)
 

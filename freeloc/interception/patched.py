@@ -11,6 +11,7 @@ from torch import nn
 from freeloc.adapter.grid import GridReader
 from freeloc.adapter.spec import SDPA, Adapter
 from freeloc.attention.backends import Backend
+from freeloc.attention.devices import OnCpu
 from freeloc.attention.prepared import LayerPlans
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext
@@ -60,7 +61,7 @@ class PatchedModel:
         """Whether torch.compile may trace the hooks; where it may not, they run between compiled graphs."""
         self.reader = GridReader(adapter, module, module if adapter.grid.of == "transformer" else self.places[0][3])
         head_dim, rope = adapter.shape(module).head_dim, adapter.rope_of(module)
-        with torch.device("cpu"):
+        with OnCpu():
             nothing = torch.zeros(1, dtype=torch.float64)
             self.frequencies = nothing if rope is None else rope.frequencies_of(module, head_dim)
         self.rope = None if rope is None else rope.resolved(head_dim)

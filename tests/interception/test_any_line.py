@@ -7,6 +7,7 @@ import opensora_double
 import pytest
 import torch
 from conftest import make_profile, make_wan, wan_inputs
+from torch.overrides import _get_current_function_mode
 
 import freeloc
 from freeloc.errors import PatchError
@@ -69,6 +70,12 @@ def model():
 
 
 PROFILE = make_profile({"vrpr+tsa": [0]})
+
+
+@pytest.fixture(autouse=True)
+def _no_mode_is_left():
+    yield
+    assert _get_current_function_mode() is None
 
 
 def output(model, frames=6):

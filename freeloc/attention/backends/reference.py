@@ -6,6 +6,7 @@ from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.backends.base import Backend
+from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.plans.frame_plan import FramePlan, relative_positions
@@ -26,7 +27,7 @@ def attend(
         tensors = group.of(query), group.of(key), group.of(value)
         own = group.of(mask) if mask is not None and mask.ndim > 3 and mask.shape[1] > 1 else mask
         ready = group.plan
-        with torch.device("cpu"):  # plans are data on the CPU, whatever the default device is
+        with OnCpu():
             found = attend_reference(*tensors, ready.plan, ready.rope, layout, own, scale, ready.frequencies)
         out[:, slice(None) if group.heads is None else group.heads] = found
     return out
