@@ -96,7 +96,7 @@ def module_frame() -> FrameType:
     return here
 
 
-_MODULES = torch.nn.Module.__call__.__code__.co_filename
+_MODULES = torch.nn.modules.module.__file__
 
 
 def current(owner: object) -> ForwardContext | None:
