@@ -91,7 +91,7 @@ def test_files_are_small():
     assert {path: count for path in FILES if (count := len(path.read_text().splitlines())) > 300} == {}
 
 
-def test_few_files_stand_beside_the_folders():
+def test_few_files_are_beside_the_folders():
     assert len(list(FREELOC.glob("*.py"))) <= 12
 
 

@@ -19,7 +19,7 @@ def run(*command, **variables):
     )
 
 
-def test_a_prepared_folder_is_as_good_as_an_installation(tmp_path):
+def test_a_prepared_folder_works_like_an_installation(tmp_path):
     done = run(sys.executable, "benchmarks/prepare.py", tmp_path, "--wheels", tmp_path / "none")
     assert done.returncode == 0, done.stderr
     code = """

@@ -79,7 +79,7 @@ class TestFindAdapter:
             (None, "no torch module in builtins.NoneType"),
         ],
     )
-    def test_an_unknown_model_is_told_with_what_was_looked_at_and_what_to_do(self, model, looked_at):
+    def test_the_error_for_an_unknown_model_says_what_was_looked_at_and_what_to_do(self, model, looked_at):
         known = ", ".join(sorted(adapter.name for adapter in freeloc.discovery.adapters()))
         message = (
             f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
@@ -88,7 +88,7 @@ class TestFindAdapter:
         with pytest.raises(freeloc.errors.AdapterError, match=f"^{re.escape(message)}$"):
             transformers_of(model)
 
-    def test_find_adapter_tells_the_class_it_looked_at(self):
+    def test_find_adapter_names_the_class_it_looked_at(self):
         with pytest.raises(
             freeloc.errors.AdapterError,
             match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter",

@@ -77,7 +77,7 @@ sys.excepthook = print
 """
 
 
-def look(statement):
+def state_after(statement):
     """What a fresh process has loaded and changed after a statement, which must print nothing."""
     done = subprocess.run(
         [sys.executable, "-c", LOOK.replace("STATEMENT", statement)], capture_output=True, text=True, check=True
@@ -88,13 +88,13 @@ def look(statement):
 
 class TestImport:
     def test_importing_freeloc_changes_nothing_and_loads_no_plugin_and_no_model_library(self):
-        seen = look("import freeloc")
+        seen = state_after("import freeloc")
         assert seen.changed == []
         assert "freeloc.interception.hooks" in seen.modules
         assert (HEAVY | PLUGINS).isdisjoint(seen.modules)
 
-    def test_importing_and_asking_our_plugins_loads_no_model_library(self):
-        seen = look(
+    def test_importing_and_using_the_built_in_plugins_loads_no_model_library(self):
+        seen = state_after(
             "import freeloc_adapters, freeloc_profiles, freeloc; freeloc.discovery.adapters(); "
             "freeloc.load_profile('wan2.1')"
         )
@@ -103,6 +103,6 @@ class TestImport:
         assert HEAVY.isdisjoint(seen.modules)
 
     def test_the_checks_above_can_fail(self):
-        seen = look(f"import freeloc, freeloc_profiles, diffusers\n{CHANGES}")
+        seen = state_after(f"import freeloc, freeloc_profiles, diffusers\n{CHANGES}")
         assert seen.changed == seen.known
         assert set(seen.modules) >= {"diffusers", "freeloc_profiles"}

@@ -25,7 +25,7 @@ def test_other_attention_backends_are_corrected_and_come_back(small_wan, run, ba
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_a_backend_that_is_set_for_everything_is_corrected_too(small_wan, run):
+def test_a_globally_set_backend_is_corrected_too(small_wan, run):
     with freeloc.patch(small_wan, make_profile()):
         expected = run(small_wan, 9)
         with attention_backend("flex"):

@@ -52,7 +52,7 @@ def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_source_archive_holds_all_to_build_it_again(archives):
+def test_the_wheel_can_be_rebuilt_from_the_source_archive(archives):
     (archive,) = archives.glob("*.tar.gz")
     with tarfile.open(archive) as content:
         names = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}

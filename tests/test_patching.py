@@ -99,7 +99,7 @@ def test_when_one_of_two_transformers_is_refused_neither_is_patched(small_wan):
     assert_same_state(other, states[1])
 
 
-def test_two_models_with_different_patches_do_not_see_each_other(small_wan, run):
+def test_two_models_with_different_patches_do_not_affect_each_other(small_wan, run):
     other = copy.deepcopy(small_wan)
     with freeloc.patch(small_wan, make_profile()):
         alone = run(small_wan, 9)
@@ -146,7 +146,7 @@ def test_two_threads_with_a_model_each(small_wan, run):
     assert all(torch.equal(out, expected[index]) for index in (0, 1) for out in found[index])
 
 
-def test_a_method_of_ones_own(small_wan, run):
+def test_a_user_defined_method(small_wan, run):
     seen = []
 
     def freeze(profile, layer, frames):
@@ -159,7 +159,7 @@ def test_a_method_of_ones_own(small_wan, run):
     assert [(layer.method, layer.largest_after) for layer in patch.report().layers] == [("freeze", 0)] * 4
 
 
-def test_a_policy_everywhere_instead_of_the_profiles_choice(small_wan, run):
+def test_one_policy_on_every_layer_instead_of_the_profiles_choice(small_wan, run):
     with freeloc.patch(small_wan, make_profile({"vrpr": [0, 1, 2, 3]})):
         expected = run(small_wan, 9)
     with freeloc.patch(small_wan, make_profile(), method="vrpr"):

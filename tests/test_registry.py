@@ -81,11 +81,11 @@ class TestLookUps:
             ("cog", "profile 'cog' is registered by one and two: uninstall one of them, or rename it"),
         ],
     )
-    def test_what_is_not_there_or_there_twice_is_refused(self, shelf, name, message):
+    def test_missing_and_duplicate_names_are_refused(self, shelf, name, message):
         with pytest.raises(freeloc.errors.RegistryError, match=f"^{re.escape(message)}$"):
             shelf.get(name)
 
-    def test_nothing_installed_and_a_way_out(self):
+    def test_an_empty_shelf_says_what_to_do(self):
         with pytest.raises(freeloc.errors.RegistryError, match=r"^no adapter is named 'wan'; known: none; write one$"):
             Shelf("adapter").get("wan", way_out="; write one")
 
@@ -94,7 +94,7 @@ class TestLookUps:
         assert shelf.conflicts() == ["profile 'cog' is registered by one and two: uninstall one of them, or rename it"]
         assert shelf.get("wan2.2") == 22
 
-    def test_our_own_come_in_through_the_entry_points(self):
+    def test_the_built_in_plugins_load_through_entry_points(self):
         ours = [point for point in metadata.entry_points(group=GROUP) if point.dist.name == "freeloc"]
         assert {point.value for point in ours} == {
             "freeloc_adapters",
@@ -112,7 +112,7 @@ class TestLookUps:
         assert "loss" in alone.depths.owners
         assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
 
-    def test_without_entry_points_there_is_nothing(self):
+    def test_without_entry_points_the_registry_is_empty(self):
         assert Registry([]).adapters.things() == []
         assert Registry([]).failures == []
 
@@ -138,23 +138,23 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert not loaded_models
         assert not loaded_diffusers
 
-    def test_a_plugin_brings_an_adapter_and_a_profile(self, plugged):
+    def test_a_plugin_adds_an_adapter_and_a_profile(self, plugged):
         assert ("acme", "acme-video") in [(name, distribution) for name, distribution, _ in plugged.adapters.things()]
         model = acme_model("Acme")
         assert freeloc.discovery.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
         with freeloc.patch(model, "acme") as patch:
             assert len(patch.report().layers) == SMALL["num_layers"]
 
-    def test_a_plugin_brings_a_method(self, plugged, run):
+    def test_a_plugin_adds_a_method(self, plugged, run):
         with freeloc.patch(model := acme_model("Acme"), "acme", method="acme-blindfold") as patch:
             run(model, 8)
         assert {(line.method, line.attended) for line in patch.report().layers} == {("acme-blindfold", 1 / 8)}
 
-    def test_ours_go_on_beside_all_that_fail(self, plugged, small_wan):
+    def test_built_in_plugins_work_beside_failing_ones(self, plugged, small_wan):
         assert freeloc.discovery.find_adapter(small_wan).name == "wan"
         assert freeloc.load_profile("wan2.1").model.layers == 30
 
-    def test_the_command_line_lists_what_works_and_tells_what_does_not(self, plugged, capsys):
+    def test_the_command_line_lists_what_works_and_reports_what_does_not(self, plugged, capsys):
         assert main(["adapters"]) == 1
         printed = capsys.readouterr()
         assert "acme                 acme-video" in printed.out
@@ -164,14 +164,14 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert main(["profiles"]) == 1
         assert "profile 'lost' of lost: cannot read the profile" in capsys.readouterr().err
 
-    def test_an_adapter_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+    def test_an_adapter_from_two_distributions_is_refused_with_both_names(self, plugged):
         message = "^adapter 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
         with pytest.raises(freeloc.errors.RegistryError, match=message):
             freeloc.discovery.find_adapter(acme_model("Twin"))
         assert "twin" not in [adapter.name for adapter in freeloc.discovery.adapters()]
         assert any(re.match(message, conflict) for conflict in plugged.adapters.conflicts())
 
-    def test_a_profile_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+    def test_a_profile_from_two_distributions_is_refused_with_both_names(self, plugged):
         message = "^profile 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
         with pytest.raises(freeloc.errors.ProfileError, match=message):
             freeloc.load_profile("twin")
@@ -192,11 +192,11 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         (told,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
         assert told.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
 
-    def test_a_plugin_of_which_one_part_is_wrong_brings_nothing(self, plugged):
+    def test_a_plugin_with_one_wrong_part_adds_nothing(self, plugged):
         assert "half" not in plugged.adapters.owners
         assert "half" not in plugged.profiles.owners
 
-    def test_failures_are_told_where_a_model_is_not_known(self, plugged):
+    def test_the_error_for_an_unknown_model_lists_plugin_failures(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
             freeloc.errors.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
@@ -204,7 +204,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
             freeloc.discovery.find_adapter(nn.Linear(2, 2))
         assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
 
-    def test_a_profile_whose_file_is_missing_is_told_when_it_is_loaded(self, plugged):
+    def test_loading_a_profile_whose_file_is_missing_is_an_error(self, plugged):
         with pytest.raises(
             freeloc.errors.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"
         ):
@@ -214,7 +214,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert freeloc.default_profile(acme_model("Acme")).model.trained_latent_frames == 4
 
     @pytest.mark.parametrize("name", ["no_return", "not_marked"])
-    def test_a_plugin_that_brings_nothing_is_a_failure(self, plugged, name):
+    def test_a_plugin_that_adds_nothing_is_a_failure(self, plugged, name):
         assert name in [failure.plugin for failure in plugged.failures]
 
     def test_one_path_instead_of_a_list_is_a_failure(self, entry_points):
@@ -225,7 +225,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     @pytest.mark.parametrize(
         ("name", "hook"), [("gives_one", "freeloc_adapters"), ("gives_numbers", "freeloc_profiles")]
     )
-    def test_a_wrong_return_is_told_with_the_hook(self, entry_points, name, hook):
+    def test_a_wrong_return_value_is_reported_with_the_hook(self, entry_points, name, hook):
         (failure,) = Registry([entry_points[name]]).failures
         assert f"{hook} must return" in failure.cause
 

@@ -6,7 +6,7 @@ from conftest import make_profile
 import freeloc
 
 
-def test_the_report_proves_engagement(small_wan, run):
+def test_the_report_proves_that_calls_were_corrected(small_wan, run):
     with freeloc.patch(small_wan, make_profile()) as patch:
         assert "has not run yet" in str(patch.report())
         run(small_wan, 16)

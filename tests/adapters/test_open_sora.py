@@ -178,7 +178,7 @@ def test_half_precision(name):
 
 
 @both_ropes
-def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_given_back(name, math, monkeypatch):
+def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_restored(name, math, monkeypatch):
     calls = []
 
     def watched(q, k, v):
@@ -197,7 +197,7 @@ def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_given_back(name, m
 
 @both_ropes
 @pytest.mark.parametrize("where", ["double_blocks.1.img_attn.proj", "single_blocks.0.linear2", "final_layer"])
-def test_an_exception_gives_the_kernel_back(name, math, where):
+def test_an_exception_restores_the_kernel(name, math, where):
     model, before, kernel = model_of(name), run(name, 9), math.flash_attn_func
     handle = model.get_submodule(where).register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError), freeloc.patch(model, profile_of(name, "vrpr")):

@@ -13,7 +13,7 @@ from random_calls import (
     PAIRINGS,
     ROPE,
     TOLERANCE,
-    assert_attends_as_the_reference,
+    assert_equals_the_reference,
     random_inputs,
     random_mask,
     random_plan,
@@ -68,23 +68,21 @@ def ropes(draw):
     scale=st.none() | st.floats(0.05, 1.5),
     changes=st.sets(st.sampled_from(["frequencies", "logit_scale", "decay"])),
 )
-def test_any_plan_is_attended_as_the_reference_does(
-    dtype, kind, seed, layout, rope, batch, heads, stripe, scale, changes
-):
+def test_any_plan_equals_the_reference(dtype, kind, seed, layout, rope, batch, heads, stripe, scale, changes):
     generator = torch.Generator().manual_seed(seed)
     head_dim, rope = rope
     plan = random_plan(generator, layout.frames, stripe, changes=changes)
     tensors = random_inputs(generator, layout, batch, heads, head_dim, dtype)
     mask = random_mask(generator, kind, batch, heads, layout, dtype)
-    assert_attends_as_the_reference(tensors, plan, rope, layout, mask, scale)
+    assert_equals_the_reference(tensors, plan, rope, layout, mask, scale)
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), layout=layouts(), own_frame=st.sampled_from([None, STRIPED, NONE]))
-def test_frames_that_do_not_see_themselves_whole_are_attended_as_the_reference_does(seed, layout, own_frame):
+def test_frames_without_full_attention_to_themselves_equal_the_reference(seed, layout, own_frame):
     generator = torch.Generator().manual_seed(seed)
     plan = random_plan(generator, layout.frames, own_frame=own_frame)
-    assert_attends_as_the_reference(random_inputs(generator, layout), plan, ROPE, layout)
+    assert_equals_the_reference(random_inputs(generator, layout), plan, ROPE, layout)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
@@ -98,7 +96,7 @@ def test_half_precision_keeps_its_accuracy_at_long_distances(dtype, kind, pairin
     rope = TemporalRope(channels=8, pairing=pairing, theta=10.0)
     tensors = random_inputs(generator, layout, dtype=dtype)
     mask = random_mask(generator, kind, 1, 2, layout, dtype)
-    assert_attends_as_the_reference(tensors, plan, rope, layout, mask)
+    assert_equals_the_reference(tensors, plan, rope, layout, mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -115,20 +113,20 @@ def test_decayed_logits_of_half_precision_are_computed_in_float32(dtype):
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_permuted_views_are_attended_as_the_reference_does(kind):
+def test_permuted_views_equal_the_reference(kind):
     generator = torch.Generator().manual_seed(4)
     layout = TokenLayout(frames=6, height=3, width=5, text_first=2)
     plan = random_plan(generator, 6)
     stored = torch.randn(3, 2, layout.tokens, 3, 12, generator=generator)  # b l h d
     tensors = [tensor.transpose(1, 2) for tensor in stored]
     assert not tensors[0].is_contiguous()
-    assert_attends_as_the_reference(tensors, plan, ROPE, layout, random_mask(generator, kind, 2, 3, layout))
+    assert_equals_the_reference(tensors, plan, ROPE, layout, random_mask(generator, kind, 2, 3, layout))
     # A view of one row for all heads cannot be written to: the engine must not try.
     broadcast = [tensor[:, :1].expand(-1, 3, -1, -1) for tensor in tensors]
-    assert_attends_as_the_reference(broadcast, plan, ROPE, layout)
+    assert_equals_the_reference(broadcast, plan, ROPE, layout)
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_changed():
     generator = torch.Generator().manual_seed(5)
     layout = TokenLayout(frames=5, height=2, width=3, text_first=1, text_last=1)
     plan = random_plan(generator, 5)
@@ -151,7 +149,7 @@ def test_inputs_stay_as_they_are():
     ],
 )
 @pytest.mark.parametrize("kind", ["none", "bool keys", "float pairs"])
-def test_stripes_in_frames_of_several_chunks_are_attended_as_the_reference_does(height, width, stripe, texts, kind):
+def test_stripes_in_frames_of_several_chunks_equal_the_reference(height, width, stripe, texts, kind):
     assert height * width > SMALLEST_CHUNK
     generator = torch.Generator().manual_seed(6)
     layout = TokenLayout(3, height, width, *texts)
@@ -161,7 +159,7 @@ def test_stripes_in_frames_of_several_chunks_are_attended_as_the_reference_does(
     mask = random_mask(generator, kind, 1, 1, layout)
     for each in (None, decay):
         plan = FramePlan(plan.positions, plan.visibility, stripe, decay=each)
-        assert_attends_as_the_reference(random_inputs(generator, layout, heads=1), plan, ROPE, layout, mask)
+        assert_equals_the_reference(random_inputs(generator, layout, heads=1), plan, ROPE, layout, mask)
 
 
 @pytest.mark.parametrize("kind", MASKS)

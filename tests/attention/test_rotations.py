@@ -7,7 +7,7 @@ import torch
 from random_calls import (
     PAIRINGS,
     ROPE,
-    assert_attends_as_the_reference,
+    assert_equals_the_reference,
     random_inputs,
     random_plan,
 )
@@ -24,7 +24,7 @@ from freeloc.plans.tsa import TsaSettings, tsa_plan
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_turned_keys_of_half_precision_are_rounded_once(dtype, pairing):
+def test_rotated_keys_of_half_precision_are_rounded_once(dtype, pairing):
     generator = torch.Generator().manual_seed(18)
     tables = PreparedPlan(random_plan(generator, 9), TemporalRope(12, pairing=pairing), 12)
     keys = torch.randn(1, 2, 9, 50, 12, generator=generator).to(dtype)
@@ -37,7 +37,7 @@ def test_turned_keys_of_half_precision_are_rounded_once(dtype, pairing):
     assert (found != exact.to(dtype)).double().mean() < 0.01
 
 
-def turned(x, position, rope):
+def rotated_to(x, position, rope):
     """Channels of x as RoPE has them at a position, one pair of channels at a time."""
     first, stop = rope.span(x.shape[-1])
     pairs, block = rope.channels // 2, (stop - first) // 2
@@ -53,7 +53,7 @@ def turned(x, position, rope):
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize(("channels", "within"), [(4, None), (10, None), (4, 8), (2, 10)])
-def test_each_pair_stands_where_the_plan_puts_it(pairing, channels, within):
+def test_each_pair_is_at_the_position_that_the_plan_gives(pairing, channels, within):
     """From un-rotated queries and keys, by a rotation of its own: the reference shares `rotate` with the engine."""
     generator = torch.Generator().manual_seed(7)
     frames, n, head_dim = 5, 6, 12
@@ -65,12 +65,12 @@ def test_each_pair_stands_where_the_plan_puts_it(pairing, channels, within):
     logits = torch.empty(2, 2, layout.tokens, layout.tokens, dtype=torch.float64)
     for i in range(frames):
         for j in range(frames):
-            placed = turned(query[:, :, of_frame[i]], plan.positions[i, j].item(), rope)
+            placed = rotated_to(query[:, :, of_frame[i]], plan.positions[i, j].item(), rope)
             logits[:, :, of_frame[i], of_frame[j]] = placed @ key[:, :, of_frame[j]].mT
     hidden = ~plan.token_mask(n)
     expected = (logits * head_dim**-0.5).masked_fill(hidden, -math.inf).softmax(-1) @ value
     rotated = [
-        torch.cat([turned(tensor[:, :, of_frame[frame]], frame, rope) for frame in range(frames)], dim=2)
+        torch.cat([rotated_to(tensor[:, :, of_frame[frame]], frame, rope) for frame in range(frames)], dim=2)
         for tensor in (query, key)
     ]
     for found in (
@@ -81,7 +81,7 @@ def test_each_pair_stands_where_the_plan_puts_it(pairing, channels, within):
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_heads_with_frequencies_of_their_own_are_turned_each_by_its_own(pairing):
+def test_each_head_is_rotated_by_its_own_frequencies(pairing):
     generator = torch.Generator().manual_seed(11)
     layout, rope = TokenLayout(6, 2, 3, text_last=2), TemporalRope(12, pairing=pairing)
     tensors = random_inputs(generator, layout, batch=2, heads=3)
@@ -96,7 +96,7 @@ def test_heads_with_frequencies_of_their_own_are_turned_each_by_its_own(pairing)
         torch.testing.assert_close(found[:, head : head + 1], by_itself, atol=2e-5, rtol=2e-5)
 
 
-def test_frames_whose_visible_pairs_stand_at_true_positions_are_not_turned():
+def test_frames_whose_visible_pairs_keep_true_positions_are_not_rotated():
     plan = tsa_plan(12, 5, TsaSettings(dense_frames=2, striped_frames=4, sink_frames=1))
     # Only the sink, clamped to 4 frames away, is turned; hidden pairs are clamped too.
     assert PreparedPlan(plan, ROPE, 12).rotated == [frame > 4 for frame in range(12)]
@@ -123,4 +123,4 @@ def test_a_position_offset_shared_by_a_whole_row_changes_the_result():
     true, shifted = (FramePlan(relative_positions(4) + offset, dense) for offset in (0.0, 1.5))
     outputs = [attend(*tensors, PreparedPlan(plan, ROPE, 12), layout) for plan in (true, shifted)]
     assert (outputs[0] - outputs[1]).abs().max() > 1e-2
-    assert_attends_as_the_reference(tensors, shifted, ROPE, layout)
+    assert_equals_the_reference(tensors, shifted, ROPE, layout)

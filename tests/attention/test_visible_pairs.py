@@ -45,7 +45,7 @@ def test_every_visible_pair_counts_exactly_once_and_no_other(grid, frames, texts
 
 
 @pytest.mark.parametrize("changes", [(), ("decay",)])
-def test_queries_that_a_mask_lets_see_nothing_get_nothing(changes):
+def test_queries_with_every_key_masked_get_zeros(changes):
     """HunyuanVideo 1.5 masks the rows of padded text too."""
     generator = torch.Generator().manual_seed(12)
     layout = TokenLayout(4, 2, 3, text_last=3)
@@ -57,7 +57,7 @@ def test_queries_that_a_mask_lets_see_nothing_get_nothing(changes):
     torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout, mask), atol=2e-5, rtol=2e-5)
 
 
-def test_text_sees_everything_at_true_positions_and_is_seen_by_every_frame():
+def test_text_attends_to_everything_at_true_positions_and_every_frame_attends_to_text():
     generator = torch.Generator().manual_seed(11)
     layout = TokenLayout(6, 2, 3, text_first=2, text_last=3)
     plan = FramePlan(random_plan(generator, 6).positions, torch.eye(6, dtype=torch.uint8) * DENSE)
@@ -139,7 +139,7 @@ def test_a_query_whose_visible_keys_the_model_masks_gets_zeros(text_last):
     assert (found[:, :, :12] != 0).any(-1).all()
 
 
-def test_frames_that_see_the_same_share_a_call(monkeypatch):
+def test_frames_with_the_same_visible_frames_share_a_call(monkeypatch):
     """A shift of all keys is one call, a window one call for each of its ends and one for each frame between."""
     from freeloc.plans.baselines import sliding_window
     from freeloc.plans.vrpr import vrpr_plan

@@ -53,7 +53,7 @@ def corrected_on_the_cpu(*lengths):
 
 
 @pytest.mark.parametrize("dtype", RELATIVE, ids=str)
-def test_a_patched_model_computes_what_it_does_on_the_cpu(dtype):
+def test_a_patched_model_equals_its_result_on_the_cpu(dtype):
     expected = corrected_on_the_cpu(9, 12)
     model = make_wan().to("cuda", dtype)
     for frames, output in expected.items():

@@ -51,7 +51,7 @@ def test_fullgraph_in_either_order(small_wan, run, order, how):
     assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
 
 
-def test_a_compiled_model_and_its_original_take_turns(small_wan, run):
+def test_a_compiled_model_and_its_original_alternate(small_wan, run):
     with freeloc.patch(small_wan, make_profile()):
         corrected = {frames: run(small_wan, frames) for frames in (6, 9, 12)}
     with freeloc.patch(small_wan, make_profile()):
@@ -129,7 +129,7 @@ def compile_it(model, whole, **options):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_code_of_another_model_is_not_taken_for_that_of_a_patched_one(small_wan, run, whole):
+def test_compiled_code_of_another_model_is_not_reused_for_a_patched_one(small_wan, run, whole):
     want, other = expected(small_wan, run), copy.deepcopy(small_wan)
     plain = run(other, 9)
     other_compiled = compile_it(other, whole)
@@ -141,7 +141,7 @@ def test_code_of_another_model_is_not_taken_for_that_of_a_patched_one(small_wan,
             assert (run(other_compiled, 9) - plain).abs().max() <= 2e-5
 
 
-def test_patching_discards_nobodys_compiled_code(small_wan, run):
+def test_patching_discards_no_compiled_code(small_wan, run):
     other = torch.compile(copy.deepcopy(small_wan), backend="eager")
     function = torch.compile(lambda x: x.sin() + 1, backend="eager")
     run(other, 9)
@@ -156,7 +156,7 @@ def test_patching_discards_nobodys_compiled_code(small_wan, run):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_patched_again_and_again_it_is_compiled_once(small_wan, run, whole):
+def test_a_model_that_is_patched_repeatedly_is_compiled_once(small_wan, run, whole):
     plain, want = run(small_wan, 9), expected(small_wan, run)
     compiled = compile_it(small_wan, whole)
     counts = []
@@ -168,7 +168,7 @@ def test_patched_again_and_again_it_is_compiled_once(small_wan, run, whole):
     assert counts == counts[:1] * 4
 
 
-def test_another_profile_is_another_correction(small_wan, run):
+def test_another_profile_changes_the_correction_of_a_compiled_model(small_wan, run):
     compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
     for layers in ({"vrpr": [0, 1, 2, 3]}, {"none": [0, 2], "tsa": [1, 3]}, {"none": [0, 1, 2, 3]}):
         with freeloc.patch(small_wan, make_profile(layers)):

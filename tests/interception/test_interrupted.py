@@ -58,7 +58,7 @@ def test_leaving_the_block_leaves_no_trace(name, ending, interrupted):
     assert all(dict(vars(model.get_submodule(path))) == attributes for path, attributes in held.items())
 
 
-def test_a_model_that_stays_patched_goes_on(small_wan, run, interrupted):
+def test_an_interrupted_model_still_works_while_patched(small_wan, run, interrupted):
     with freeloc.patch(small_wan, make_profile()):
         want = run(small_wan, 9)
         backend = small_wan.blocks[1].attn1.processor._attention_backend
@@ -72,7 +72,7 @@ def test_a_model_that_stays_patched_goes_on(small_wan, run, interrupted):
         assert small_wan.blocks[1].attn1.processor._attention_backend is backend
 
 
-def test_modes_of_others_stay(small_wan, run, interrupted):
+def test_other_torch_function_modes_stay_active(small_wan, run, interrupted):
     class Counting(TorchFunctionMode):
         calls = 0
 

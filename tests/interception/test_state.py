@@ -133,7 +133,7 @@ def test_the_default_device_at_the_time_of_patching(label):
 
 
 @pytest.mark.parametrize("method", ["vrpr+tsa", "sliding-window", "clip", "yarn", "ultravico", "riflex"])
-def test_the_default_device_while_it_runs(small_wan, method):
+def test_the_default_device_during_a_forward(small_wan, method):
     """A default device that is not the model's: the input lies on the CPU, as the weights do."""
     inputs = wan_inputs(9)
     with freeloc.patch(small_wan, make_profile(), method=method), torch.no_grad():
@@ -242,7 +242,7 @@ def test_the_report_counts_calls_that_ran(small_wan, run):
     assert layers[0].backends == {"sdpa": 2}
 
 
-def test_a_model_that_is_left_patched_and_forgotten_is_freed(run):
+def test_a_patched_model_without_references_is_freed(run):
     model = make_wan()
     freeloc.patch(model, make_profile())
     run(model, 9)

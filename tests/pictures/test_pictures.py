@@ -214,7 +214,7 @@ def test_a_drift_chart_draws_mean_and_error() -> None:
     assert band[:, 1].max() == pytest.approx(float(2 * half[-1]))  # mean and standard error are equal here
 
 
-def test_lengths_stand_on_a_logarithmic_axis() -> None:
+def test_lengths_are_on_a_logarithmic_axis() -> None:
     axes = curves({"a": ([1, 2, 8], [0.0, 1, 2], [0.0, 0, 0])}, "length", "drift", lengths=[1, 2, 8]).axes[0]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1x", "2x", "8x"]
@@ -226,7 +226,7 @@ def test_the_same_figure_gives_the_same_bytes(local: Sensitivity, tmp_path: Path
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_what_is_refused(local: Sensitivity, tmp_path: Path) -> None:
+def test_refusals(local: Sensitivity, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="expected measurements of 30 layers, as the profile has, found 8"):
         layer_chart(freeloc.load_profile("wan2.1"), local)
     with pytest.raises(ProbeError, match=r"'local\.nothing' was not measured"):
@@ -308,7 +308,7 @@ def test_a_name_with_dollars_is_no_formula(local: Sensitivity, tmp_path: Path) -
         ({"heads": 1001}, [], "heads to draw, found 1001"),
     ],
 )
-def test_what_is_too_large_to_draw(
+def test_pictures_that_would_be_too_large_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, int], more: list[str], found: str
 ) -> None:
     profile = MIXED.model_copy(update={"model": MIXED.model.model_copy(update=facts), "evidence": None})

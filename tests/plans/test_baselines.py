@@ -32,7 +32,7 @@ def plain(plan):
 
 
 @pytest.mark.parametrize(("frames", "trained"), LENGTHS)
-def test_a_sliding_window_shows_each_frame_as_many_frames_as_in_training(frames, trained):
+def test_in_a_sliding_window_each_frame_attends_to_as_many_frames_as_in_training(frames, trained):
     plan = baselines.sliding_window(frames, trained)
     for i in range(frames):
         first = min(max(i - (trained - 1) // 2, 0), frames - trained)
@@ -114,7 +114,7 @@ def test_riflex_finds_the_published_intrinsic_frequencies(name, frequencies, tra
     assert float(found[component - 1]) == pytest.approx(0.9 * 2 * math.pi / frames)
 
 
-def test_riflex_takes_the_repetition_that_was_seen():
+def test_riflex_accepts_the_observed_repetition():
     assert (baselines.riflex(81, 21, repeats_at=60).frequencies(TINY) != TINY).nonzero().flatten().tolist() == [2]
 
 

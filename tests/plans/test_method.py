@@ -35,7 +35,7 @@ def identity(profile, layer, frames):
         ({"colour": "#ABCDEF"}, "expected a colour like '#30408f', with lower-case digits, found '#ABCDEF'"),
     ],
 )
-def test_what_a_method_cannot_be(arguments, told):
+def test_invalid_methods_are_refused(arguments, told):
     with pytest.raises(FreelocError, match=f"^{re.escape(f'method {chr(39)}mine{chr(39)}: {told}')}$"):
         Method("mine", identity, **arguments)
 

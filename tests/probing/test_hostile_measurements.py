@@ -79,7 +79,7 @@ def mutated_measurements(text, path):
 
 @QUICK
 @given(text=mutated(HEADER))
-def test_any_change_of_what_measurements_say_is_read_or_refused(text, measurements):
+def test_any_change_of_metadata_is_read_or_refused(text, measurements):
     mutated_measurements(text, measurements)
 
 
@@ -102,7 +102,7 @@ def test_any_bytes_are_measurements_or_refused(data, measurements):
 @pytest.mark.slow
 @FUZZ
 @given(text=mutated(HEADER))
-def test_many_changes_of_what_measurements_say_are_read_or_refused(text, measurements):
+def test_many_changes_of_metadata_are_read_or_refused(text, measurements):
     mutated_measurements(text, measurements)
 
 
@@ -138,7 +138,7 @@ def test_measurements_that_are_cut_off_are_refused(end, measurements):
 @pytest.mark.parametrize(
     "claim", [{"shape": [2**62, 4]}, {"shape": [10**9], "data_offsets": [0, 4 * 10**9]}, {"dtype": "F" * 9999}]
 )
-def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measurements):
+def test_tensors_with_false_shapes_or_dtypes_are_refused(claim, measurements):
     header = {"local.logits": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | claim}
     text = json.dumps(header).encode()
     measurements.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
@@ -184,7 +184,7 @@ def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measureme
     ],
     ids=lambda text: None if len(text) > 60 else text,
 )
-def test_what_is_wrong_in_measurements_is_told(text, words, measurements):
+def test_errors_in_measurements_are_reported(text, words, measurements):
     save_file(TENSORS, measurements, {"freeloc": text.encode("utf-8", "replace").decode()})
     refused(measurements, words)
 
@@ -237,7 +237,7 @@ def test_tables_without_an_axis_say_which_axes_they_have():
         table.without(perturbations="window")
 
 
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(
         freeloc.errors.ProbeError, match=r"pipe: expected a safetensors file, found a folder or a device"

@@ -167,7 +167,7 @@ def test_video(built: Any) -> None:
         assert sensitive(drop[scorer, :, 2].abs().amax(dim=1), 1e-5) == [ANY, UNIFORM, BLIND]
 
 
-def test_the_profile_that_follows(local: Sensitivity) -> None:
+def test_the_chosen_profile(local: Sensitivity) -> None:
     profile = local.to_profile(rule=Rule(position=0.1, context=0.1))
     assert [profile.policy(layer) for layer in range(4)] == ["vrpr+tsa", "vrpr+tsa", "vrpr", "vrpr+tsa"]
     assert profile.provenance.kind == "probed"

@@ -75,7 +75,7 @@ def test_every_depth(example: Example) -> None:
             run()
 
 
-def test_a_flow_map_is_asked_for_its_velocity() -> None:
+def test_a_flow_map_is_evaluated_for_its_velocity() -> None:
     example = next(example for example in EXAMPLES if example.label == "anyflow")
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     clean = inputs["hidden_states"]

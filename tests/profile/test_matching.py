@@ -76,7 +76,7 @@ class TestOneMoreProfile:
         with freeloc.patch(released_wan(30, 24)) as patch:
             assert patch.profile == probed
 
-    def test_two_of_the_best_kind_are_named_unless_a_method_needs_no_more_than_they_agree_on(self, install):
+    def test_two_of_the_best_kind_are_an_error_unless_the_method_only_needs_settings_they_share(self, install):
         install("another", "wan2.1", "published")
         model, both = released_wan(30, 12), r"several installed ones fit: another, wan2\.1\. freeloc\."
         with pytest.raises(freeloc.errors.ProfileError, match=both):
@@ -90,7 +90,7 @@ class TestOneMoreProfile:
             freeloc.patch(model, method="vrpr")
 
     @pytest.mark.parametrize("method", [None, "vrpr"])
-    def test_another_trained_length_is_told(self, install, method):
+    def test_different_trained_lengths_are_an_error_that_lists_them(self, install, method):
         facts = freeloc.load_profile("wan2.1").model.model_copy(update={"trained_latent_frames": 41})
         install("longer", "wan2.1", model=facts)
         told = r"the installed ones that fit differ in the trained length: longer \(41\), wan2\.1 \(21\)\. freeloc\."
@@ -124,11 +124,11 @@ class TestDefaultProfile:
         with pytest.raises(freeloc.errors.AdapterError, match=re.escape(message)):
             freeloc.default_profile(small_wan)
 
-    def test_a_policy_that_there_is_not(self, small_wan):
+    def test_an_unknown_policy(self, small_wan):
         with pytest.raises(freeloc.errors.ProfileError, match=r"one of none, vrpr, tsa, vrpr\+tsa, found 'vprr'"):
             freeloc.default_profile(small_wan, "vprr", trained_latent_frames=4)
 
     @pytest.mark.parametrize("length", [0, -3, 2.5])
-    def test_a_length_that_makes_no_sense(self, small_wan, length):
+    def test_an_invalid_length(self, small_wan, length):
         with pytest.raises(freeloc.errors.ProfileError, match=r"model\.trained_latent_frames"):
             freeloc.default_profile(small_wan, trained_latent_frames=length)

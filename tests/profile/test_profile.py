@@ -45,7 +45,7 @@ def test_shipped_files_are_as_save_writes_them(path, tmp_path):
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_letters_are_saved_as_they_are_and_what_is_not_seen_is_escaped(tmp_path):
+def test_printable_characters_are_saved_unescaped_and_others_escaped(tmp_path):
     notes = 'Größe "1.3B", 风景 🦊 \\ \n \x1b[2J \x9b \u202e \u2028 \ufeff \U000e0041'
     profile = make_profile(provenance={"kind": "probed", "source": "a test", "notes": notes})
     profile.save(tmp_path / "mine.json")
@@ -92,7 +92,7 @@ def test_any_profile_survives_the_disk(profile, tmp_path_factory):
 
 
 @pytest.fixture
-def little_room():
+def file_size_limit():
     """Files of this process cannot grow beyond 100 bytes: what is written after them fails, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -108,13 +108,13 @@ def little_room():
     return limit
 
 
-def test_saving_is_whole_or_not_at_all(tmp_path, little_room):
+def test_saving_is_atomic(tmp_path, file_size_limit):
     path = tmp_path / "mine.json"
     make_profile().save(path)
     before = path.read_bytes()
     with (
         pytest.raises(freeloc.errors.ProfileError, match=r"cannot write the profile .*: File too large"),
-        little_room(),
+        file_size_limit(),
     ):
         make_profile({"tsa": [0, 1]}).save(path)
     assert path.read_bytes() == before
@@ -130,12 +130,12 @@ def test_saving_over_a_folder_leaves_nothing_beside_it(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_saved_file_may_be_read_by_whom_any_new_file_may(tmp_path):
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
     make_profile().save(tmp_path / "mine.json")
     (tmp_path / "other").touch()
     assert (tmp_path / "mine.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_saving_into_a_folder_that_is_not_there(tmp_path):
+def test_saving_into_a_missing_folder(tmp_path):
     with pytest.raises(freeloc.errors.ProfileError, match=r"cannot write the profile .*: No such file or directory"):
         make_profile().save(tmp_path / "nowhere" / "mine.json")

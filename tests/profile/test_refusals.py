@@ -130,7 +130,7 @@ class TestRefusals:
     def test_fields(self, tmp_path, change, told):
         assert told in self.changed(tmp_path, **change)
 
-    def test_a_profile_for_another_number_of_layers_says_both(self):
+    def test_the_error_for_another_number_of_layers_gives_both_numbers(self):
         model = make_wan(num_layers=5)
         with pytest.raises(
             freeloc.errors.ProfileError, match=r"expected 30 layers, found 5; 12 heads, found 2; 128 head_dim"
@@ -151,6 +151,6 @@ class TestRefusals:
         with pytest.raises(freeloc.errors.ProfileError, match=r"Installed profiles that fit: tiny-wan\."):
             freeloc.patch(model, "wan2.1")
 
-    def test_a_profile_for_another_family_says_both(self, small_wan):
+    def test_the_error_for_another_family_names_both(self, small_wan):
         with pytest.raises(freeloc.errors.ProfileError, match="expected the adapter 'hunyuan', found 'wan'"):
             freeloc.patch(small_wan, make_profile(adapter="hunyuan"))

@@ -77,14 +77,14 @@ SILENT = {
 }
 
 # A method in which every frame sees itself alone.
-BLINDFOLD = """[freeloc.plans.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
+OWN_FRAME_ONLY = """[freeloc.plans.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
     freeloc.FramePlan.identity(frames).positions, 2 * __import__("torch").eye(frames, dtype=__import__("torch").uint8)
 ))]"""
 
 # Distribution: {path: text}. Each package is an entry point of its own name.
 DISTRIBUTIONS = {
     "acme-video": {
-        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']", BLINDFOLD),
+        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']", OWN_FRAME_ONLY),
         "acme/acme.json": profile_text("Acme"),
         "acme/models.py": MODELS,
     },

@@ -59,7 +59,7 @@ def random_mask(generator, kind, batch, heads, layout, dtype=torch.float32):
     return torch.randn(shape, generator=generator).to(dtype).masked_fill(~kept, -math.inf)
 
 
-def assert_attends_as_the_reference(tensors, plan, rope, layout, mask=None, scale=None):
+def assert_equals_the_reference(tensors, plan, rope, layout, mask=None, scale=None):
     query, key, value = tensors
     tables = PreparedPlan(plan, rope, query.shape[-1])
     found = attend(query, key, value, tables, layout, mask, scale)

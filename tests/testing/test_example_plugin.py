@@ -78,7 +78,7 @@ def test_its_own_five_lines_of_tests_pass(run):
     assert "16 passed" in done.stdout
 
 
-def test_who_follows_the_page_gets_a_package_that_meets_every_requirement(tmp_path, monkeypatch):
+def test_the_package_built_by_following_the_page_meets_every_requirement(tmp_path, monkeypatch):
     source = copy_of_the_plugin(tmp_path)
     package, blocks, names = source / "freeloc_toy", code_blocks(PAGE), {}
     files = {found[1]: block for block in blocks if (found := re.match(r"# freeloc_toy/(\w+\.py)\n", block))}

@@ -65,7 +65,7 @@ def test_its_own_tests_pass_against_the_installed_package(site):
         ("depths", "attended-distance", "Measures the mean distance at which each head attends"),
     ],
 )
-def test_the_command_line_lists_what_it_brings(plugged, capsys, command, name, told):
+def test_the_command_line_lists_what_it_adds(plugged, capsys, command, name, told):
     assert main([command]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} ")]
     assert "freeloc-extras" in line
@@ -98,7 +98,7 @@ class TestBackend:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
         assert patch.report().layers[0].backends == {"tiles": 2}
 
-    def test_what_it_cannot_do_it_says(self, plugged, small_wan, run):
+    def test_it_says_what_it_does_not_support(self, plugged, small_wan, run):
         told = r"^blocks\.0\.attn1: no attention backend can compute this call: tiles supports no decay of logits"
         with (
             freeloc.patch(small_wan, make_profile(), backend="tiles", method="ultravico"),

@@ -76,7 +76,7 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert printed[-2].startswith("| none | +300.0 ± 0.0 | +100.0 ± 0.0 | +800.0 ± 0.0 |")
 
 
-def test_the_tables_in_docs_are_of_the_shipped_measurements() -> None:
+def test_the_tables_in_docs_match_the_shipped_measurements() -> None:
     shipped = measurements_path("tiny-wan")
     assert shipped is not None
     found = Sensitivity.load(shipped)
