@@ -1,4 +1,4 @@
-"""What the documentation shows is run, what it quotes is raised, and what it lists is complete."""
+"""The documentation: its code runs, its quoted errors are raised, and its lists are complete."""
 
 import importlib
 import re
@@ -30,7 +30,7 @@ def code_blocks(page, language="python"):
 
 
 def quoted(text):
-    """A pattern for a message on a page, where ... is any text and the length of lines says nothing."""
+    """A pattern for a message on a page: ... matches any text, and line breaks do not matter."""
     parts = re.split(r"\.\.\.", " ".join(text.split()))
     return re.compile(".*".join(re.escape(part) for part in parts) + r"\Z")
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-# What an import could change. torch is imported before the first look, so that its own doing does not count.
+# What an import could change. torch is imported before the first snapshot, so its own changes do not count.
 LOOK = """
 import json, logging, os, random, signal, sys, threading, warnings
 import torch
@@ -78,7 +78,7 @@ sys.excepthook = print
 
 
 def state_after(statement):
-    """What a fresh process has loaded and changed after a statement, which must print nothing."""
+    """What a fresh process has loaded and changed after a statement. The statement must print nothing."""
     done = subprocess.run(
         [sys.executable, "-c", LOOK.replace("STATEMENT", statement)], capture_output=True, text=True, check=True
     )

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 import freeloc
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # cross-attention's own
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # from cross-attention
 @pytest.mark.parametrize("backend", ["_native_math", "flex"])
 def test_other_attention_backends_are_corrected_and_come_back(small_wan, run, backend):
     with freeloc.patch(small_wan, make_profile()):

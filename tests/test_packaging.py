@@ -1,4 +1,4 @@
-"""What a user gets: the wheel and the source archive, built, listed, installed and run."""
+"""The wheel and the source archive that users get: built, listed, installed and run."""
 
 import os
 import shutil
@@ -66,8 +66,8 @@ def test_the_wheel_can_be_rebuilt_from_the_source_archive(archives):
 def installed(archives, tmp_path_factory):
     """Folder of the programs of a fresh environment that holds the wheel.
 
-    Third-party packages are lent by this interpreter, since installing torch again takes minutes; this interpreter's
-    own freeloc, an editable one, is not seen there because its import hook is not lent.
+    Third-party packages come from this interpreter, because installing torch again takes minutes. The editable freeloc
+    of this interpreter is not visible there, because its import hook is not active.
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)

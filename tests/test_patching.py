@@ -21,7 +21,7 @@ HOOK_DICTS = [
 
 
 def state_of(model):
-    """Everything that a patch could leave behind."""
+    """All state that a patch could leave behind."""
     modules = {
         path: (
             type(module),
@@ -113,17 +113,17 @@ def test_a_copy_of_a_patched_model_is_patched_on_its_own(small_wan, run):
     plain = run(small_wan, 9)
     with freeloc.patch(small_wan, make_profile()) as patch:
         corrected = run(small_wan, 9)
-        twin = copy.deepcopy(small_wan)
+        copied = copy.deepcopy(small_wan)
         calls = patch.report().corrected_calls
-        assert torch.equal(run(twin, 9), corrected)
+        assert torch.equal(run(copied, 9), corrected)
         assert patch.report().corrected_calls == calls
-        twin.blocks[0].attn1.to_q.weight.zero_()
-        assert not torch.equal(run(twin, 9), corrected)
-        freeloc.unpatch(twin)
+        copied.blocks[0].attn1.to_q.weight.zero_()
+        assert not torch.equal(run(copied, 9), corrected)
+        freeloc.unpatch(copied)
         assert torch.equal(run(small_wan, 9), corrected)
     assert torch.equal(run(small_wan, 9), plain)
-    twin.blocks[0].attn1.to_q.weight.copy_(small_wan.blocks[0].attn1.to_q.weight)
-    assert torch.equal(run(twin, 9), plain)
+    copied.blocks[0].attn1.to_q.weight.copy_(small_wan.blocks[0].attn1.to_q.weight)
+    assert torch.equal(run(copied, 9), plain)
 
 
 def test_two_threads_with_a_model_each(small_wan, run):

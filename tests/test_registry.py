@@ -42,7 +42,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def plugged(installed, monkeypatch):
-    """This process, as if it had been started with all of them on its path."""
+    """The registry of this process with all of them installed."""
     monkeypatch.syspath_prepend(installed)
     registry.cache_clear()
     yield registry()
@@ -141,7 +141,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     def test_a_plugin_adds_an_adapter_and_a_profile(self, plugged):
         assert ("acme", "acme-video") in [(name, distribution) for name, distribution, _ in plugged.adapters.things()]
         model = acme_model("Acme")
-        assert freeloc.discovery.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
+        assert freeloc.discovery.find_adapter(model).name == "acme"  # the adapter of the class, not that of its base
         with freeloc.patch(model, "acme") as patch:
             assert len(patch.report().layers) == SMALL["num_layers"]
 
@@ -189,8 +189,8 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     @pytest.mark.parametrize("name", FAILING)
     def test_a_plugin_that_fails_is_named_with_its_distribution_and_the_cause(self, plugged, name):
-        (told,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
-        assert told.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
+        (message,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
+        assert message.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
 
     def test_a_plugin_with_one_wrong_part_adds_nothing(self, plugged):
         assert "half" not in plugged.adapters.owners
@@ -200,9 +200,9 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
             freeloc.errors.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
-        ) as told:
+        ) as caught:
             freeloc.discovery.find_adapter(nn.Linear(2, 2))
-        assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
+        assert all(f"plugin '{name}' of clumsy" in str(caught.value) for name in FAILING)
 
     def test_loading_a_profile_whose_file_is_missing_is_an_error(self, plugged):
         with pytest.raises(

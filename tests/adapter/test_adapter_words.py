@@ -1,4 +1,4 @@
-"""A slip in an adapter is an error that names the word and says what to write."""
+"""A mistake in an adapter is an error that names the field and says what to write."""
 
 from dataclasses import replace
 from types import SimpleNamespace

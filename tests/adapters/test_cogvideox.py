@@ -1,4 +1,4 @@
-"""CogVideoX beyond what all families have in common: its pipelines, its variants, and the one without RoPE."""
+"""CogVideoX beyond the tests of all families: its pipelines, its variants, and the variant without RoPE."""
 
 from dataclasses import replace
 

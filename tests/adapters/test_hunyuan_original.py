@@ -45,7 +45,7 @@ def run(model, frames, height=2, width=3, batch=2, text=PADDED, **changes):
 
 @contextlib.contextmanager
 def oracle(profile, frames, height=2, width=3):
-    """Within, the blocks do not rotate, and their attention is dense logits, one after the other."""
+    """Inside the block, the model does not rotate, and attention is computed from dense logits, block after block."""
     models, layer = sys.modules["hyvideo.modules.models"], itertools.count()
 
     def attention(q, k, v, cu_seqlens_kv, batch_size, **lengths):

@@ -52,7 +52,7 @@ def run(name, frames, height=2, width=3, batch=2, model=None, **changes):
 
 @contextlib.contextmanager
 def oracle(name, plan, frames, height=2, width=3):
-    """Within, nothing is rotated, and attention is dense logits, one layer after the other."""
+    """Inside the block, nothing is rotated, and attention is computed from dense logits, layer after layer."""
     with _oracle_12(model_of(name), plan) if name not in TWO else _oracle_2(name, plan, frames, height, width):
         yield
 
@@ -209,9 +209,9 @@ def test_an_exception_restores_the_kernel(name, math, where):
 
 
 def test_a_copy_of_a_model_whose_forward_is_on_the_instance():
-    twin = copy.deepcopy(model_of("open-sora-2"))
-    with freeloc.patch(twin, profile_of("open-sora-2", "mixed")) as patch:
-        found = run("open-sora-2", 9, model=twin)
+    copied = copy.deepcopy(model_of("open-sora-2"))
+    with freeloc.patch(copied, profile_of("open-sora-2", "mixed")) as patch:
+        found = run("open-sora-2", 9, model=copied)
         untouched = run("open-sora-2", 9)
     assert patch.report().corrected_calls == 3
     assert (found - untouched).abs().max() > 1e-3

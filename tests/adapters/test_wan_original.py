@@ -64,12 +64,12 @@ def oracle_of(model, profile):
             out[at] = (logits.softmax(dim=-1) @ v[at].transpose(1, 2).double()).transpose(1, 2).to(x.dtype)
         return self.o(out.flatten(2))
 
-    twin = copy.deepcopy(model)
-    blocks = list(enumerate(twin.blocks))
-    blocks += list(zip(getattr(twin, "vace_layers", ()), getattr(twin, "vace_blocks", ()), strict=True))
+    copied = copy.deepcopy(model)
+    blocks = list(enumerate(copied.blocks))
+    blocks += list(zip(getattr(copied, "vace_layers", ()), getattr(copied, "vace_blocks", ()), strict=True))
     for layer, block in blocks:
         block.self_attn.forward = functools.partial(forward, block.self_attn, layer=layer)
-    return twin
+    return copied
 
 
 MODELS = pytest.mark.parametrize("cls", [wan_double.WanModel, wan_double.VaceWanModel], ids=["plain", "vace"])

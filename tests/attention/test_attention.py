@@ -89,7 +89,7 @@ def test_frames_without_full_attention_to_themselves_equal_the_reference(seed, l
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_its_accuracy_at_long_distances(dtype, kind, pairing):
-    # Keys turn by up to 55 radians here: angles in half precision would miss by a tenth of a radian.
+    # Keys are rotated by up to 55 radians: angles in half precision would be wrong by a tenth of a radian.
     generator = torch.Generator().manual_seed(3)
     layout = TokenLayout(frames=60, height=1, width=3, text_last=2)
     plan = FramePlan(vrpr_positions(60, 5), tsa_visibility(60, 5, TsaSettings(dense_frames=20, striped_frames=40)))
@@ -121,7 +121,7 @@ def test_permuted_views_equal_the_reference(kind):
     tensors = [tensor.transpose(1, 2) for tensor in stored]
     assert not tensors[0].is_contiguous()
     assert_equals_the_reference(tensors, plan, ROPE, layout, random_mask(generator, kind, 2, 3, layout))
-    # A view of one row for all heads cannot be written to: the engine must not try.
+    # A tensor expanded over heads cannot be written to: the engine must not try.
     broadcast = [tensor[:, :1].expand(-1, 3, -1, -1) for tensor in tensors]
     assert_equals_the_reference(broadcast, plan, ROPE, layout)
 

@@ -34,7 +34,7 @@ def short_only(query, key, value, plan, layout, mask):
 
 @pytest.fixture
 def register_backends(monkeypatch):
-    """Registers backends, as a package would."""
+    """Registers backends as a plugin does."""
 
     def register(*backends, distribution="a package"):
         for backend in backends:
@@ -145,14 +145,14 @@ class TestOutput:
     )
     def test_an_output_that_does_not_match_the_queries_is_refused(self, small_wan, run, change, words):
         backend = Backend("odd", lambda *call: change(sdpa.attend(*call)))
-        told = rf"^blocks\.0\.attn1: expected the backend 'odd' .*{re.escape(words)} \(adapter 'wan'\)$"
-        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=told):
+        message = rf"^blocks\.0\.attn1: expected the backend 'odd' .*{re.escape(words)} \(adapter 'wan'\)$"
+        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=message):
             run(small_wan, 9)
 
     def test_a_predicate_that_does_not_return_a_text_is_refused(self, small_wan, run):
         backend = Backend("odd", sdpa.attend, can=lambda *call: True)
-        told = "expected can of the backend 'odd' to return a text, what is in the way or an empty one, found True"
-        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=told):
+        message = "expected can of the backend 'odd' to return a text, what is in the way or an empty one, found True"
+        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=message):
             run(small_wan, 9)
 
     def test_the_tokens_are_checked_for_every_backend(self):
@@ -178,7 +178,7 @@ class RecordedCall(NamedTuple):
 
 
 def calls_of(subject, frames=9):
-    """What each layer of a patched model is given and computes, by its number."""
+    """What each layer of a patched model receives and computes, by its number."""
     seen = []
 
     def note(query, key, value, plan, layout, mask, scale):

@@ -46,8 +46,8 @@ def test_each_head_has_its_own_plan(per_head_frequencies: bool, mask: str) -> No
     for head, own_plan in enumerate(PLANS):
         q, k, v = (tensor[:, head : head + 1] for tensor in tensors())
         mine = own[:, head : head + 1] if own is not None and own.shape[1] > 1 else own
-        turning = frequencies[head] if per_head_frequencies else frequencies
-        expected = attend_reference(q, k, v, own_plan, ROPE, LAYOUT, mine, frequencies=turning)
+        own_frequencies = frequencies[head] if per_head_frequencies else frequencies
+        expected = attend_reference(q, k, v, own_plan, ROPE, LAYOUT, mine, frequencies=own_frequencies)
         assert (out[:, head : head + 1] - expected).abs().max() < 1e-5, head
 
 
@@ -107,7 +107,7 @@ def test_wrong_heads_are_refused(changes: dict[str, Any], words: str) -> None:
 
 
 def test_a_model_with_policies_for_heads() -> None:
-    """Heads that all get the same are the layer; one that gets something else changes the output and the report."""
+    """Heads with the same policy equal a layer policy; one with another policy changes the output and the report."""
     model, inputs = make_wan(), wan_inputs(12)
 
     def out(profile: freeloc.Profile) -> tuple[Tensor, freeloc.patching.Report]:

@@ -29,16 +29,16 @@ def test_rotated_keys_of_half_precision_are_rounded_once(dtype, pairing):
     tables = PreparedPlan(random_plan(generator, 9), TemporalRope(12, pairing=pairing), 12)
     keys = torch.randn(1, 2, 9, 50, 12, generator=generator).to(dtype)
     frames = torch.arange(9)
-    turns = tables.rotations(4, frames, keys)
-    assert turns.dtype == torch.complex64
-    found = rotate(keys, turns, tables.span, pairing)
+    rotations = tables.rotations(4, frames, keys)
+    assert rotations.dtype == torch.complex64
+    found = rotate(keys, rotations, tables.span, pairing)
     exact = rotate(keys.double(), tables.rotations(4, frames, keys.double()), tables.span, pairing)
     # Where float32 and float64 fall on different sides of a tie, one rounding differs.
     assert (found != exact.to(dtype)).double().mean() < 0.01
 
 
 def rotated_to(x, position, rope):
-    """Channels of x as RoPE has them at a position, one pair of channels at a time."""
+    """x rotated by RoPE to a position, one pair of channels at a time."""
     first, stop = rope.span(x.shape[-1])
     pairs, block = rope.channels // 2, (stop - first) // 2
     out = x.clone()
@@ -54,7 +54,7 @@ def rotated_to(x, position, rope):
 @pytest.mark.parametrize("pairing", PAIRINGS)
 @pytest.mark.parametrize(("channels", "within"), [(4, None), (10, None), (4, 8), (2, 10)])
 def test_each_pair_is_at_the_position_that_the_plan_gives(pairing, channels, within):
-    """From un-rotated queries and keys, by a rotation of its own: the reference shares `rotate` with the engine."""
+    """From un-rotated queries and keys and an independent rotation: the reference shares `rotate` with the engine."""
     generator = torch.Generator().manual_seed(7)
     frames, n, head_dim = 5, 6, 12
     layout = TokenLayout(frames, 2, 3)
@@ -98,7 +98,7 @@ def test_each_head_is_rotated_by_its_own_frequencies(pairing):
 
 def test_frames_whose_visible_pairs_keep_true_positions_are_not_rotated():
     plan = tsa_plan(12, 5, TsaSettings(dense_frames=2, striped_frames=4, sink_frames=1))
-    # Only the sink, clamped to 4 frames away, is turned; hidden pairs are clamped too.
+    # Only the sink, clamped to 4 frames away, is rotated; hidden pairs are clamped too.
     assert PreparedPlan(plan, ROPE, 12).rotated == [frame > 4 for frame in range(12)]
 
 
@@ -115,7 +115,7 @@ def test_a_block_that_does_not_fit_the_head_is_refused(within):
 
 
 def test_a_position_offset_shared_by_a_whole_row_changes_the_result():
-    """Positions are absolute per pair, not up to a shift per query: a plan that differs only so is another plan."""
+    """Positions are absolute for each pair: a plan that shifts all positions of a query is another plan."""
     generator = torch.Generator().manual_seed(16)
     layout = TokenLayout(4, 1, 3)
     tensors = random_inputs(generator, layout)

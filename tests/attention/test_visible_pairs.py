@@ -1,4 +1,4 @@
-"""Which pairs of tokens are attended to: each visible pair once, and no table of all pairs on the way."""
+"""Which pairs of tokens are attended to: each visible pair once, without ever making a table of all pairs."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_striped_frames_cost_little_more_than_the_pairs_they_keep(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     query, key, value = random_inputs(torch.Generator().manual_seed(19), layout, heads=1)
     attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
-    # One call for the text, eight chunks of up to 128 tokens per frame; each sees its own tokens and 19 on both sides.
+    # One call for the text, eight chunks of up to 128 tokens per frame, each attending also to 19 on both sides.
     assert len(calls) == 1 + 3 * 8
     assert max(calls[1:]) == 128 * (3 * (128 + 2 * 19) + 4)
 
@@ -140,7 +140,7 @@ def test_a_query_whose_visible_keys_the_model_masks_gets_zeros(text_last):
 
 
 def test_frames_with_the_same_visible_frames_share_a_call(monkeypatch):
-    """A shift of all keys is one call, a window one call for each of its ends and one for each frame between."""
+    """A shift of all keys is one call. A window is one call for each end and one for each frame between."""
     from freeloc.plans.baselines import sliding_window
     from freeloc.plans.vrpr import vrpr_plan
     from freeloc.probing.perturbations import shifted

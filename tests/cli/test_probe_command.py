@@ -147,9 +147,9 @@ def test_an_unknown_class(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     index = strange / "model_index.json"
     index.write_text(index.read_text().replace("WanPipeline", "NoSuchPipeline"))
     assert main(command(strange, tmp_path / "mine.json", "--prompt", "a")) == 2
-    told = capsys.readouterr().err
-    assert f"cannot load the model {strange}: AttributeError: " in told
-    assert "NoSuchPipeline" in told
+    message = capsys.readouterr().err
+    assert f"cannot load the model {strange}: AttributeError: " in message
+    assert "NoSuchPipeline" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
@@ -171,9 +171,9 @@ def test_an_output_that_is_no_json_file_is_refused_before_a_model_is_loaded(
 def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["probe", str(folder), "--prompt", "a", "--output", str(tmp_path / "mine.json"), *SIZE]
     assert main(ask) == 2
-    told = capsys.readouterr().err
-    assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in told
-    assert "Here --trained-latent-frames says it, or --profile names one" in told
+    message = capsys.readouterr().err
+    assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in message
+    assert "Here --trained-latent-frames says it, or --profile names one" in message
     with pytest.raises(SystemExit):
         main([*ask, "--profile", "wan2.1", "--trained-latent-frames", "3"])
     assert "not allowed with argument" in capsys.readouterr().err
@@ -182,9 +182,9 @@ def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsy
 
 
 def test_errors_of_other_libraries_are_reported_with_their_cause_and_interrupts_end_the_run() -> None:
-    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as told, telling("cannot count"):
+    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as caught, telling("cannot count"):
         raise KeyError(3)
-    assert isinstance(told.value.__cause__, KeyError)
+    assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ProbeError, match=r"^ours$"), telling("cannot count"):
         raise ProbeError("ours")
     with pytest.raises(KeyboardInterrupt), telling("cannot count"):

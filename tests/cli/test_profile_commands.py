@@ -105,8 +105,8 @@ def newer() -> Profile:
 def test_validate_reports_the_version_and_how_to_write_the_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = out(["validate", "wan2.1", "mochi"], capsys)
-    first, second, *rest = told.splitlines()
+    message = out(["validate", "wan2.1", "mochi"], capsys)
+    first, second, *rest = message.splitlines()
     assert first == "wan2.1: a valid profile of schema version 1; it rests on no measurements"
     assert second.startswith("mochi: a valid profile of schema version 1; ")
     assert len(rest) == 2
@@ -114,8 +114,8 @@ def test_validate_reports_the_version_and_how_to_write_the_next(
     content = json.loads(profile_path("wan2.1").read_text()) | json.loads(f"{{{rest[1]}}}")  # written as it says
     content["layers"]["vrpr"] = [*range(2, 30)]
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    told = out(["validate", str(tmp_path / "mine.json")], capsys)
-    assert told == f"{tmp_path / 'mine.json'}: a valid profile of schema version 2; it rests on no measurements\n"
+    message = out(["validate", str(tmp_path / "mine.json")], capsys)
+    assert message == f"{tmp_path / 'mine.json'}: a valid profile of schema version 2; it rests on no measurements\n"
     assert freeloc.frame_plan(freeloc.load_profile(tmp_path / "mine.json"), 1, 81).stripe == 0.2
 
 
@@ -124,7 +124,7 @@ def test_show_and_diff_print_policies(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = out(["show", str(tmp_path / "mine.json")], capsys).splitlines()
     assert "policy     wide: tsa, with dense_frames=9, stripe=0.5" in shown
     assert "riflex       1 layers: 2" in shown
-    told = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
+    message = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
     for line in (
         "schema_version: 1 -> 2",
         "policies.wide.method: nothing -> tsa",
@@ -132,7 +132,7 @@ def test_show_and_diff_print_policies(tmp_path: Path, capsys: pytest.CaptureFixt
         "layers 0 1: vrpr -> wide",
         "layers 2: vrpr -> riflex",
     ):
-        assert line in told
+        assert line in message
 
 
 def test_methods_print_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,16 +157,16 @@ def test_untrusted_profiles_cannot_control_the_terminal(
     profile.model_copy(update=update).save(hostile)
     shown = out(["show", str(hostile)], capsys)
     assert "long " * 200 + r"\x1b[2J\x1b]0;title\x07 red\nprov" in shown
-    for told in (shown, out(["diff", str(probed), str(hostile)], capsys, status=1)):
-        assert all(line.isprintable() for line in told.split("\n"))
-        assert "provenance.kind: probed -> published" not in told.split("\n")
+    for message in (shown, out(["diff", str(probed), str(hostile)], capsys, status=1)):
+        assert all(line.isprintable() for line in message.split("\n"))
+        assert "provenance.kind: probed -> published" not in message.split("\n")
 
 
 def test_untrusted_measurements_cannot_control_the_terminal(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Sensitivity.load(probed.with_suffix(".safetensors"))
     tables = {**found.tables, HOSTILE: found.table("local.change")}
     Sensitivity(tables, found.facts).to_profile(probed, depth="local")
-    assert main(["profiles", "validate", str(probed)]) in (0, 2)  # told, or refused
+    assert main(["profiles", "validate", str(probed)]) in (0, 2)  # reported, or refused
     captured = capsys.readouterr()
     assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
 
@@ -175,9 +175,9 @@ def test_a_name_that_a_terminal_could_not_show_is_refused(probed: Path, capsys: 
     text = probed.read_text()
     for name in (r"\u001b]0;title\u0007", r"two\nlines"):
         probed.write_text(text.replace(TINY.model.name, name))
-        told = out(["show", str(probed)], capsys, status=2)
-        assert "model.name: Value error, expected a name on one line without control characters, found '" in told
-        assert all(line.isprintable() for line in told.split("\n"))
+        message = out(["show", str(probed)], capsys, status=2)
+        assert "model.name: Value error, expected a name on one line without control characters, found '" in message
+        assert all(line.isprintable() for line in message.split("\n"))
 
 
 def test_a_file_beside_a_profile_without_measurements_is_not_its_measurements(probed: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be seen of a model that no adapter describes, and whether the file written from it holds."""
+"""Inspecting a model that no adapter describes, and whether the adapter file written from it is right."""
 
 import re
 import shlex
@@ -99,7 +99,7 @@ def test_an_unobservable_kernel_is_reported():
 
 
 class Shuffled(nn.Module):
-    """Attention over tokens that are in no order of rows and columns."""
+    """Attention over tokens in an order that is not row by row."""
 
     def forward(self, video):
         tokens = video.flatten(2).mT[:, torch.randperm(48, generator=torch.Generator().manual_seed(0))]
@@ -114,7 +114,7 @@ def test_no_adapter_is_written_without_an_observed_grid():
 
 
 class Block(nn.Module):
-    """Attention over the frames of each place, the places of each frame, all tokens, or nothing."""
+    """Attention over the frames at each position, over the positions of each frame, over all tokens, or none."""
 
     def __init__(self, over):
         super().__init__()
@@ -175,7 +175,7 @@ def test_blocks_of_one_kind_are_named():
 
 
 class Named(Attention):
-    """Names what it multiplies."""
+    """Passes the factors of its product by name."""
 
     def forward(self, x):
         x = x[:, None]

@@ -1,4 +1,4 @@
-"""Nothing is left behind by a run that ends in the middle: PyTorch calls no hooks after a KeyboardInterrupt."""
+"""Interrupted runs leave nothing behind, although PyTorch calls no hooks after a KeyboardInterrupt."""
 
 import threading
 
@@ -16,7 +16,7 @@ from freeloc.interception.layers import LayerHook
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Ctrl-C in the attention of the second layer, whenever the list is not empty."""
+    """Raises KeyboardInterrupt in the attention of the second layer while the list is not empty."""
     left, run = [], LayerHook._attend
 
     def interrupt(hook, *arguments):

@@ -1,4 +1,4 @@
-"""The state of a running forward: nobody else's call, thread, default or copy changes what a patched model computes."""
+"""The state of a running forward: no other call, thread, default or copy changes what a patched model computes."""
 
 import copy
 import gc
@@ -22,9 +22,9 @@ from freeloc.interception.hooks import patched_models
 
 LABELS = sorted(EXAMPLES)
 BY_ATTENTION = {label for label in LABELS if label.startswith("wan-original")}
-"""Whose attention modules are each told the grid, so that they need no call of the transformer."""
+"""Models whose attention modules receive the grid as an argument, so they need no call of the transformer."""
 OF_ONE_LENGTH = {"latte", "skyreels-v2-causal"}
-"""Whose small models are built for 9 latent frames."""
+"""Models that are built for exactly 9 latent frames."""
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -134,7 +134,7 @@ def test_the_default_device_at_the_time_of_patching(label):
 
 @pytest.mark.parametrize("method", ["vrpr+tsa", "sliding-window", "clip", "yarn", "ultravico", "riflex"])
 def test_the_default_device_during_a_forward(small_wan, method):
-    """A default device that is not the model's: the input lies on the CPU, as the weights do."""
+    """A default device other than the model's: input and weights are on the CPU."""
     inputs = wan_inputs(9)
     with freeloc.patch(small_wan, make_profile(), method=method), torch.no_grad():
         want = small_wan(**inputs)[0]

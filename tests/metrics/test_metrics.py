@@ -1,4 +1,4 @@
-"""The measures, on videos made to have exactly one defect, on true clips of the tiny world and on a photograph."""
+"""The measures, on videos with exactly one defect, on clips of the synthetic dataset and on a photograph."""
 
 import json
 

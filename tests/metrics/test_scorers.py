@@ -1,4 +1,4 @@
-"""What judges the videos of a probe: the built-in measures, CLIP with real classes, VBench's errors."""
+"""The scorers of a probe's videos: the built-in measures, CLIP with real classes, VBench's errors."""
 
 import json
 import sys

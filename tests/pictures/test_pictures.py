@@ -55,7 +55,7 @@ def shares(path: Path, colours: list[str]) -> list[int]:
 
 
 def drawn(axes: Axes, picture: Tensor, values: Tensor) -> Tensor:
-    """The pixel in the middle of each cell of an image that was drawn, (rows, columns, 3)."""
+    """The pixel at the centre of each cell of a drawn image, (rows, columns, 3)."""
     rows, columns = torch.meshgrid(torch.arange(len(values)), torch.arange(len(values[0])), indexing="ij")
     places = axes.transData.transform(torch.stack([columns, rows], dim=-1).reshape(-1, 2).numpy())
     places = torch.as_tensor(places).round().long()
@@ -72,7 +72,7 @@ def measured(profile: Profile, **tables: Table) -> Sensitivity:
 
 @pytest.fixture
 def local() -> Sensitivity:
-    """Layer 3 depends most on positions, layer 5 on context; head 2 and step 1 stand out."""
+    """Layer 3 depends most on positions, layer 5 on context; head 2 and step 1 have the largest values."""
     axes = {"layers": [*range(8)], "heads": [*range(4)], "shifts": [-20, 20], "steps": [0, 5], "prompts": ["a", "b"]}
     logits = torch.rand(8, 4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
     logits[3, 2, :, 1] = 4.0
@@ -140,8 +140,8 @@ def test_any_method_has_its_colour_and_the_legend_names_what_is_used(tmp_path: P
     write(figure, tmp_path / "layers.png")
     cells = drawn(figure.axes[0], pixels(tmp_path / "layers.png"), torch.zeros(1, 8))[0]
     assert torch.equal(cells, torch.stack([of_colour(colours[profile.policy(layer)]) for layer in range(8)]))
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told == ["vrpr", "tsa", "riflex", " _wide $\\bad$", "narrow"]
+    message = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert message == ["vrpr", "tsa", "riflex", " _wide $\\bad$", "narrow"]
 
 
 def test_profiles_plot_draws_the_plan_of_any_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

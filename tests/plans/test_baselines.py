@@ -1,4 +1,4 @@
-"""Each method to compare with, against its published formula in plain loops, and in a real Wan against the oracle."""
+"""Each baseline method against its published formula in plain loops, and in a real Wan against the oracle."""
 
 import math
 
@@ -179,9 +179,9 @@ def test_nothing_changes_up_to_the_trained_length_and_beyond_it_all_but_direct(m
 @pytest.mark.parametrize("name", [name for name, _, _ in registry().methods.things()])
 def test_a_real_wan_patched_by_name_equals_the_oracle(small_wan, run, name):
     profile, (_, plan) = make_profile(), resolve_method(name)
-    twin = use_oracle_of(small_wan, lambda layer, frames: plan(profile, layer, frames), 3, 5)
+    oracle = use_oracle_of(small_wan, lambda layer, frames: plan(profile, layer, frames), 3, 5)
     for frames in (4, 9, 16):
-        expected = run(twin, frames)
+        expected = run(oracle, frames)
         with freeloc.patch(small_wan, profile, method=name, noise_prepared=True) as patch:
             found = run(small_wan, frames)
         assert (found - expected).abs().max() <= 2e-5

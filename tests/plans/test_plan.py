@@ -1,4 +1,4 @@
-"""FramePlan: what it refuses, and what its two tables mean for tokens."""
+"""FramePlan: refused tables, and the meaning of its two tables for tokens."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""TSA, and the way from a profile's policies to plans."""
+"""TSA, and how policies of a profile become plans."""
 
 import re
 
@@ -71,7 +71,7 @@ def test_every_frame_attends_densely_to_the_first_frames():
     visibility = tsa_visibility(30, 5, tiers)
     assert (visibility[:, :2] == 2).all()
     assert visibility[10].nonzero().flatten().tolist() == [0, 1, 10]
-    # The first frames themselves see no more than others do.
+    # The first frames themselves attend to no more frames than others do.
     assert visibility[0].nonzero().flatten().tolist() == [0, 1]
 
 

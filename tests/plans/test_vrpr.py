@@ -1,4 +1,4 @@
-"""VRPR: what holds for every length, every trained length and both floorings, and the published numbers by hand."""
+"""VRPR: properties for every length, trained length and flooring, and the published numbers computed by hand."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def some_settings(draw):
 
 
 def reference_tiers(distance, near, mid, mid_group, far_group):
-    """The formula of the docstring of vrpr_positions, in Python ints, without the limit."""
+    """The formula in the docstring of vrpr_positions, in Python ints, without the limit."""
     if distance <= near:
         return distance
     if distance <= mid:
@@ -217,7 +217,7 @@ def test_whole_plans_of_many_lengths(frames):
     [
         # 12 exact; 13 // 2 + 12 - 6; 20 // 2 + 6 ends the mid tier at 16; 24 // 8 - 20 // 8 + 16; 40 // 8 - 2 + 16.
         (41, (12, 20, 2, 8), {12: 12, 13: 12, 14: 13, 20: 16, 21: 16, 23: 16, 24: 17, 32: 18, 39: 18, 40: 19}),
-        # 14 // 2 + 10 - 5 ends the mid tier at 12; 72 // 8 - 14 // 8 + 12 = 20; 80 would be 21 and is held at 20.
+        # 14 // 2 + 10 - 5 ends the mid tier at 12; 72 // 8 - 14 // 8 + 12 = 20; 80 would be 21 and is clamped to 20.
         (81, (10, 14, 2, 8), {10: 10, 11: 10, 12: 11, 14: 12, 15: 12, 16: 13, 24: 14, 71: 19, 72: 20, 79: 20, 80: 20}),
     ],
 )

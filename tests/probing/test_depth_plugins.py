@@ -1,4 +1,4 @@
-"""A depth of somebody else's: registered, measured, saved, read, printed, drawn, and chosen by."""
+"""A probe depth of a plugin: registered, measured, saved, read, printed, drawn, and used for the choice."""
 
 import sys
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ BUILT = "[Narrowed(), Fussy, Broken]"
 
 
 def installed(folder: Path, name: str, depths: str) -> metadata.EntryPoint:
-    """A module, with the entry point that a package of it has."""
+    """A module, and the entry point of its package."""
     (folder / f"{name}.py").write_text(PLUGIN.replace("DEPTHS", depths))
     information = folder / f"{name}-1.0.dist-info"
     information.mkdir()
@@ -99,7 +99,7 @@ def installed(folder: Path, name: str, depths: str) -> metadata.EntryPoint:
 
 @pytest.fixture
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """This process, as if it had been started with the plugin on its path."""
+    """The registry of this process with the plugin installed."""
     installed(tmp_path, "acme_depths", BUILT)
     monkeypatch.syspath_prepend(tmp_path)
     registry.cache_clear()

@@ -1,4 +1,4 @@
-"""A probe in a folder: it goes on where it was stopped, is shared by processes, and refuses pieces of another."""
+"""A probe in a folder: it resumes, is shared by processes, and refuses pieces of another probe."""
 
 import signal
 import subprocess

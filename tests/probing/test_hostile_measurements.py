@@ -1,4 +1,4 @@
-"""Measurements from strangers: whatever a file holds, it is read as it says or refused in one message."""
+"""Untrusted measurements: any file is either read correctly or refused with one clear message."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TABLE = "local.change"
 
 
 def measured():
-    """Measurements as small as they can be."""
+    """Minimal measurements."""
     axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
     tables = {
         "local.logits": Table(torch.arange(8.0).reshape(4, 2, 1, 1, 1), {**axes, "shifts": [0.5]}),
@@ -51,7 +51,7 @@ WHOLE = save(TENSORS, {"freeloc": HEADER})
 
 
 def measurements_or_refused(path):
-    """Measurements that survive saving and can be shown; else a clear refusal."""
+    """Measurements that survive saving and can be shown; otherwise a clear refusal."""
     try:
         found = Sensitivity.load(path)
     except freeloc.errors.ProbeError as error:
@@ -59,7 +59,7 @@ def measurements_or_refused(path):
     again = path.with_name("again.safetensors")
     found.save(again)
     kept = Sensitivity.load(again)
-    assert repr(kept.facts) == repr(found.facts)  # where NaN is as good as NaN
+    assert repr(kept.facts) == repr(found.facts)  # NaN equals NaN here
     assert {name: table.axes for name, table in kept.tables.items()} == {n: t.axes for n, t in found.tables.items()}
     assert str(found)
     return None
@@ -115,13 +115,13 @@ def test_many_bytes_are_measurements_or_refused(data, measurements):
 
 
 def refused(path, words):
-    with pytest.raises(freeloc.errors.ProbeError, match=words) as told:
+    with pytest.raises(freeloc.errors.ProbeError, match=words) as caught:
         Sensitivity.load(path)
-    clear(told.value, path)
+    clear(caught.value, path)
 
 
 def changed(*place, value):
-    """What measurements say, with one thing changed."""
+    """The metadata with one change."""
     content = part = json.loads(HEADER)
     for name in place[:-1]:
         part = part[name]

@@ -35,7 +35,7 @@ def run_of(model: Any) -> Any:
 
 
 def predicts(model: Any, profile: freeloc.Profile) -> Objective:
-    """The objective whose target is what the model returns under a profile: no other profile has a lower loss."""
+    """The objective whose target is the model's output under a profile: no other profile has a lower loss."""
     usual, reference = flow(), copy.deepcopy(model)
     freeloc.patch(reference, profile)
 

@@ -157,7 +157,7 @@ FALLS = [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5], [0.5, 1.5, 1.0], [0.9, 0.9, 0.9]]
 def test_no_policy_is_chosen_without_a_number(found: Sensitivity, words: str) -> None:
     with pytest.raises(ProbeError, match=words):
         found.to_profile()
-    assert str(found).count(" ?") == 4  # the numbers are shown all the same, and why there is no policy
+    assert str(found).count(" ?") == 4  # the numbers are shown, and why there is no policy
     assert "no policy: expected " in str(found)
 
 

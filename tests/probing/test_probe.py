@@ -1,4 +1,4 @@
-"""probe itself: what it leaves alone, which runs it refuses, and what it says of the model."""
+"""probe itself: what it does not change, which runs it refuses, and what it records about the model."""
 
 from pathlib import Path
 from typing import Any

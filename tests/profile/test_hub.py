@@ -68,7 +68,7 @@ class Repository(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a person who probed the tiny model would upload."""
+    """The files that somebody who probed the tiny model would upload."""
     transformer, folder = load_transformer(), tmp_path_factory.mktemp("shared")
 
     def run(prompt: str) -> None:
@@ -83,7 +83,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(shared: Path) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and what it was asked."""
+    """Its address, and the requests it received."""
     handler = type("Handler", (Repository,), {"folder": shared, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
         threading.Thread(target=http_server.serve_forever, daemon=True).start()

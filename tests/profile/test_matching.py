@@ -13,7 +13,7 @@ from freeloc.registry import registry
 
 
 def released_wan(layers, heads):
-    """A Wan of the true size of a released one, without its weights."""
+    """A Wan of the size of a released model, without weights."""
     with torch.device("meta"):
         return WanTransformer3DModel(num_layers=layers, num_attention_heads=heads, attention_head_dim=128)
 
@@ -93,8 +93,8 @@ class TestOneMoreProfile:
     def test_different_trained_lengths_are_an_error_that_lists_them(self, install, method):
         facts = freeloc.load_profile("wan2.1").model.model_copy(update={"trained_latent_frames": 41})
         install("longer", "wan2.1", model=facts)
-        told = r"the installed ones that fit differ in the trained length: longer \(41\), wan2\.1 \(21\)\. freeloc\."
-        with pytest.raises(freeloc.errors.ProfileError, match=told):
+        message = r"the installed ones that fit differ in the trained length: longer \(41\), wan2\.1 \(21\)\. freeloc\."
+        with pytest.raises(freeloc.errors.ProfileError, match=message):
             freeloc.patch(released_wan(30, 12), method=method)
 
 

@@ -43,14 +43,14 @@ def decay(profile, layer, frames, settings):
 
 
 def per_head(profile, layer, frames):
-    """The first head sees a window, the second all; and even layers as the model has them."""
+    """In odd layers, a window for the first head and no change for the second; no change in even layers."""
     trained = profile.model.trained_latent_frames
     return [sliding_window(frames, trained) if layer % 2 else FramePlan.identity(frames), FramePlan.identity(frames)]
 
 
 @pytest.fixture(autouse=True)
 def _plugin(monkeypatch):
-    """A package brings a method that requires settings, one that has none, and one that tells heads apart."""
+    """A plugin with a method that requires settings, one without settings, and one that treats heads differently."""
     for method in (
         Method("decay", decay, settings=Decay),
         Method("window", lambda profile, layer, frames: sliding_window(frames, 2)),
@@ -69,9 +69,9 @@ def loaded(**changes):
 
 
 def refused(**changes):
-    with pytest.raises(ProfileError) as told:
+    with pytest.raises(ProfileError) as caught:
         loaded(**changes)
-    first, *lines = str(told.value).split("\n")
+    first, *lines = str(caught.value).split("\n")
     assert first == "mine.json is not a profile:"
     return "\n".join(lines)
 
@@ -164,8 +164,8 @@ class TestPlans:
 
     def test_a_model_with_another_method_in_each_layer_equals_the_oracle(self, small_wan, run):
         profile = loaded()
-        twin = use_oracle_of(small_wan, lambda layer, frames: frame_plan(profile, layer, frames), 3, 5)
-        expected = run(twin, 9)
+        oracle = use_oracle_of(small_wan, lambda layer, frames: frame_plan(profile, layer, frames), 3, 5)
+        expected = run(oracle, 9)
         with freeloc.patch(small_wan, profile) as patch:
             assert (run(small_wan, 9) - expected).abs().max() <= 2e-5
         assert [line.method for line in patch.report().layers] == ["wide", "riflex", "vrpr", "soft"]
@@ -184,9 +184,9 @@ class TestPlans:
         assert patch.report().corrected_calls == 4
 
     def test_a_method_that_requires_settings_is_not_patched_by_name(self, small_wan):
-        with pytest.raises(ProfileError) as told:
+        with pytest.raises(ProfileError) as caught:
             freeloc.patch(small_wan, make_profile(), method="decay")
-        assert str(told.value) == (
+        assert str(caught.value) == (
             "method 'decay' requires settings:\n  settings.factor: Field required\ngive them in a profile: "
             '"schema_version": 2, "policies": {"NAME": {"method": "decay", "settings": {...}}}, and "layers": '
             '{"NAME": [...]}'
@@ -258,7 +258,7 @@ class TestFiles:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "message"),
         [
             ({"layers": {"riflex": [0, 1, 2, 3]}, "policies": {}}, "found 'riflex'; other methods and policies need "),
             (
@@ -268,13 +268,13 @@ class TestRefusals:
             ({}, 'policies: Value error, policies need "schema_version": 2, found 1'),
         ],
     )
-    def test_the_error_for_a_feature_of_version_2_names_the_version_to_write(self, changes, told):
+    def test_the_error_for_a_feature_of_version_2_names_the_version_to_write(self, changes, message):
         lines = refused(**({"schema_version": 1} | changes))
-        assert told in lines
+        assert message in lines
         assert '"schema_version": 2' in lines
 
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "message"),
         [
             (
                 {"policies": DEFINED | {"wide": {"method": "tsaa"}}},
@@ -326,8 +326,8 @@ class TestRefusals:
             ),
         ],
     )
-    def test_errors_name_the_field(self, changes, told):
-        assert told in refused(**changes)
+    def test_errors_name_the_field(self, changes, message):
+        assert message in refused(**changes)
 
     def test_all_errors_are_listed_up_to_ten_lines(self):
         wrong = {f"p{number}": {"method": f"no-{number}"} for number in range(14)}

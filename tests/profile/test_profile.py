@@ -50,8 +50,8 @@ def test_printable_characters_are_saved_unescaped_and_others_escaped(tmp_path):
     profile = make_profile(provenance={"kind": "probed", "source": "a test", "notes": notes})
     profile.save(tmp_path / "mine.json")
     text = (tmp_path / "mine.json").read_bytes().decode()
-    told = r'"Größe \"1.3B\", 风景 🦊 \\ \n \u001b[2J \u009b \u202e \u2028 \ufeff \udb40\udc41"'
-    assert f'"notes": {told}' in text
+    escaped = r'"Größe \"1.3B\", 风景 🦊 \\ \n \u001b[2J \u009b \u202e \u2028 \ufeff \udb40\udc41"'
+    assert f'"notes": {escaped}' in text
     assert freeloc.load_profile(tmp_path / "mine.json") == profile
 
 
@@ -93,7 +93,7 @@ def test_any_profile_survives_the_disk(profile, tmp_path_factory):
 
 @pytest.fixture
 def file_size_limit():
-    """Files of this process cannot grow beyond 100 bytes: what is written after them fails, as on a full disk."""
+    """Limits files of this process to 100 bytes: later writes fail, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -12,10 +12,10 @@ class TestRefusals:
     def refused(self, tmp_path, text):
         path = tmp_path / "bad.json"
         path.write_text(text)
-        with pytest.raises(freeloc.errors.ProfileError) as told:
+        with pytest.raises(freeloc.errors.ProfileError) as caught:
             freeloc.load_profile(path)
-        assert str(path) in str(told.value)
-        return str(told.value)
+        assert str(path) in str(caught.value)
+        return str(caught.value)
 
     def changed(self, tmp_path, **changes):
         content = make_profile().model_dump()
@@ -62,9 +62,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("version", [3, 0, -1, "1", None])
     def test_another_version(self, tmp_path, version):
-        told = self.changed(tmp_path, schema_version=version)
-        assert f"expected schema_version 1 or 2, found {version!r}" in told
-        assert ("pip install --upgrade freeloc" in told) == (version == 3)
+        message = self.changed(tmp_path, schema_version=version)
+        assert f"expected schema_version 1 or 2, found {version!r}" in message
+        assert ("pip install --upgrade freeloc" in message) == (version == 3)
 
     def test_no_version(self, tmp_path):
         content = make_profile().model_dump(exclude={"schema_version"})
@@ -81,16 +81,16 @@ class TestRefusals:
     @pytest.mark.parametrize("depth", [10, 500, 900, 980, 990])  # near the limit of recursion, too
     def test_a_deeply_nested_value(self, tmp_path, depth):
         text = json.dumps(make_profile().model_dump())
-        told = self.refused(tmp_path, text[:-1] + f', "deep": {"[" * depth}{"]" * depth}}}')
-        assert "deep: Extra inputs are not permitted" in told or "is not JSON: maximum recursion depth" in told
+        message = self.refused(tmp_path, text[:-1] + f', "deep": {"[" * depth}{"]" * depth}}}')
+        assert "deep: Extra inputs are not permitted" in message or "is not JSON: maximum recursion depth" in message
 
     def test_fields_that_are_missing_are_all_named(self, tmp_path):
-        told = self.refused(tmp_path, '{"schema_version": 1, "adapter": "wan", "model": {"name": "a", "layers": 4}}')
+        message = self.refused(tmp_path, '{"schema_version": 1, "adapter": "wan", "model": {"name": "a", "layers": 4}}')
         for field in ("model.heads", "model.head_dim", "model.trained_latent_frames", "layers", "provenance"):
-            assert f"\n  {field}: Field required" in told
+            assert f"\n  {field}: Field required" in message
 
     @pytest.mark.parametrize(
-        ("layers", "told"),
+        ("layers", "message"),
         [
             ({"vrpr": [0, 1, 2, 3], "tsa": [2]}, "each layer once, found layer 2 twice"),
             ({"vrpr": [0, 1, 1, 2, 3]}, "each layer once, found layer 1 twice"),
@@ -102,11 +102,11 @@ class TestRefusals:
             ([0, 1, 2, 3], "layers: Input should be a valid dictionary"),
         ],
     )
-    def test_layers(self, tmp_path, layers, told):
-        assert told in self.changed(tmp_path, layers=layers)
+    def test_layers(self, tmp_path, layers, message):
+        assert message in self.changed(tmp_path, layers=layers)
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ({"model__layers": "4"}, "model.layers: Input should be a valid integer, found '4'"),
             (
@@ -127,8 +127,8 @@ class TestRefusals:
             ({"provenance__kind": "true"}, "provenance.kind: Input should be 'published', 'probed' or 'default'"),
         ],
     )
-    def test_fields(self, tmp_path, change, told):
-        assert told in self.changed(tmp_path, **change)
+    def test_fields(self, tmp_path, change, message):
+        assert message in self.changed(tmp_path, **change)
 
     def test_the_error_for_another_number_of_layers_gives_both_numbers(self):
         model = make_wan(num_layers=5)
@@ -138,13 +138,13 @@ class TestRefusals:
             freeloc.patch(model, "wan2.1")
 
     def test_thirty_layers_do_not_fit_forty(self):
-        with pytest.raises(freeloc.errors.ProfileError) as told:
+        with pytest.raises(freeloc.errors.ProfileError) as caught:
             freeloc.patch(make_wan(num_layers=40), make_profile({"vrpr": list(range(30))}))
         expected = (
             "the profile for small does not fit this model: expected 30 layers, found 40. Installed profiles that fit: "
         )
-        assert str(told.value).startswith(expected)
-        assert "freeloc.default_profile(model, trained_latent_frames=...) makes one" in str(told.value)
+        assert str(caught.value).startswith(expected)
+        assert "freeloc.default_profile(model, trained_latent_frames=...) makes one" in str(caught.value)
 
     def test_installed_profiles_that_fit_are_named(self):
         model = make_wan(num_layers=8, num_attention_heads=4, attention_head_dim=48)

@@ -1,4 +1,4 @@
-"""Distributions with plugins, right and wrong, as source code that pip can install."""
+"""Distributions with valid and broken plugins, as source code that pip can install."""
 
 from conftest import make_profile
 
@@ -44,7 +44,7 @@ def profile_text(name):
     return make_profile(model=dict(make_profile().model) | {"name": name}).model_dump_json()
 
 
-# Of one distribution: plugins that fail, with what is told of each.
+# Plugins of one distribution that fail to load, with the message of each.
 FAILING = {
     "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
     "needs_more": ("import a_missing_package", "ModuleNotFoundError: No module named 'a_missing_package'"),
@@ -69,14 +69,14 @@ FAILING = {
     ),
 }
 
-# And plugins that should fail, too.
+# Plugins that must be failures although they raise nothing.
 SILENT = {
     "no_return": plugin("None"),
     "not_marked": plugin().replace("@freeloc.hookimpl\n", ""),
     "one_path_as_text": plugin(profiles="'lonely.json'"),
 }
 
-# A method in which every frame sees itself alone.
+# A method in which every frame attends only to itself.
 OWN_FRAME_ONLY = """[freeloc.plans.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
     freeloc.FramePlan.identity(frames).positions, 2 * __import__("torch").eye(frames, dtype=__import__("torch").uint8)
 ))]"""

@@ -17,7 +17,7 @@ ROPE = TemporalRope(channels=4, first=2)
 
 
 def random_plan(generator, frames, stripe=0.3, own_frame=DENSE, changes=()):
-    """Fractional positions far outside the trained range; `own_frame` None leaves the diagonal to chance."""
+    """Fractional positions far outside the trained range; `own_frame` None leaves the diagonal random."""
     positions = 80 * torch.rand(frames, frames, generator=generator, dtype=torch.float64) - 40
     rounded = torch.rand(frames, frames, generator=generator) < 0.3
     positions = torch.where(rounded, positions.round(), positions)

@@ -1,4 +1,4 @@
-"""Small models of all examples, and running several things at the same time."""
+"""Small models of all examples, and running several jobs at the same time."""
 
 import threading
 

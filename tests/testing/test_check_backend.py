@@ -1,4 +1,4 @@
-"""The checks of attention backends: right ones pass, each way to be wrong is told, and refusals are respected."""
+"""The checks of attention backends: right ones pass, each kind of error is reported, and refusals are respected."""
 
 import re
 from dataclasses import replace

@@ -136,7 +136,7 @@ def add_one(model, given):
 
 
 class Counting(toy_dit.ToyAttention):
-    """Remembers how often its mode was set, so that setting it back does not undo it."""
+    """Counts how often its mode was set, so that setting the old mode does not undo it."""
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)

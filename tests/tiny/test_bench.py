@@ -1,4 +1,4 @@
-"""The bench: what it samples, that it goes on where it was, and its arithmetic."""
+"""The bench: what it samples, how it resumes, and its arithmetic."""
 
 import csv
 import json
@@ -61,7 +61,7 @@ def test_every_documented_file_is_written(done):
         assert f"| {setting} " in tables
     with (folder / "clips.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * (2 + 4)  # at the trained length only true clips and the model as it is
+    assert len(rows) == 4 * (2 + 4)  # at the trained length only reference clips and the unpatched model
     with (folder / "summary.csv").open(newline="") as file:
         lines = {(line["times"], line["setting"], line["measure"]): line for line in csv.DictReader(file)}
     of_direct = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "direct")]

@@ -1,4 +1,4 @@
-"""The tiny world, its measures, its trained model, and the demo that shows it."""
+"""The synthetic dataset, its measures, the model trained on it, and the demo."""
 
 import subprocess
 import sys
@@ -96,7 +96,9 @@ def test_the_shipped_classifier_knows_colours_and_shapes_and_a_barely_trained_on
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.compile, not ours
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning"
+)  # raised by torch.compile, not by this project
 def test_training_resumes_where_it_was(tmp_path):
     stages = (train.Stage(2, 2, 3), train.Stage(3, 1, 3))
     train.train(stages, tmp_path / "at once", decay=1)
