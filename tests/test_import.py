@@ -54,7 +54,7 @@ torch.set_default_dtype(torch.float64)
 torch.set_num_threads(torch.get_num_threads() + 1)
 torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)
 torch.set_grad_enabled(False)
-held = torch.inference_mode()  # leaves when nobody holds it
+held = torch.inference_mode()  # ends when its last reference is gone
 held.__enter__()
 torch.autocast("cpu").__enter__()
 torch.use_deterministic_algorithms(True)

@@ -77,11 +77,11 @@ def installed(archives, tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--no-index", "--no-deps", str(wheel)]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    lent = tmp_path_factory.mktemp("lent")
+    shared = tmp_path_factory.mktemp("shared")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "freeloc" not in path.name and path.suffix != ".pth":
-            (lent / path.name).symlink_to(path)
-    (site / "lent.pth").write_text(f"{lent}\n")
+            (shared / path.name).symlink_to(path)
+    (site / "shared.pth").write_text(f"{shared}\n")
     return folder / "bin"
 
 

@@ -60,14 +60,14 @@ def test_leaving_the_block_leaves_no_trace(name, ending, interrupted):
 
 def test_an_interrupted_model_still_works_while_patched(small_wan, run, interrupted):
     with freeloc.patch(small_wan, make_profile()):
-        want = run(small_wan, 9)
+        expected = run(small_wan, 9)
         backend = small_wan.blocks[1].attn1.processor._attention_backend
         interrupted.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             run(small_wan, 9)
         assert plain_attention_is_right()
         assert torch.equal(run(make_wan(), 3), run(small_wan, 3))
-        assert torch.equal(run(small_wan, 9), want)
+        assert torch.equal(run(small_wan, 9), expected)
         assert _get_current_function_mode() is None
         assert small_wan.blocks[1].attn1.processor._attention_backend is backend
 
@@ -97,9 +97,9 @@ def test_one_patched_model_in_several_threads(small_wan, run):
     backend = small_wan.blocks[0].attn1.processor._attention_backend
     with freeloc.patch(small_wan, make_profile()):
         sizes = (9, 3, 13, 6)
-        want = [run(small_wan, frames) for frames in sizes]
+        expected = [run(small_wan, frames) for frames in sizes]
         several = in_threads(*([lambda n=frames: [run(small_wan, n) for _ in range(8)] for frames in sizes]))
-        for outputs, right in zip(several, want, strict=True):
+        for outputs, right in zip(several, expected, strict=True):
             assert isinstance(outputs, list), outputs
             assert all(torch.equal(output, right) for output in outputs)
     assert small_wan.blocks[0].attn1.processor._attention_backend is backend
@@ -158,11 +158,11 @@ def test_checkpointed_forwards_that_autograd_repeats_in_another_thread(small_wan
     try:
         with freeloc.patch(small_wan, make_profile()):
             small_wan(**wan_inputs(9))[0].square().mean().backward()
-            want = small_wan.blocks[0].attn1.to_q.weight.grad.clone()
+            expected = small_wan.blocks[0].attn1.to_q.weight.grad.clone()
             small_wan.zero_grad()
             loss = small_wan(**wan_inputs(9))[0].square().mean()
             assert in_threads(loss.backward) == [None]
-            assert torch.equal(small_wan.blocks[0].attn1.to_q.weight.grad, want)
+            assert torch.equal(small_wan.blocks[0].attn1.to_q.weight.grad, expected)
     finally:
         small_wan.disable_gradient_checkpointing()
         small_wan.requires_grad_(False).eval()

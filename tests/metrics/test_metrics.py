@@ -72,7 +72,7 @@ DEFECTS = {
     "jerky": (jerky, "motion smoothness", -1, 0.002),
     "faded": (faded, "contrast", -1, 0.03),
 }
-VIDEOS = {"tiny world": true_clip, "photograph": photo_pan}
+VIDEOS = {"synthetic clip": true_clip, "photograph": photo_pan}
 
 
 @pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)

@@ -88,7 +88,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
     picture = pixels(tmp_path / "plan.png")
     seen = drawn(figure.axes[1], picture, plan.visibility)
     colours = torch.stack([of_colour(colour) for colour in FRAME_MASK_COLOURS.values()])
-    below = torch.ones(81, 81).tril().bool()  # the legend lies above the diagonal,
+    below = torch.ones(81, 81).tril().bool()  # the legend is above the diagonal,
     below[:, 0] = below[80] = False  # and the frame's line over the cells at the edge
     assert torch.equal(seen[below], colours[plan.visibility.long()][below])
     # Blue where the key is later, red where it is earlier, darker with the distance that it is given.
@@ -122,8 +122,8 @@ def test_each_head_has_the_colour_of_its_policy(tmp_path: Path) -> None:
     write(figure, tmp_path / "heads.png")
     cells = drawn(figure.axes[0], pixels(tmp_path / "heads.png"), torch.zeros(4, 8))
     for layer in range(8):
-        wanted = torch.stack([of_colour(POLICY_COLOURS[policy]) for policy in profile.head_policies(layer)])
-        assert torch.equal(cells[:, layer], wanted)
+        expected = torch.stack([of_colour(POLICY_COLOURS[policy]) for policy in profile.head_policies(layer)])
+        assert torch.equal(cells[:, layer], expected)
 
 
 def test_any_method_has_its_colour_and_the_legend_names_what_is_used(tmp_path: Path) -> None:
