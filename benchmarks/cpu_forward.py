@@ -1,9 +1,9 @@
-"""Is the patched forward of one checkout slower than that of another? Both run side by side, turn by turn.
+"""Is the patched forward of one checkout slower than that of another? Both run side by side, alternating.
 
     python benchmarks/cpu_forward.py OLD NEW
 
-Each checkout runs in a process of its own on one thread, and the two take turns forward by forward, so that whatever
-else the machine does falls on both alike. Counted is the CPU time of the process. A checkout needs `freeloc.patch`,
+Each checkout runs in its own process on one thread. The two alternate forward by forward, so other load on the machine
+affects both equally. CPU time of the process is measured. A checkout needs `freeloc.patch`,
 `freeloc.default_profile` and the profile "tiny-wan", in whatever files they are.
 """
 
@@ -98,18 +98,18 @@ class Checkout:
 
 
 def compare(checkouts: Sequence[Checkout], case: int, repeats: int) -> None:
-    """Time a case in turns, each checkout first in every other one, and print the medians and their ratio."""
+    """Time a case in rounds, each checkout first in every other one, and print the medians and their ratio."""
     for checkout in checkouts:
         checkout.forward(case)  # the warm-up
     times: list[list[float]] = [[], []]
-    for turn in range(repeats):
-        for number in (0, 1) if turn % 2 else (1, 0):
+    for round_number in range(repeats):
+        for number in (0, 1) if round_number % 2 else (1, 0):
             times[number].append(checkouts[number].forward(case))
     old, new = (statistics.median(own) for own in times)
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     quarter = repeats // 4
     print(
-        f"{CASES[case]}: old {old:.4f} s, new {new:.4f} s, new / old {new / old:.4f}; turn by turn "
+        f"{CASES[case]}: old {old:.4f} s, new {new:.4f} s, new / old {new / old:.4f}; per round "
         f"{statistics.median(ratios):.4f}, half of them {ratios[quarter]:.4f} to {ratios[-1 - quarter]:.4f}",
         flush=True,
     )

@@ -60,7 +60,7 @@ def wan_inputs(frames: int, batch: int = 2, height: int = 6, width: int = 10, **
 
 @pytest.fixture(autouse=True, scope="module")
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread: small matrices gain nothing from more, and lose minutes where something else keeps the cores busy."""
+    """One thread: more do not speed up small matrices, and cost minutes on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(getattr(request.module, "THREADS", 1))
     yield
@@ -80,7 +80,7 @@ def small_wan(_small_wan: Any) -> Any:
 
 @pytest.fixture
 def run() -> Callable[..., torch.Tensor]:
-    """Run a transformer on inputs for so many latent frames."""
+    """Run a transformer on inputs with a number of latent frames."""
 
     def run_once(model: Any, frames: int, **changes: Any) -> torch.Tensor:
         with torch.no_grad():

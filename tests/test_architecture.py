@@ -1,4 +1,4 @@
-"""What docs/architecture.md says of the folders: imports point one way, files are small, one file registers hooks."""
+"""The rules of docs/architecture.md: imports point one way, files are small, one file registers hooks."""
 
 import ast
 import re
@@ -26,11 +26,11 @@ LEVELS = [
     {"tiny"},
     {"cli"},
 ]
-"""Rooms of freeloc/ from the ground up: each imports only rooms below it."""
+"""Folders of freeloc/ from the bottom up: each imports only folders below it."""
 
 
 def room(module):
-    """The room of a module of freeloc, or "" for freeloc itself."""
+    """The folder of a module of freeloc, or "" for freeloc itself."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -70,7 +70,7 @@ def test_imports_point_one_way(name):
 
 
 def test_no_import_circle():
-    """Not even among the files of one room, whose __init__ only collects them."""
+    """Not even among the files of one folder, whose __init__ only collects them."""
     graph = {name: {other for other in found if other != name} for name, found in IMPORTS.items()}
     done, path = set(), []
 
@@ -91,7 +91,7 @@ def test_files_are_small():
     assert {path: count for path in FILES if (count := len(path.read_text().splitlines())) > 300} == {}
 
 
-def test_few_files_stand_beside_the_folders():
+def test_few_files_are_beside_the_folders():
     assert len(list(FREELOC.glob("*.py"))) <= 12
 
 

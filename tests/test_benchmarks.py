@@ -1,4 +1,4 @@
-"""The benchmarks need a GPU and no installation; here is shown that they run, and from which files."""
+"""The benchmarks need a GPU and no installation. These tests show that they run, and from which files."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def run(*command, **variables):
     )
 
 
-def test_a_prepared_folder_is_as_good_as_an_installation(tmp_path):
+def test_a_prepared_folder_works_like_an_installation(tmp_path):
     done = run(sys.executable, "benchmarks/prepare.py", tmp_path, "--wheels", tmp_path / "none")
     assert done.returncode == 0, done.stderr
     code = """
@@ -64,7 +64,7 @@ def test_every_part_runs_without_a_gpu(tmp_path):
 
 
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
-    """Python's stand-in fails at once: no part can run, and each says so."""
+    """The program given as Python fails at once: no part can run, and each says so."""
     done = run("benchmarks/device.sh", "--device", "cpu", "--quick", PYTHON="false", OUT=str(tmp_path))
     assert done.returncode == 1
     parts = ["prepare", "check", "tests", "attention", "model"]

@@ -1,4 +1,4 @@
-"""What the documentation shows is run, what it quotes is raised, and what it lists is complete."""
+"""The documentation: its code runs, its quoted errors are raised, and its lists are complete."""
 
 import importlib
 import re
@@ -30,7 +30,7 @@ def code_blocks(page, language="python"):
 
 
 def quoted(text):
-    """A pattern for a message on a page, where ... is any text and the length of lines says nothing."""
+    """A pattern for a message on a page: ... matches any text, and line breaks do not matter."""
     parts = re.split(r"\.\.\.", " ".join(text.split()))
     return re.compile(".*".join(re.escape(part) for part in parts) + r"\Z")
 
@@ -54,13 +54,13 @@ def test_code_blocks_run_and_raise_what_is_quoted(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_fences_are_such_that_the_site_shows_them(page):
+def test_code_fences_are_ones_that_the_site_renders(page):
     """The site shows ```python no-run as text: write <!-- not run --> on the line before ```python."""
     assert not re.findall(r"^```\w+ .+$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), target
@@ -132,7 +132,7 @@ def test_the_glossary_names_what_exists_and_is_in_order():
             assert (ROOT / place).exists()
 
 
-def test_the_page_of_the_command_line_is_that_of_its_parser(monkeypatch):
+def test_the_command_line_page_matches_the_parser(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     command_line = importlib.import_module("command_line")
     assert command_line.PAGE.read_text(encoding="utf-8") == command_line.page(), "run python docs/command_line.py"

@@ -1,4 +1,4 @@
-"""What a user gets: the wheel and the source archive, built, listed, installed and run."""
+"""The wheel and the source archive that users get: built, listed, installed and run."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_source_archive_holds_all_to_build_it_again(archives):
+def test_the_wheel_can_be_rebuilt_from_the_source_archive(archives):
     (archive,) = archives.glob("*.tar.gz")
     with tarfile.open(archive) as content:
         names = {name.split("/", 1)[1] for name in content.getnames() if "/" in name}
@@ -66,8 +66,8 @@ def test_the_source_archive_holds_all_to_build_it_again(archives):
 def installed(archives, tmp_path_factory):
     """Folder of the programs of a fresh environment that holds the wheel.
 
-    Third-party packages are lent by this interpreter, since installing torch again takes minutes; this interpreter's
-    own freeloc, an editable one, is not seen there because its import hook is not lent.
+    Third-party packages come from this interpreter, because installing torch again takes minutes. The editable freeloc
+    of this interpreter is not visible there, because its import hook is not active.
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
@@ -77,11 +77,11 @@ def installed(archives, tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "--python", str(folder), "install", "--no-index", "--no-deps", str(wheel)]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    lent = tmp_path_factory.mktemp("lent")
+    shared = tmp_path_factory.mktemp("shared")
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "freeloc" not in path.name and path.suffix != ".pth":
-            (lent / path.name).symlink_to(path)
-    (site / "lent.pth").write_text(f"{lent}\n")
+            (shared / path.name).symlink_to(path)
+    (site / "shared.pth").write_text(f"{shared}\n")
     return folder / "bin"
 
 

@@ -1,4 +1,4 @@
-"""Plugins, through real packages that pip installs: what they add, and how each way to fail is told."""
+"""Plugins, through real packages that pip installs: what they add, and how each failure is reported."""
 
 import json
 import os
@@ -6,13 +6,10 @@ import re
 import subprocess
 import sys
 from importlib import import_module, metadata
-from types import SimpleNamespace
 
 import pytest
-import torch
-from conftest import SMALL, make_profile, make_wan
-from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-from peft import LoraConfig, get_peft_model
+from conftest import SMALL, make_wan
+from plugins import DISTRIBUTIONS, FAILING, PYPROJECT, plugin
 from torch import nn
 
 import freeloc
@@ -20,119 +17,6 @@ from freeloc.cli import main
 from freeloc.discovery import transformers_of
 from freeloc.markers import GROUP
 from freeloc.registry import Registry, Shelf, registry
-
-HOOKS = """
-from dataclasses import replace
-from pathlib import Path
-import freeloc
-from freeloc_adapters import wan
-
-HERE = Path(__file__).parent
-
-def adapter(name, cls):
-    return replace(wan.DIFFUSERS, name=name, classes=("acme.models." + cls,))
-
-@freeloc.hookimpl
-def freeloc_adapters():
-    return ADAPTERS
-
-@freeloc.hookimpl
-def freeloc_profiles():
-    return PROFILES
-
-@freeloc.hookimpl
-def freeloc_methods():
-    return METHODS
-"""
-
-MODELS = """
-from diffusers import WanTransformer3DModel
-
-class Acme(WanTransformer3DModel): ...
-class Twin(WanTransformer3DModel): ...
-class Contested(WanTransformer3DModel): ...
-"""
-
-
-def plugin(adapters="[]", profiles="[]", methods="[]"):
-    """The code of a plugin."""
-    return HOOKS.replace("ADAPTERS", adapters).replace("PROFILES", profiles).replace("METHODS", methods)
-
-
-def profile_text(name):
-    return make_profile(model=dict(make_profile().model) | {"name": name}).model_dump_json()
-
-
-# Of one distribution: plugins that fail, with what is told of each.
-FAILING = {
-    "raises": ("raise RuntimeError('no licence key')", "RuntimeError: no licence key"),
-    "needs_more": ("import a_missing_package", "ModuleNotFoundError: No module named 'a_missing_package'"),
-    "raises_in_hook": (plugin("1 / 0"), "ZeroDivisionError: division by zero"),
-    "gives_texts": (
-        plugin("['wan']"),
-        "FreelocError: freeloc_adapters must return Adapter or Refusal objects, found str",
-    ),
-    "gives_half": (
-        plugin("[adapter('half', 'Acme'), None]", "[HERE / 'half.json']"),
-        "FreelocError: freeloc_adapters must return Adapter or Refusal objects, found NoneType",
-    ),
-    "gives_one": (
-        plugin("adapter('lonely', 'Acme')"),
-        "FreelocError: freeloc_adapters must return a list of Adapter or Refusal objects, found Adapter",
-    ),
-    "gives_numbers": (plugin(profiles="[42]"), "FreelocError: freeloc_profiles must return Path objects, found int"),
-    "gives_functions": (plugin(methods="[len]"), "FreelocError: freeloc_methods must return Method objects, found "),
-    "asks_for_more": (
-        "import freeloc\n@freeloc.hookimpl\ndef freeloc_adapters(device):\n    return []",
-        "PluginValidationError: Plugin 'clumsy:asks_for_more' for hook 'freeloc_adapters'",
-    ),
-}
-# And plugins that should fail, too.
-SILENT = {
-    "no_return": plugin("None"),
-    "not_marked": plugin().replace("@freeloc.hookimpl\n", ""),
-    "one_path_as_text": plugin(profiles="'lonely.json'"),
-}
-# A method in which every frame sees itself alone.
-BLINDFOLD = """[freeloc.plans.Method("acme-blindfold", lambda profile, layer, frames: freeloc.FramePlan(
-    freeloc.FramePlan.identity(frames).positions, 2 * __import__("torch").eye(frames, dtype=__import__("torch").uint8)
-))]"""
-# Distribution: {path: text}. Each package is an entry point of its own name.
-DISTRIBUTIONS = {
-    "acme-video": {
-        "acme/__init__.py": plugin("[adapter('acme', 'Acme')]", "[HERE / 'acme.json']", BLINDFOLD),
-        "acme/acme.json": profile_text("Acme"),
-        "acme/models.py": MODELS,
-    },
-    "twin-one": {
-        "one/__init__.py": plugin("[adapter('twin', 'Twin'), adapter('left', 'Contested')]", "[HERE / 'twin.json']"),
-        "one/twin.json": profile_text("one"),
-    },
-    "twin-two": {
-        "two/__init__.py": plugin("[adapter('twin', 'Twin'), adapter('right', 'Contested')]", "[HERE / 'twin.json']"),
-        "two/twin.json": profile_text("two"),
-    },
-    "clumsy": {f"{name}/__init__.py": code for name, (code, _) in FAILING.items()}
-    | {f"{name}/__init__.py": code for name, code in SILENT.items()},
-    "lost": {"lost/__init__.py": plugin(profiles="[HERE / 'lost.json']")},
-}
-
-PYPROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "NAME"
-version = "1.0"
-
-[project.entry-points.freeloc]
-POINTS
-
-[tool.setuptools]
-packages = PACKAGES
-package-data = {"*" = ["*.json"]}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +42,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def plugged(installed, monkeypatch):
-    """This process, as if it had been started with all of them on its path."""
+    """The registry of this process with all of them installed."""
     monkeypatch.syspath_prepend(installed)
     registry.cache_clear()
     yield registry()
@@ -197,11 +81,11 @@ class TestLookUps:
             ("cog", "profile 'cog' is registered by one and two: uninstall one of them, or rename it"),
         ],
     )
-    def test_what_is_not_there_or_there_twice_is_refused(self, shelf, name, message):
+    def test_missing_and_duplicate_names_are_refused(self, shelf, name, message):
         with pytest.raises(freeloc.errors.RegistryError, match=f"^{re.escape(message)}$"):
             shelf.get(name)
 
-    def test_nothing_installed_and_a_way_out(self):
+    def test_an_empty_shelf_says_what_to_do(self):
         with pytest.raises(freeloc.errors.RegistryError, match=r"^no adapter is named 'wan'; known: none; write one$"):
             Shelf("adapter").get("wan", way_out="; write one")
 
@@ -210,7 +94,7 @@ class TestLookUps:
         assert shelf.conflicts() == ["profile 'cog' is registered by one and two: uninstall one of them, or rename it"]
         assert shelf.get("wan2.2") == 22
 
-    def test_our_own_come_in_through_the_entry_points(self):
+    def test_the_built_in_plugins_load_through_entry_points(self):
         ours = [point for point in metadata.entry_points(group=GROUP) if point.dist.name == "freeloc"]
         assert {point.value for point in ours} == {
             "freeloc_adapters",
@@ -228,92 +112,9 @@ class TestLookUps:
         assert "loss" in alone.depths.owners
         assert (alone.failures, alone.adapters.conflicts(), alone.profiles.conflicts()) == ([], [], [])
 
-    def test_without_entry_points_there_is_nothing(self):
+    def test_without_entry_points_the_registry_is_empty(self):
         assert Registry([]).adapters.things() == []
         assert Registry([]).failures == []
-
-
-WRAPPERS = {
-    "compiled": torch.compile,
-    "LoRA": lambda model: get_peft_model(model, LoraConfig(target_modules=["to_q"])),
-    "compiled LoRA": lambda model: torch.compile(get_peft_model(model, LoraConfig(target_modules=["to_q"]))),
-    "pipeline": lambda model: SimpleNamespace(transformer=model, vae=nn.Linear(2, 2), scheduler="a text"),
-    "components": lambda model: SimpleNamespace(components={"transformer": model, "vae": None}),
-}
-
-
-class TestFindAdapter:
-    def test_from_a_model_alone(self, small_wan):
-        assert freeloc.discovery.find_adapter(small_wan).name == "wan"
-        assert (
-            freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])).name == "wan-vace"
-        )
-
-    def test_a_subclass_has_the_adapter_of_its_nearest_described_base(self):
-        class Mine(WanTransformer3DModel):
-            pass
-
-        class MineToo(Mine):
-            pass
-
-        assert freeloc.discovery.find_adapter(make_wan(cls=MineToo)).name == "wan"
-
-    def test_a_class_of_the_same_name_from_elsewhere_is_not_described(self):
-        class WanTransformer3DModel(nn.Module):
-            pass
-
-        with pytest.raises(freeloc.errors.AdapterError, match="no adapter describes this model"):
-            freeloc.discovery.find_adapter(WanTransformer3DModel())
-
-    @pytest.mark.parametrize("wrapper", WRAPPERS)
-    def test_inside_wrappers_and_pipelines(self, small_wan, wrapper):
-        ((found, adapter),) = transformers_of(WRAPPERS[wrapper](small_wan))
-        assert found is small_wan
-        assert adapter.name == "wan"
-
-    @pytest.mark.parametrize("wrapper", WRAPPERS)
-    def test_find_adapter_looks_inside_too(self, small_wan, wrapper):
-        assert freeloc.discovery.find_adapter(WRAPPERS[wrapper](small_wan)).name == "wan"
-
-    def test_every_transformer_of_a_pipeline_once(self, small_wan):
-        other = make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])
-        pipeline = SimpleNamespace(transformer=small_wan, transformer_2=other, again=small_wan)
-        found = transformers_of(pipeline)
-        assert [(model is small_wan, adapter.name) for model, adapter in found] == [(True, "wan"), (False, "wan-vace")]
-
-    def test_a_given_adapter_is_the_only_one_looked_for(self, small_wan):
-        adapter = freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0]))
-        with pytest.raises(freeloc.errors.AdapterError, match=r"transformer_wan\.WanTransformer3DModel"):
-            transformers_of(small_wan, adapter)
-
-    @pytest.mark.parametrize(
-        ("model", "looked_at"),
-        [
-            (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-            (
-                SimpleNamespace(a=nn.ReLU(), b=nn.GELU()),
-                "torch.nn.modules.activation.GELU, torch.nn.modules.activation.ReLU",
-            ),
-            (SimpleNamespace(a=1), "no torch module in types.SimpleNamespace"),
-            ("wan", "no torch module in builtins.str"),
-            (None, "no torch module in builtins.NoneType"),
-        ],
-    )
-    def test_an_unknown_model_is_told_with_what_was_looked_at_and_what_to_do(self, model, looked_at):
-        known = ", ".join(sorted(adapter.name for adapter in freeloc.discovery.adapters()))
-        message = (
-            f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
-            "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
-        )
-        with pytest.raises(freeloc.errors.AdapterError, match=f"^{re.escape(message)}$"):
-            transformers_of(model)
-
-    def test_find_adapter_tells_the_class_it_looked_at(self):
-        with pytest.raises(
-            freeloc.errors.AdapterError,
-            match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter",
-        ):
-            freeloc.discovery.find_adapter(nn.Linear(2, 2))
 
 
 class TestInstalledPlugins:
@@ -337,23 +138,23 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert not loaded_models
         assert not loaded_diffusers
 
-    def test_a_plugin_brings_an_adapter_and_a_profile(self, plugged):
+    def test_a_plugin_adds_an_adapter_and_a_profile(self, plugged):
         assert ("acme", "acme-video") in [(name, distribution) for name, distribution, _ in plugged.adapters.things()]
         model = acme_model("Acme")
-        assert freeloc.discovery.find_adapter(model).name == "acme"  # the class's own adapter, not that of its base
+        assert freeloc.discovery.find_adapter(model).name == "acme"  # the adapter of the class, not that of its base
         with freeloc.patch(model, "acme") as patch:
             assert len(patch.report().layers) == SMALL["num_layers"]
 
-    def test_a_plugin_brings_a_method(self, plugged, run):
+    def test_a_plugin_adds_a_method(self, plugged, run):
         with freeloc.patch(model := acme_model("Acme"), "acme", method="acme-blindfold") as patch:
             run(model, 8)
         assert {(line.method, line.attended) for line in patch.report().layers} == {("acme-blindfold", 1 / 8)}
 
-    def test_ours_go_on_beside_all_that_fail(self, plugged, small_wan):
+    def test_built_in_plugins_work_beside_failing_ones(self, plugged, small_wan):
         assert freeloc.discovery.find_adapter(small_wan).name == "wan"
         assert freeloc.load_profile("wan2.1").model.layers == 30
 
-    def test_the_command_line_lists_what_works_and_tells_what_does_not(self, plugged, capsys):
+    def test_the_command_line_lists_what_works_and_reports_what_does_not(self, plugged, capsys):
         assert main(["adapters"]) == 1
         printed = capsys.readouterr()
         assert "acme                 acme-video" in printed.out
@@ -363,14 +164,14 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert main(["profiles"]) == 1
         assert "profile 'lost' of lost: cannot read the profile" in capsys.readouterr().err
 
-    def test_an_adapter_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+    def test_an_adapter_from_two_distributions_is_refused_with_both_names(self, plugged):
         message = "^adapter 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
         with pytest.raises(freeloc.errors.RegistryError, match=message):
             freeloc.discovery.find_adapter(acme_model("Twin"))
         assert "twin" not in [adapter.name for adapter in freeloc.discovery.adapters()]
         assert any(re.match(message, conflict) for conflict in plugged.adapters.conflicts())
 
-    def test_a_profile_that_two_distributions_bring_is_refused_with_both_names(self, plugged):
+    def test_a_profile_from_two_distributions_is_refused_with_both_names(self, plugged):
         message = "^profile 'twin' is registered by twin-(one and twin-two|two and twin-one): uninstall one of them"
         with pytest.raises(freeloc.errors.ProfileError, match=message):
             freeloc.load_profile("twin")
@@ -388,22 +189,22 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
 
     @pytest.mark.parametrize("name", FAILING)
     def test_a_plugin_that_fails_is_named_with_its_distribution_and_the_cause(self, plugged, name):
-        (told,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
-        assert told.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
+        (message,) = [str(failure) for failure in plugged.failures if failure.plugin == name]
+        assert message.startswith(f"plugin '{name}' of clumsy could not be loaded: {FAILING[name][1]}")
 
-    def test_a_plugin_of_which_one_part_is_wrong_brings_nothing(self, plugged):
+    def test_a_plugin_with_one_wrong_part_adds_nothing(self, plugged):
         assert "half" not in plugged.adapters.owners
         assert "half" not in plugged.profiles.owners
 
-    def test_failures_are_told_where_a_model_is_not_known(self, plugged):
+    def test_the_error_for_an_unknown_model_lists_plugin_failures(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
             freeloc.errors.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
-        ) as told:
+        ) as caught:
             freeloc.discovery.find_adapter(nn.Linear(2, 2))
-        assert all(f"plugin '{name}' of clumsy" in str(told.value) for name in FAILING)
+        assert all(f"plugin '{name}' of clumsy" in str(caught.value) for name in FAILING)
 
-    def test_a_profile_whose_file_is_missing_is_told_when_it_is_loaded(self, plugged):
+    def test_loading_a_profile_whose_file_is_missing_is_an_error(self, plugged):
         with pytest.raises(
             freeloc.errors.ProfileError, match=r"^cannot read the profile .*lost\.json: No such file or directory$"
         ):
@@ -413,7 +214,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert freeloc.default_profile(acme_model("Acme")).model.trained_latent_frames == 4
 
     @pytest.mark.parametrize("name", ["no_return", "not_marked"])
-    def test_a_plugin_that_brings_nothing_is_a_failure(self, plugged, name):
+    def test_a_plugin_that_adds_nothing_is_a_failure(self, plugged, name):
         assert name in [failure.plugin for failure in plugged.failures]
 
     def test_one_path_instead_of_a_list_is_a_failure(self, entry_points):
@@ -424,7 +225,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     @pytest.mark.parametrize(
         ("name", "hook"), [("gives_one", "freeloc_adapters"), ("gives_numbers", "freeloc_profiles")]
     )
-    def test_a_wrong_return_is_told_with_the_hook(self, entry_points, name, hook):
+    def test_a_wrong_return_value_is_reported_with_the_hook(self, entry_points, name, hook):
         (failure,) = Registry([entry_points[name]]).failures
         assert f"{hook} must return" in failure.cause
 
@@ -454,105 +255,3 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
         assert str(failure).startswith(
             "plugin 'gone' of an unknown distribution could not be loaded: ModuleNotFoundError"
         )
-
-
-# What an import could change. torch is imported before the first look, so that its own doing does not count.
-LOOK = """
-import json, logging, os, random, signal, sys, threading, warnings
-import torch
-import torch.nn.functional as F
-
-def settings():
-    return {
-        "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
-        "threads": torch.get_num_threads(),
-        "interop threads": torch.get_num_interop_threads(),
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "matmul precision": torch.get_float32_matmul_precision(),
-        "cudnn benchmark": torch.backends.cudnn.benchmark,
-        "cudnn deterministic": torch.backends.cudnn.deterministic,
-        "flash attention": torch.backends.cuda.flash_sdp_enabled(),
-        "efficient attention": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "math attention": torch.backends.cuda.math_sdp_enabled(),
-        "attention function": F.scaled_dot_product_attention,
-        "seed": torch.get_rng_state().sum().item(),
-        "python seed": hash(random.getstate()),
-        "print options": vars(torch._tensor_str.PRINT_OPTS),
-        "environment": dict(os.environ),
-        "warning filters": warnings.filters[:],
-        "logging": (logging.root.level, logging.root.handlers),
-        "python threads": threading.active_count(),
-        "interrupt": signal.getsignal(signal.SIGINT),
-        "except hook": sys.excepthook,
-    }
-
-before = {name: str(value) for name, value in settings().items()}
-STATEMENT
-after = {name: str(value) for name, value in settings().items()}
-changed = sorted(name for name in before if before[name] != after[name])
-print(json.dumps({"changed": changed, "known": sorted(before), "modules": sorted(sys.modules)}))
-"""
-HEAVY = {"diffusers", "transformers", "peft", "accelerate", "wan"}
-PLUGINS = {"freeloc_adapters", "freeloc_profiles"}
-CHANGES = """
-torch.set_default_device("meta")
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(torch.get_num_threads() + 1)
-torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)
-torch.set_grad_enabled(False)
-held = torch.inference_mode()  # leaves when nobody holds it
-held.__enter__()
-torch.autocast("cpu").__enter__()
-torch.use_deterministic_algorithms(True)
-torch.set_float32_matmul_precision("medium")
-torch.backends.cudnn.benchmark = True
-torch.backends.cudnn.deterministic = True
-torch.backends.cuda.enable_flash_sdp(False)
-torch.backends.cuda.enable_mem_efficient_sdp(False)
-torch.backends.cuda.enable_math_sdp(False)
-F.scaled_dot_product_attention = print
-torch.manual_seed(1)
-random.seed(1)
-torch.set_printoptions(precision=2)
-os.environ["FREELOC"] = "1"
-warnings.simplefilter("ignore")
-logging.basicConfig()
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-signal.signal(signal.SIGINT, print)
-sys.excepthook = print
-"""
-
-
-def look(statement):
-    """What a fresh process has loaded and changed after a statement, which must print nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK.replace("STATEMENT", statement)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.count("\n") == 1, done.stdout
-    return SimpleNamespace(**json.loads(done.stdout))
-
-
-class TestImport:
-    def test_importing_freeloc_changes_nothing_and_loads_no_plugin_and_no_model_library(self):
-        seen = look("import freeloc")
-        assert seen.changed == []
-        assert "freeloc.interception.hooks" in seen.modules
-        assert (HEAVY | PLUGINS).isdisjoint(seen.modules)
-
-    def test_importing_and_asking_our_plugins_loads_no_model_library(self):
-        seen = look(
-            "import freeloc_adapters, freeloc_profiles, freeloc; freeloc.discovery.adapters(); "
-            "freeloc.load_profile('wan2.1')"
-        )
-        assert seen.changed == []
-        assert set(seen.modules) >= PLUGINS
-        assert HEAVY.isdisjoint(seen.modules)
-
-    def test_the_checks_above_can_fail(self):
-        seen = look(f"import freeloc, freeloc_profiles, diffusers\n{CHANGES}")
-        assert seen.changed == seen.known
-        assert set(seen.modules) >= {"diffusers", "freeloc_profiles"}

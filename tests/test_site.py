@@ -1,4 +1,4 @@
-"""The documentation's site, built as the public one is. Requires the extra `docs`."""
+"""The documentation site, built like the public one. Requires the extra `docs`."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what the site is made of, so that nothing is left in the repository."""
+    """A copy of the sources of the site, so that the build leaves nothing in the repository."""
     folder = tmp_path_factory.mktemp("site")
     for name in ("mkdocs.yml", "README.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)

@@ -1,4 +1,4 @@
-"""A slip in an adapter is an error that names the word and says what to write."""
+"""A mistake in an adapter is an error that names the field and says what to write."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_is_said_in_the_words_of_an_adapter(slip):
+def test_a_mistake_is_reported_in_the_terms_of_an_adapter(slip):
     make, message = SLIPS[slip]
     with pytest.raises(freeloc.errors.AdapterError, match=message):
         make()
@@ -116,7 +116,7 @@ def test_a_slip_is_said_in_the_words_of_an_adapter(slip):
     ],
     ids=["a patch that is one number", "heads that are several", "heads that are not there", "layers not there"],
 )
-def test_a_path_to_something_else_is_said(changes, message):
+def test_a_path_to_something_else_is_reported(changes, message):
     model = ToyDiT()
     model.config = SimpleNamespace(patch=2, sizes=[2, 12])
     with pytest.raises(freeloc.errors.AdapterError, match=message):
@@ -136,7 +136,7 @@ def test_a_configuration_may_be_of_any_kind(kind):
     assert adapter.patch_size(model) == (1, 2, 2)
 
 
-def test_every_type_that_an_adapter_may_use_is_let_through():
+def test_every_type_that_an_adapter_may_use_is_accepted():
     grids = [
         TokenGrid(("frames", "rows", "columns"), axes="b (f h w) c", patch=(1, 1, 1)),
         TokenGrid("sizes", axes="sample (f h w)", of="attention"),

@@ -1,4 +1,4 @@
-"""What an adapter gets to know of a call: its arguments by name, however they were passed."""
+"""What an adapter receives from a call: its arguments by name, however they were passed."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from freeloc.adapter import TokenGrid
 
 
 class Rated(ToyDiT):
-    """Has defaults, and another name than self."""
+    """Has defaults, and a first parameter that is not called self."""
 
     def forward(this, video, text, text_lengths, fps=8, *, packed=False):  # noqa: N805
         return super().forward(video, text, text_lengths)

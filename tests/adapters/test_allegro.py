@@ -1,4 +1,4 @@
-"""Allegro beyond what all families have in common: a mask of its own over the video's tokens."""
+"""Allegro beyond the tests of all families: its own mask over the video's tokens."""
 
 import torch
 from dense import oracle

@@ -1,4 +1,4 @@
-"""CogVideoX beyond what all families have in common: its pipelines, its variants, and the one without RoPE."""
+"""CogVideoX beyond the tests of all families: its pipelines, its variants, and the variant without RoPE."""
 
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ def make_image_to_video():
     return model, sizes
 
 
-def test_image_to_video_whose_positions_are_learned_too():
+def test_image_to_video_with_learned_positions():
     model, sizes = make_image_to_video()
     profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
     facts = replace(FACTS["cogvideox"], spatial=spread_over(2, 3))
@@ -110,7 +110,7 @@ def test_image_to_video_whose_positions_are_learned_too():
     assert (found - before).abs().max() > 1e-2
 
 
-def test_diffusers_puts_sinusoids_where_the_learned_positions_do_not_reach():
+def test_diffusers_extends_learned_positions_with_sinusoids():
     model, sizes = make_image_to_video()
     within, beyond = (cogvideox.inputs(sizes, frames, 2, 3, 2) for frames in (TRAINED, 9))
     before = run(model, within), run(model, beyond)
@@ -121,7 +121,7 @@ def test_diffusers_puts_sinusoids_where_the_learned_positions_do_not_reach():
 
 class TestWithoutRope:
     @pytest.mark.parametrize("method", ["vrpr", "vrpr+tsa", "clip", "riflex"])
-    def test_what_moves_or_turns_frames_is_refused(self, method):
+    def test_methods_that_change_positions_or_frequencies_are_refused(self, method):
         model, profile = make("cogvideox-2b")
         with pytest.raises(freeloc.errors.PatchError) as error:
             freeloc.patch(model, profile, method=method)
@@ -132,7 +132,7 @@ class TestWithoutRope:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
     @pytest.mark.parametrize("method", ["tsa", "sliding-window"])
-    def test_what_only_hides_frames_is_done(self, method):
+    def test_methods_that_only_hide_frames_are_supported(self, method):
         model, profile = make("cogvideox-2b")
         inputs = cogvideox.inputs(cogvideox.WITHOUT_ROPE, 9, 2, 3, 2)
         before = run(model, inputs)
@@ -140,7 +140,7 @@ class TestWithoutRope:
             assert (run(model, inputs) - before).abs().max() > 1e-2
         assert patch.report().corrected_calls == 3
 
-    def test_the_first_frame_is_seen_from_as_far_as_it_is(self):
+    def test_the_first_frame_keeps_its_true_distance(self):
         model, profile = make("cogvideox-2b", "tsa")
         with freeloc.patch(model, profile) as patch:
             run(model, cogvideox.inputs(cogvideox.WITHOUT_ROPE, 9, 2, 3, 2))

@@ -15,7 +15,7 @@ EXAMPLES = {example.label: example for example in examples.EXAMPLES}
 POLICIES = ["vrpr", "tsa", "vrpr+tsa", "mixed"]
 TRAINED = 4
 WITHOUT_ROPE = {name for name, facts in FACTS.items() if not facts.rotary}
-"""Whose positions cannot be re-encoded: VRPR is refused."""
+"""Models whose positions cannot be re-encoded: VRPR is refused."""
 
 every_family = pytest.mark.parametrize("name", list(EXAMPLES))
 every_policy = pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def model_of(name):
 
 
 def profile_of(name, policy):
-    """One policy, or all in turns."""
+    """One policy, or all policies alternating over the layers."""
     model = model_of(name)
     shape = freeloc.discovery.find_adapter(model).shape(model)
     every = ["tsa", "none"] if name in WITHOUT_ROPE else ["vrpr+tsa", "vrpr", "tsa", "none"]
-    turns = every if policy == "mixed" else [policy]
-    layers = {turn: list(range(shape.layers))[index :: len(turns)] for index, turn in enumerate(turns)}
+    policies = every if policy == "mixed" else [policy]
+    layers = {name: list(range(shape.layers))[index :: len(policies)] for index, name in enumerate(policies)}
     profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
     return profile.model_copy(update={"layers": layers})
 

@@ -45,7 +45,7 @@ def run(model, frames, height=2, width=3, batch=2, text=PADDED, **changes):
 
 @contextlib.contextmanager
 def oracle(profile, frames, height=2, width=3):
-    """Within, the blocks do not rotate, and their attention is dense logits, one after the other."""
+    """Inside the block, the model does not rotate, and attention is computed from dense logits, block after block."""
     models, layer = sys.modules["hyvideo.modules.models"], itertools.count()
 
     def attention(q, k, v, cu_seqlens_kv, batch_size, **lengths):
@@ -147,7 +147,7 @@ def test_the_three_modes_of_the_kernel_agree_on_valid_tokens(models):
     ("argument", "value", "found"),
     [("mode", "torch", "torch"), ("mode", "vanilla", "vanilla"), ("drop_rate", 0.5, "0.5"), ("causal", True, "True")],
 )
-def test_what_the_engine_does_not_do_is_refused(model, models, argument, value, found):
+def test_unsupported_attention_is_refused(model, models, argument, value, found):
     kernel = models.attention
 
     def other(block, q, k, v, img_len, sizes):
@@ -213,7 +213,7 @@ def test_half_precision(model):
 
 
 @pytest.mark.parametrize("where", ["double_blocks.1.img_attn_proj", "single_blocks.0.linear1", "final_layer"])
-def test_an_exception_gives_the_kernel_back(model, models, where):
+def test_an_exception_restores_the_kernel(model, models, where):
     before, kernel = run(model, 9), models.attention
     handle = model.get_submodule(where).register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError), freeloc.patch(model, profile_of("vrpr")):

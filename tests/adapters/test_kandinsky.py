@@ -1,4 +1,4 @@
-"""Kandinsky: without its own rounding it equals the oracle as others do; tokens that are no grid are refused."""
+"""Kandinsky: without its own rounding it equals the oracle; tokens that are no grid are refused."""
 
 from types import ModuleType
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Latte beyond what all families have in common: it takes exactly as many frames as it was built for."""
+"""Latte beyond the tests of all families: it supports only the number of frames that it was built for."""
 
 import pytest
 import torch

@@ -102,7 +102,7 @@ def test_ltx_2_with_reference_tokens_at_the_end_is_refused():
         run(model, inputs | more)
 
 
-def test_ltx_2_blocks_that_guidance_lets_skip_attention_are_let_be():
+def test_ltx_2_blocks_whose_attention_guidance_skips_are_left_alone():
     model, inputs = ltx.ltx_2(perturbed_attn=True), ltx.inputs_2(9, 2, 3, 1)
     with freeloc.patch(model, profile_of(model, "vrpr")) as patch:
         skipped = run(model, inputs | {"spatio_temporal_guidance_blocks": [1]})

@@ -1,4 +1,4 @@
-"""Mochi beyond what all families have in common: the frequencies of its RoPE are weights."""
+"""Mochi beyond the tests of all families: the frequencies of its RoPE are weights."""
 
 import accelerate
 import pytest
@@ -34,6 +34,6 @@ def test_half_precision_frequencies_are_those_that_the_model_uses():
     model.pos_frequencies.copy_(rounded)
     with freeloc.patch(model, profile):
         expected = run(model)
-    model.pos_frequencies.data = rounded.to(torch.bfloat16)  # the model turns by them in float32
+    model.pos_frequencies.data = rounded.to(torch.bfloat16)  # the model rotates by them in float32
     with freeloc.patch(model, profile):
         assert torch.equal(run(model), expected)

@@ -1,4 +1,4 @@
-"""Motif-Video's decoder blocks: the video, then what the encoder made of it, which has no positions."""
+"""Motif-Video's decoder blocks: the video, then the encoder's output, which has no positions."""
 
 import pytest
 from dense import oracle

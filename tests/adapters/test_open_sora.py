@@ -52,7 +52,7 @@ def run(name, frames, height=2, width=3, batch=2, model=None, **changes):
 
 @contextlib.contextmanager
 def oracle(name, plan, frames, height=2, width=3):
-    """Within, nothing is rotated, and attention is dense logits, one layer after the other."""
+    """Inside the block, nothing is rotated, and attention is computed from dense logits, layer after layer."""
     with _oracle_12(model_of(name), plan) if name not in TWO else _oracle_2(name, plan, frames, height, width):
         yield
 
@@ -178,7 +178,7 @@ def test_half_precision(name):
 
 
 @both_ropes
-def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_given_back(name, math, monkeypatch):
+def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_restored(name, math, monkeypatch):
     calls = []
 
     def watched(q, k, v):
@@ -197,7 +197,7 @@ def test_the_kernel_runs_in_layers_that_are_left_alone_and_is_given_back(name, m
 
 @both_ropes
 @pytest.mark.parametrize("where", ["double_blocks.1.img_attn.proj", "single_blocks.0.linear2", "final_layer"])
-def test_an_exception_gives_the_kernel_back(name, math, where):
+def test_an_exception_restores_the_kernel(name, math, where):
     model, before, kernel = model_of(name), run(name, 9), math.flash_attn_func
     handle = model.get_submodule(where).register_forward_pre_hook(lambda module, args: 1 / 0)
     with pytest.raises(ZeroDivisionError), freeloc.patch(model, profile_of(name, "vrpr")):
@@ -209,9 +209,9 @@ def test_an_exception_gives_the_kernel_back(name, math, where):
 
 
 def test_a_copy_of_a_model_whose_forward_is_on_the_instance():
-    twin = copy.deepcopy(model_of("open-sora-2"))
-    with freeloc.patch(twin, profile_of("open-sora-2", "mixed")) as patch:
-        found = run("open-sora-2", 9, model=twin)
+    copied = copy.deepcopy(model_of("open-sora-2"))
+    with freeloc.patch(copied, profile_of("open-sora-2", "mixed")) as patch:
+        found = run("open-sora-2", 9, model=copied)
         untouched = run("open-sora-2", 9)
     assert patch.report().corrected_calls == 3
     assert (found - untouched).abs().max() > 1e-3

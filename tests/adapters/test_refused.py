@@ -35,7 +35,7 @@ def of_diffusers():
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_the_reason_is_what_whoever_patches_one_gets(name):
+def test_patching_a_refused_model_raises_the_reason(name):
     refusal = REFUSED[name]
     cls = getattr(transformers, refusal.classes[0].rpartition(".")[2])
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def test_every_video_transformer_of_diffusers_is_adapted_or_refused():
     assert not known & set(NOT_VIDEO)
 
 
-def test_no_name_is_of_a_class_that_is_gone():
+def test_every_named_class_still_exists():
     described = {path for thing in THINGS for path in thing.classes if path.startswith("diffusers.")}
     exported = {f"{cls.__module__}.{cls.__qualname__}" for cls in of_diffusers().values()}
     assert described <= exported

@@ -108,11 +108,11 @@ def test_vace_blocks_get_the_policy_of_the_layer_they_run_beside(run):
         "control_hidden_states": torch.randn(2, 6, 9, 6, 10, generator=torch.Generator().manual_seed(3)),
         "control_hidden_states_scale": torch.ones(2),
     }
-    twin = oracle_of(model, profile, 3, 5)
-    for block, layer in zip(twin.vace_blocks, (0, 2), strict=True):
-        processor = copy.copy(twin.blocks[layer].attn1.processor)
+    oracle = oracle_of(model, profile, 3, 5)
+    for block, layer in zip(oracle.vace_blocks, (0, 2), strict=True):
+        processor = copy.copy(oracle.blocks[layer].attn1.processor)
         block.attn1.set_processor(processor)
-    expected = run(twin, 9, **control)
+    expected = run(oracle, 9, **control)
     before = run(model, 9, **control)
     with freeloc.patch(model, profile) as patch:
         found = run(model, 9, **control)

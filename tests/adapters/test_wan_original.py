@@ -64,12 +64,12 @@ def oracle_of(model, profile):
             out[at] = (logits.softmax(dim=-1) @ v[at].transpose(1, 2).double()).transpose(1, 2).to(x.dtype)
         return self.o(out.flatten(2))
 
-    twin = copy.deepcopy(model)
-    blocks = list(enumerate(twin.blocks))
-    blocks += list(zip(getattr(twin, "vace_layers", ()), getattr(twin, "vace_blocks", ()), strict=True))
+    copied = copy.deepcopy(model)
+    blocks = list(enumerate(copied.blocks))
+    blocks += list(zip(getattr(copied, "vace_layers", ()), getattr(copied, "vace_blocks", ()), strict=True))
     for layer, block in blocks:
         block.self_attn.forward = functools.partial(forward, block.self_attn, layer=layer)
-    return twin
+    return copied
 
 
 MODELS = pytest.mark.parametrize("cls", [wan_double.WanModel, wan_double.VaceWanModel], ids=["plain", "vace"])
@@ -184,7 +184,7 @@ def test_half_precision_weights_beside_rotated_float32(kernel):
 
 
 @pytest.mark.parametrize("where", ["blocks.2.self_attn.o", "blocks.2.self_attn.q", "blocks.1.ffn", "head"])
-def test_an_exception_gives_the_kernel_back(where, kernel):
+def test_an_exception_restores_the_kernel(where, kernel):
     model = make_model()
     before = run(model, BATCHES["one"])
     handle = model.get_submodule(where).register_forward_pre_hook(lambda module, args: 1 / 0)
@@ -224,7 +224,7 @@ def test_a_file_without_the_kernel_is_an_adapter_error():
 
 
 @pytest.mark.parametrize("sizes", [[[0, 3, 5]], []])
-def test_sizes_that_make_no_sense(sizes):
+def test_invalid_sizes(sizes):
     model = make_model()
     table = torch.tensor(sizes).reshape(-1, 3)
     with (

@@ -33,8 +33,8 @@ def short_only(query, key, value, plan, layout, mask):
 
 
 @pytest.fixture
-def bring(monkeypatch):
-    """Registers backends, as a package would."""
+def register_backends(monkeypatch):
+    """Registers backends as a plugin does."""
 
     def register(*backends, distribution="a package"):
         for backend in backends:
@@ -62,13 +62,13 @@ class TestChoice:
         assert torch.equal(found["mine"], found["sdpa"])
         assert 0 < (found["reference"] - found["sdpa"]).abs().max() < 1e-4
 
-    def test_an_unknown_name_is_refused_with_near_ones(self, small_wan):
+    def test_an_unknown_name_is_refused_with_suggestions(self, small_wan):
         words = "no backend is named 'sdpaa'; did you mean sdpa? known: reference, sdpa; or leave it at \"auto\""
         with pytest.raises(RegistryError, match=f"^{re.escape(words)}$"):
             freeloc.patch(small_wan, make_profile(), backend="sdpaa")
         assert not small_wan.blocks[0].attn1._forward_hooks
 
-    def test_something_else_is_refused(self, small_wan):
+    def test_a_backend_of_another_type_is_refused(self, small_wan):
         with pytest.raises(FreelocError, match=r"expected backend to be a name or a freeloc\.attention\.Backend"):
             freeloc.patch(small_wan, make_profile(), backend=sdpa.attend)
 
@@ -77,8 +77,8 @@ class TestChoice:
         with pytest.raises(FreelocError, match=f"to have a name other than 'auto', found '{name}'"):
             Backend(name, sdpa.attend)
 
-    def test_auto_tries_priorities_in_order_and_skips_what_cannot(self, small_wan, run, bring):
-        bring(
+    def test_auto_tries_backends_by_priority_and_skips_those_that_refuse(self, small_wan, run, register_backends):
+        register_backends(
             Backend("by-name", sdpa.attend),
             Backend("gpu", sdpa.attend, never, priority=9),
             Backend("quick", sdpa.attend, short_only, priority=5),
@@ -91,8 +91,8 @@ class TestChoice:
             run(small_wan, 10)
             assert used(patch) == {"quick", "sdpa"}
 
-    def test_a_named_one_that_cannot_says_why_and_where(self, small_wan, run, bring):
-        bring(Backend("gpu", sdpa.attend, never, priority=9))
+    def test_a_named_backend_that_refuses_says_why_and_in_which_layer(self, small_wan, run, register_backends):
+        register_backends(Backend("gpu", sdpa.attend, never, priority=9))
         words = (
             "blocks.0.attn1: no attention backend can compute this call: gpu requires a CUDA device, found cpu. "
             'Use backend="auto", or "sdpa" (adapter \'wan\')'
@@ -103,15 +103,15 @@ class TestChoice:
         ):
             run(small_wan, 9)
 
-    def test_where_nothing_is_corrected_no_backend_is_asked(self, small_wan, run, bring):
-        bring(Backend("gpu", sdpa.attend, never))
+    def test_no_backend_is_called_where_nothing_is_corrected(self, small_wan, run, register_backends):
+        register_backends(Backend("gpu", sdpa.attend, never))
         with freeloc.patch(small_wan, make_profile(), backend="gpu") as patch:
             run(small_wan, 4)
         assert not used(patch)
 
-    def test_two_packages_with_the_same_name(self, small_wan, bring, capsys):
-        bring(Backend("mine", sdpa.attend, priority=3), distribution="one")
-        bring(Backend("mine", sdpa.attend, priority=3), distribution="two")
+    def test_two_packages_with_the_same_name(self, small_wan, register_backends, capsys):
+        register_backends(Backend("mine", sdpa.attend, priority=3), distribution="one")
+        register_backends(Backend("mine", sdpa.attend, priority=3), distribution="two")
         words = "backend 'mine' is registered by one and two: uninstall one of them, or rename it"
         with pytest.raises(RegistryError, match=words):
             freeloc.patch(small_wan, make_profile(), backend="mine")
@@ -119,8 +119,8 @@ class TestChoice:
         assert main(["backends"]) == 1
         assert capsys.readouterr().err.strip() == words
 
-    def test_the_command_lists_them_as_auto_tries_them(self, bring, capsys):
-        bring(Backend("quick", sdpa.attend, priority=5, source="a paper"), Backend("by-name", sdpa.attend))
+    def test_the_command_lists_backends_in_the_order_of_auto(self, register_backends, capsys):
+        register_backends(Backend("quick", sdpa.attend, priority=5, source="a paper"), Backend("by-name", sdpa.attend))
         assert main(["backends"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == ["quick", "sdpa", "by-name", "reference"]
@@ -143,16 +143,16 @@ class TestOutput:
             (lambda out: (out, None), "to return a tensor, found tuple"),
         ],
     )
-    def test_what_is_not_like_the_queries_is_refused(self, small_wan, run, change, words):
+    def test_an_output_that_does_not_match_the_queries_is_refused(self, small_wan, run, change, words):
         backend = Backend("odd", lambda *call: change(sdpa.attend(*call)))
-        told = rf"^blocks\.0\.attn1: expected the backend 'odd' .*{re.escape(words)} \(adapter 'wan'\)$"
-        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=told):
+        message = rf"^blocks\.0\.attn1: expected the backend 'odd' .*{re.escape(words)} \(adapter 'wan'\)$"
+        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=message):
             run(small_wan, 9)
 
     def test_a_predicate_that_does_not_return_a_text_is_refused(self, small_wan, run):
         backend = Backend("odd", sdpa.attend, can=lambda *call: True)
-        told = "expected can of the backend 'odd' to return a text, what is in the way or an empty one, found True"
-        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=told):
+        message = "expected can of the backend 'odd' to return a text, what is in the way or an empty one, found True"
+        with freeloc.patch(small_wan, make_profile(), backend=backend), pytest.raises(LayoutError, match=message):
             run(small_wan, 9)
 
     def test_the_tokens_are_checked_for_every_backend(self):
@@ -165,7 +165,7 @@ class TestOutput:
             attend(q, k, v, plan, TokenLayout(5, 2, 3), backends=[careless])
 
 
-class Seen(NamedTuple):
+class RecordedCall(NamedTuple):
     """A call of a patched model's layer, and what it computed."""
 
     query: torch.Tensor
@@ -178,12 +178,12 @@ class Seen(NamedTuple):
 
 
 def calls_of(subject, frames=9):
-    """What each layer of a patched model is given and computes, by its number."""
+    """What each layer of a patched model receives and computes, by its number."""
     seen = []
 
     def note(query, key, value, plan, layout, mask, scale):
         out = sdpa.attend(query, key, value, plan, layout, mask, scale)
-        seen.append(Seen(query, key, value, layout, mask, scale, out))
+        seen.append(RecordedCall(query, key, value, layout, mask, scale, out))
         return out
 
     with subject.patch(backend=Backend("note", note)) as patch:
@@ -282,7 +282,7 @@ class TestOneLayer:
             ({"profile_or_plan": FramePlan.identity(5)}, LayoutError, "for 9 latent frames, the method made one for 5"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, changes, error, words):
+    def test_arguments_that_do_not_fit_are_refused(self, changes, error, words):
         q, k, v = torch.randn(3, 1, 2, 9 * 6, 24)
         call = {"profile_or_plan": make_profile(), "layer": 0, "query": q, "key": k, "value": v, "grid": (9, 2, 3)}
         with pytest.raises(error, match=words):

@@ -1,34 +1,36 @@
-"""The calls that are checked on GPUs, here on the CPU. Plans are data on the CPU, whatever the default device is."""
+"""Every registered backend, and the default device: plans are data on the CPU, whatever that device is."""
 
 import pytest
 import torch
-from attention_cases import CASES, compare
 from common import backend_names
 
-from freeloc.attention import Backend, sdpa
-
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-@each_case
-def test_backends_equal_the_reference_on_the_cpu(case):
-    found = {name: compare(case, name, torch.float32, "cpu") for name in backend_names()}
-    assert "sdpa" in found
-    assert all(comparison.fits for comparison in found.values()), found
+from freeloc import attend_layer
+from freeloc.registry import registry
+from freeloc.testing import check_backend
+from freeloc.testing.backend_cases import CASES, FRAMES
 
 
-@each_case
+@pytest.mark.parametrize("name", backend_names())
+def test_backends_equal_the_reference_on_the_cpu(name):
+    check_backend(registry().backends.get(name), dtypes=[torch.float32])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_the_default_device_while_it_runs_does_not_matter(case, backend):
-    tensors = case.tensors(torch.float32)
-    expected = case.attend(backend, tensors, "cpu")
-    with torch.device("meta"):  # any other device than that of the tensors; this one is always there
-        found = case.attend(backend, tensors, "cpu")
+def test_the_default_device_of_the_call_does_not_matter(case, backend):
+    query, key, value, mask = case.tensors(torch.float32)
+    factors = torch.linspace(0.5, 1, case.heads, dtype=torch.float64)[:, None]
+    options = {
+        "grid": (FRAMES, case.height, case.width),
+        "rope": case.rope,
+        "text_first": case.text_first,
+        "text_last": case.text_last,
+        "frequencies": factors * case.rope.frequencies(case.head_dim) if case.per_head else None,
+        "mask": mask,
+        "scale": case.scale,
+        "backend": backend,
+    }
+    expected = attend_layer(case.plan, 0, query, key, value, **options)
+    with torch.device("meta"):  # a default device other than that of the tensors, present on every machine
+        found = attend_layer(case.plan, 0, query, key, value, **options)
     assert torch.equal(found, expected)
-
-
-def test_a_wrong_output_does_not_fit():
-    wrong = Backend("wrong", lambda query, key, value, *rest: sdpa.attend(query, key, value, *rest) + 1e-4)
-    found = compare(CASES[0], wrong, torch.float32, "cpu")
-    assert not found.fits
-    assert found.largest == pytest.approx(1e-4, rel=1e-2)

@@ -46,8 +46,8 @@ def test_each_head_has_its_own_plan(per_head_frequencies: bool, mask: str) -> No
     for head, own_plan in enumerate(PLANS):
         q, k, v = (tensor[:, head : head + 1] for tensor in tensors())
         mine = own[:, head : head + 1] if own is not None and own.shape[1] > 1 else own
-        turning = frequencies[head] if per_head_frequencies else frequencies
-        expected = attend_reference(q, k, v, own_plan, ROPE, LAYOUT, mine, frequencies=turning)
+        own_frequencies = frequencies[head] if per_head_frequencies else frequencies
+        expected = attend_reference(q, k, v, own_plan, ROPE, LAYOUT, mine, frequencies=own_frequencies)
         assert (out[:, head : head + 1] - expected).abs().max() < 1e-5, head
 
 
@@ -77,7 +77,7 @@ def heads(**changes: Any) -> freeloc.Profile:
     return make_profile({"vrpr": [0, 1], "none": [2, 3]}, heads=changes)
 
 
-def test_a_profile_says_what_heads_get() -> None:
+def test_a_profile_gives_policies_to_heads() -> None:
     profile = heads(**{"0": {"vrpr+tsa": [1]}, "3": {"tsa": [0]}})
     assert [profile.head_policies(layer) for layer in range(4)] == [
         ["vrpr", "vrpr+tsa"],
@@ -101,13 +101,13 @@ def test_a_profile_says_what_heads_get() -> None:
         ({"00": {"vrpr": [0]}}, "String should match pattern"),
     ],
 )
-def test_heads_that_are_refused(changes: dict[str, Any], words: str) -> None:
+def test_wrong_heads_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         heads(**changes)
 
 
-def test_a_model_runs_with_it() -> None:
-    """Heads that all get the same are the layer; one that gets something else changes the output and the report."""
+def test_a_model_with_policies_for_heads() -> None:
+    """Heads with the same policy equal a layer policy; one with another policy changes the output and the report."""
     model, inputs = make_wan(), wan_inputs(12)
 
     def out(profile: freeloc.Profile) -> tuple[Tensor, freeloc.patching.Report]:
@@ -126,7 +126,7 @@ def test_a_model_runs_with_it() -> None:
     assert first.calls == {12: 2} or first.calls == {12: 1}
 
 
-def test_a_method_may_tell_heads_apart() -> None:
+def test_a_method_may_treat_heads_differently() -> None:
     model, inputs = make_wan(), wan_inputs(12)
 
     def window_on_one(profile: freeloc.Profile, layer: int, frames: int) -> list[FramePlan]:

@@ -62,7 +62,7 @@ def test_from_a_folder_to_a_profile(folder: Path, tmp_path: Path, capsys: pytest
     assert patch.report().corrected_calls
 
 
-def test_another_run_does_not_take_the_pieces_of_the_first(
+def test_another_run_does_not_reuse_the_pieces_of_the_first(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = command(folder, tmp_path / "mine.json", "--prompt", "a fox")
@@ -129,7 +129,7 @@ def test_prompts_of_a_file_and_arguments_of_the_pipeline(folder: Path, tmp_path:
         (["--prompt", "a", "--device", "nowhere"], "cannot load the model"),
     ],
 )
-def test_what_is_refused(
+def test_refusals(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
 ) -> None:
     assert main(command(folder, tmp_path / "mine.json", *more)) == 2
@@ -142,24 +142,24 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "cannot load the model" in capsys.readouterr().err
 
 
-def test_a_class_that_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_class(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strange = shutil.copytree(folder, tmp_path / "strange")
     index = strange / "model_index.json"
     index.write_text(index.read_text().replace("WanPipeline", "NoSuchPipeline"))
     assert main(command(strange, tmp_path / "mine.json", "--prompt", "a")) == 2
-    told = capsys.readouterr().err
-    assert f"cannot load the model {strange}: AttributeError: " in told
-    assert "NoSuchPipeline" in told
+    message = capsys.readouterr().err
+    assert f"cannot load the model {strange}: AttributeError: " in message
+    assert "NoSuchPipeline" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
-def test_a_device_that_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_device(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(folder, tmp_path / "mine.json", "--prompt", "a", "--device", "cuda")) == 2
     assert f"cannot load the model {folder}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nosuffix", "x.safetensors", "wan2.1-fox", "folder.json"])
-def test_an_output_that_is_no_json_file_is_refused_before_a_model_is_looked_for(
+def test_an_output_that_is_no_json_file_is_refused_before_a_model_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "folder.json").mkdir()
@@ -171,9 +171,9 @@ def test_an_output_that_is_no_json_file_is_refused_before_a_model_is_looked_for(
 def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["probe", str(folder), "--prompt", "a", "--output", str(tmp_path / "mine.json"), *SIZE]
     assert main(ask) == 2
-    told = capsys.readouterr().err
-    assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in told
-    assert "Here --trained-latent-frames says it, or --profile names one" in told
+    message = capsys.readouterr().err
+    assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in message
+    assert "Here --trained-latent-frames says it, or --profile names one" in message
     with pytest.raises(SystemExit):
         main([*ask, "--profile", "wan2.1", "--trained-latent-frames", "3"])
     assert "not allowed with argument" in capsys.readouterr().err
@@ -181,17 +181,17 @@ def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsy
     assert "no profile is named 'wan2.11'" in capsys.readouterr().err  # before a model is looked for
 
 
-def test_other_peoples_errors_are_told_with_their_cause_and_what_stops_a_run_stops_it() -> None:
-    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as told, telling("cannot count"):
+def test_errors_of_other_libraries_are_reported_with_their_cause_and_interrupts_end_the_run() -> None:
+    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as caught, telling("cannot count"):
         raise KeyError(3)
-    assert isinstance(told.value.__cause__, KeyError)
+    assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ProbeError, match=r"^ours$"), telling("cannot count"):
         raise ProbeError("ours")
     with pytest.raises(KeyboardInterrupt), telling("cannot count"):
         raise KeyboardInterrupt
 
 
-def test_what_is_probed_is_what_users_run(folder: Path, clips: list[Path], tmp_path: Path) -> None:
+def test_the_probed_model_has_the_dtypes_that_users_run(folder: Path, clips: list[Path], tmp_path: Path) -> None:
     """In bfloat16 diffusers keeps some weights of Wan in float32."""
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     kept = [name for name, weight in pipe.transformer.named_parameters() if weight.dtype == torch.float32]

@@ -45,7 +45,7 @@ def probed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["mine", "mine.safetensors", "wan2.1-fox", "mine.JSON"])
-def test_a_profile_that_would_not_lie_beside_its_measurements_is_not_written(probed: Path, name: str) -> None:
+def test_a_profile_that_would_not_be_beside_its_measurements_is_not_written(probed: Path, name: str) -> None:
     found, before = Sensitivity.load(probed.with_suffix(".safetensors")), set(probed.parent.iterdir())
     with pytest.raises(ProbeError, match=r"expected a path that ends in \.json for the profile, found .*"):
         found.to_profile(probed.with_name(name))
@@ -53,7 +53,7 @@ def test_a_profile_that_would_not_lie_beside_its_measurements_is_not_written(pro
     assert Sensitivity.load(probed.with_suffix(".safetensors")).depths == ["local"]
 
 
-def test_show_tells_all_that_a_profile_says(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_everything_in_a_profile(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = out(["show", str(probed)], capsys)
     profile = freeloc.load_profile(probed)
     assert profile.evidence is not None
@@ -76,13 +76,13 @@ def test_show_tells_all_that_a_profile_says(probed: Path, capsys: pytest.Capture
         assert f"of layer {layer}, other than the layer: " in shown
 
 
-def test_show_tells_what_follows_by_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_settings_derived_by_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
     shown = out(["show", "mochi"], capsys)
     assert "none, all by the rule" in shown
     assert ", by the rule" in shown.splitlines()[-1]
 
 
-def test_validate_tells_whether_the_measurements_are_there(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reports_whether_the_measurements_exist(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "it rests on no measurements" in out(["validate", "wan2.1"], capsys)
     assert "its measurements are beside it: local" in out(["validate", str(probed)], capsys)
     measurements = probed.with_suffix(".safetensors")
@@ -102,11 +102,11 @@ def newer() -> Profile:
     )
 
 
-def test_validate_tells_the_version_and_how_to_write_the_next(
+def test_validate_reports_the_version_and_how_to_write_the_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = out(["validate", "wan2.1", "mochi"], capsys)
-    first, second, *rest = told.splitlines()
+    message = out(["validate", "wan2.1", "mochi"], capsys)
+    first, second, *rest = message.splitlines()
     assert first == "wan2.1: a valid profile of schema version 1; it rests on no measurements"
     assert second.startswith("mochi: a valid profile of schema version 1; ")
     assert len(rest) == 2
@@ -114,17 +114,17 @@ def test_validate_tells_the_version_and_how_to_write_the_next(
     content = json.loads(profile_path("wan2.1").read_text()) | json.loads(f"{{{rest[1]}}}")  # written as it says
     content["layers"]["vrpr"] = [*range(2, 30)]
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    told = out(["validate", str(tmp_path / "mine.json")], capsys)
-    assert told == f"{tmp_path / 'mine.json'}: a valid profile of schema version 2; it rests on no measurements\n"
+    message = out(["validate", str(tmp_path / "mine.json")], capsys)
+    assert message == f"{tmp_path / 'mine.json'}: a valid profile of schema version 2; it rests on no measurements\n"
     assert freeloc.frame_plan(freeloc.load_profile(tmp_path / "mine.json"), 1, 81).stripe == 0.2
 
 
-def test_show_and_diff_tell_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_and_diff_print_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer().save(tmp_path / "mine.json")
     shown = out(["show", str(tmp_path / "mine.json")], capsys).splitlines()
     assert "policy     wide: tsa, with dense_frames=9, stripe=0.5" in shown
     assert "riflex       1 layers: 2" in shown
-    told = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
+    message = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
     for line in (
         "schema_version: 1 -> 2",
         "policies.wide.method: nothing -> tsa",
@@ -132,10 +132,10 @@ def test_show_and_diff_tell_policies(tmp_path: Path, capsys: pytest.CaptureFixtu
         "layers 0 1: vrpr -> wide",
         "layers 2: vrpr -> riflex",
     ):
-        assert line in told
+        assert line in message
 
 
-def test_methods_tell_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_print_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["tsa"].endswith("; settings: dense_frames, striped_frames, stripe, sink_frames")
@@ -146,7 +146,7 @@ def test_methods_tell_their_settings(capsys: pytest.CaptureFixture[str]) -> None
 HOSTILE = "\x1b[2J\x1b]0;title\x07 red\nprovenance.kind: probed -> published \x9b31m \u202e"
 
 
-def test_what_a_stranger_wrote_cannot_steer_the_terminal(
+def test_untrusted_profiles_cannot_control_the_terminal(
     probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = freeloc.load_profile(probed)
@@ -157,16 +157,16 @@ def test_what_a_stranger_wrote_cannot_steer_the_terminal(
     profile.model_copy(update=update).save(hostile)
     shown = out(["show", str(hostile)], capsys)
     assert "long " * 200 + r"\x1b[2J\x1b]0;title\x07 red\nprov" in shown
-    for told in (shown, out(["diff", str(probed), str(hostile)], capsys, status=1)):
-        assert all(line.isprintable() for line in told.split("\n"))
-        assert "provenance.kind: probed -> published" not in told.split("\n")
+    for message in (shown, out(["diff", str(probed), str(hostile)], capsys, status=1)):
+        assert all(line.isprintable() for line in message.split("\n"))
+        assert "provenance.kind: probed -> published" not in message.split("\n")
 
 
-def test_what_a_stranger_measured_cannot_steer_the_terminal(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_untrusted_measurements_cannot_control_the_terminal(probed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Sensitivity.load(probed.with_suffix(".safetensors"))
     tables = {**found.tables, HOSTILE: found.table("local.change")}
     Sensitivity(tables, found.facts).to_profile(probed, depth="local")
-    assert main(["profiles", "validate", str(probed)]) in (0, 2)  # told, or refused
+    assert main(["profiles", "validate", str(probed)]) in (0, 2)  # reported, or refused
     captured = capsys.readouterr()
     assert all(line.isprintable() for line in (captured.out + captured.err).split("\n"))
 
@@ -175,12 +175,12 @@ def test_a_name_that_a_terminal_could_not_show_is_refused(probed: Path, capsys: 
     text = probed.read_text()
     for name in (r"\u001b]0;title\u0007", r"two\nlines"):
         probed.write_text(text.replace(TINY.model.name, name))
-        told = out(["show", str(probed)], capsys, status=2)
-        assert "model.name: Value error, expected a name on one line without control characters, found '" in told
-        assert all(line.isprintable() for line in told.split("\n"))
+        message = out(["show", str(probed)], capsys, status=2)
+        assert "model.name: Value error, expected a name on one line without control characters, found '" in message
+        assert all(line.isprintable() for line in message.split("\n"))
 
 
-def test_what_lies_beside_a_profile_that_rests_on_nothing_is_not_its_measurements(probed: Path) -> None:
+def test_a_file_beside_a_profile_without_measurements_is_not_its_measurements(probed: Path) -> None:
     assert measurements_path(probed) == probed.with_suffix(".safetensors")
     freeloc.load_profile(probed).model_copy(update={"evidence": None}).save(probed)
     assert measurements_path(probed) is None
@@ -214,11 +214,11 @@ def test_diff_of_the_same_and_of_two(probed: Path, tmp_path: Path, capsys: pytes
         ),
     ],
 )
-def test_what_differs(other: Profile, lines: list[str]) -> None:
+def test_the_diff_lists_differences(other: Profile, lines: list[str]) -> None:
     assert differences(TINY, other) == lines
 
 
-def test_heads_of_a_layer_that_changed_are_not_told_twice() -> None:
+def test_heads_of_a_changed_layer_are_not_listed_twice() -> None:
     other = with_layers(TINY, ["vrpr", "none", *["vrpr"] * 6])
     found = differences(HEADS, other)
     assert "layers 1: vrpr -> none" in found

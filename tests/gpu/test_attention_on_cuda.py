@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from attention_cases import CASES, TOLERANCE, compare
 from common import backend_names
 
-from freeloc.errors import LayoutError
+from freeloc.registry import registry
+from freeloc.testing import check_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,14 +16,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_backends_equal_the_reference(case, dtype):
-    done = []
-    for name in ["reference", *backend_names()]:
-        try:
-            found = compare(case, name, dtype, "cuda")
-        except LayoutError:  # a backend may say that it cannot compute a call
-            continue
-        assert found.fits, f"{name}: largest error {found.largest:.2e}, expected within {TOLERANCE[dtype]}"
-        done.append(name)
-    assert {"reference", "sdpa"} <= set(done)
+@pytest.mark.parametrize("name", ["reference", *backend_names()])
+def test_backends_equal_the_reference(name, dtype):
+    refused = check_backend(registry().backends.get(name), device="cuda", dtypes=[dtype])
+    assert not refused or name not in ("reference", "sdpa")

@@ -1,4 +1,4 @@
-"""A patched model on CUDA: as on the CPU, the same bits at the trained length, compiled, moved, and without leaks."""
+"""A patched model on CUDA: equal to the CPU, bit for bit at the trained length, compiled, moved, without leaks."""
 
 import gc
 
@@ -53,7 +53,7 @@ def corrected_on_the_cpu(*lengths):
 
 
 @pytest.mark.parametrize("dtype", RELATIVE, ids=str)
-def test_a_patched_model_computes_what_it_does_on_the_cpu(dtype):
+def test_a_patched_model_equals_its_result_on_the_cpu(dtype):
     expected = corrected_on_the_cpu(9, 12)
     model = make_wan().to("cuda", dtype)
     for frames, output in expected.items():
@@ -63,7 +63,7 @@ def test_a_patched_model_computes_what_it_does_on_the_cpu(dtype):
         assert patch.report().corrected_calls == 3
         assert found.dtype == dtype
         assert relative(found, output) <= RELATIVE[dtype]
-        assert relative(plain, output) > RELATIVE[dtype]  # or the line above would show nothing
+        assert relative(plain, output) > RELATIVE[dtype]  # otherwise the line above would show nothing
         assert torch.equal(run_on(model, frames, dtype=dtype), plain)
 
 
@@ -169,7 +169,7 @@ def test_compiled(order, mode):
 
 
 def test_captured_in_a_cuda_graph():
-    """By hand, which torch.compile is not there to guard: right for new inputs, or refused."""
+    """A CUDA graph captured without torch.compile, which could have guarded it: right for new inputs, or refused."""
     model = make_wan().to("cuda")
     static, other = inputs_on(9), inputs_on(9)
     other["hidden_states"] = other["hidden_states"].flip(2)

@@ -1,4 +1,4 @@
-"""What can be seen of a model that no adapter describes, and whether the file written from it holds."""
+"""Inspecting a model that no adapter describes, and whether the adapter file written from it is right."""
 
 import re
 import shlex
@@ -22,13 +22,13 @@ EXAMPLES = {example.label: example for example in [*examples(), TOY]}
 QUICK = ["cogvideox", "cogvideox-2b", "hunyuan-video-1.5", "ltx", "mochi", "cosmos-2", "latte", "toy"]
 
 
-def look(example):
+def inspect_example(example):
     return freeloc.inspect(example.model(), example.inputs(8, 2, 3, 2))
 
 
 def written(example):
     names = {}
-    exec(adapter_file(look(example)), names)
+    exec(adapter_file(inspect_example(example)), names)
     return names["ADAPTER"]
 
 
@@ -42,8 +42,8 @@ def test_the_written_file_meets_every_requirement_unedited(name):
     assert [(result.check, result.problem) for result in results if result.problem and not result.expected] == []
 
 
-def test_what_is_seen_is_what_is_there():
-    seen = look(EXAMPLES["cogvideox-1.5"])
+def test_the_inspection_matches_the_model():
+    seen = inspect_example(EXAMPLES["cogvideox-1.5"])
     assert [(site.path, site.modules, site.is_candidate) for site in seen.sites] == [
         ("transformer_blocks.*.attn1", 3, True)
     ]
@@ -67,46 +67,46 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_configuration_of_any_kind_is_looked_into(kind):
+def test_configurations_of_any_kind_are_supported(kind):
     values = {"num_heads": 2, "head_dim": 12, "patch_size": (1, 2, 2)}
     example = replace(TOY, model=lambda: with_config(CONFIGS[kind](**values)))
-    seen, adapter = look(example), written(example)
+    seen, adapter = inspect_example(example), written(example)
     assert (seen.heads, seen.head_dim, seen.patch_path) == ("config.num_heads", "config.head_dim", "config.patch_size")
     assert (adapter.shape(example.model()).heads, adapter.patch_size(example.model())) == (2, (1, 2, 2))
 
 
-def test_a_configuration_that_holds_nothing_is_no_problem():
-    assert look(replace(TOY, model=lambda: with_config("small"))).heads == "heads"
+def test_an_empty_configuration_is_no_problem():
+    assert inspect_example(replace(TOY, model=lambda: with_config("small"))).heads == "heads"
 
 
-def test_a_temporal_attention_of_its_own_is_told_from_the_spatial_one():
-    seen = look(EXAMPLES["latte"])
+def test_separate_temporal_and_spatial_attention_are_distinguished():
+    seen = inspect_example(EXAMPLES["latte"])
     assert [site.path for site in seen.candidates] == ["temporal_transformer_blocks.*.attn1"]
     assert seen.grid.tokens == (8, 1, 1)
     assert seen.rope is None
     assert "rope: queries and keys of equal frames do not differ by a rotation" in seen.unknown
 
 
-def test_attention_without_a_function_is_seen():
+def test_attention_without_an_attention_function_is_found():
     example = next(example for example in opensora_double.EXAMPLES if example.adapter == "open-sora-1.2")
-    seen = look(example)
+    seen = inspect_example(example)
     assert "torch.matmul" in {site.kernel for site in seen.sites if site.path.startswith("temporal_blocks")}
 
 
-def test_a_kernel_that_cannot_be_seen_is_said():
+def test_an_unobservable_kernel_is_reported():
     with pytest.raises(freeloc.FreelocError, match=r"torch.nn.*Linear made no call .*freeloc.adapter.Kernel"):
         freeloc.inspect(nn.Linear(3, 3), {"input": torch.zeros(1, 2, 3)})
 
 
 class Shuffled(nn.Module):
-    """Attention over tokens that are in no order of rows and columns."""
+    """Attention over tokens in an order that is not row by row."""
 
     def forward(self, video):
         tokens = video.flatten(2).mT[:, torch.randperm(48, generator=torch.Generator().manual_seed(0))]
         return nn.functional.scaled_dot_product_attention(*[tokens[:, None]] * 3)
 
 
-def test_no_adapter_is_written_from_a_grid_that_was_not_seen():
+def test_no_adapter_is_written_without_an_observed_grid():
     seen = freeloc.inspect(Shuffled(), {"video": torch.randn(2, 6, 8, 2, 3)})
     assert seen.grid is None
     with pytest.raises(freeloc.FreelocError, match=r"no adapter can be written for .*Shuffled: grid: in no self-att"):
@@ -114,7 +114,7 @@ def test_no_adapter_is_written_from_a_grid_that_was_not_seen():
 
 
 class Block(nn.Module):
-    """Attention over the frames of each place, the places of each frame, all tokens, or nothing."""
+    """Attention over the frames at each position, over the positions of each frame, over all tokens, or none."""
 
     def __init__(self, over):
         super().__init__()
@@ -160,7 +160,7 @@ class Uneven(nn.Module):
         (("all", "nothing"), r"Uneven has no 'layers\.1\.attention', which its adapter expects"),
     ],
 )
-def test_blocks_that_no_path_tells_apart_are_said_and_no_adapter_is_written(kinds, why):
+def test_blocks_that_paths_cannot_distinguish_are_reported_and_no_adapter_is_written(kinds, why):
     seen = freeloc.inspect(Uneven(*kinds), {"video": torch.randn(2, 6, 8, 3, 5)})
     assert seen.grid is not None
     assert seen.candidates == []
@@ -175,7 +175,7 @@ def test_blocks_of_one_kind_are_named():
 
 
 class Named(Attention):
-    """Names what it multiplies."""
+    """Passes the factors of its product by name."""
 
     def forward(self, x):
         x = x[:, None]
@@ -183,7 +183,7 @@ class Named(Attention):
         return weights.matmul(other=x)[:, 0]
 
 
-def test_products_are_seen_however_their_factors_are_passed():
+def test_matrix_products_are_found_however_their_factors_are_passed():
     model = Uneven("all")
     model.layers[0].attention = Named()
     seen = freeloc.inspect(model, {"video": torch.randn(2, 6, 8, 3, 5)})
@@ -191,18 +191,18 @@ def test_products_are_seen_however_their_factors_are_passed():
 
 
 @pytest.mark.parametrize("frames", [2, 3])
-def test_too_few_frames_are_said(frames, capsys):
+def test_too_few_frames_are_reported(frames, capsys):
     assert main(["inspect", "wan", "--tokens", str(frames), "2", "3", "2"]) == 2
     assert f"expected at least 4 latent frames, to see a rotation, found {frames}" in capsys.readouterr().err
 
 
-def test_a_video_that_is_not_among_the_inputs_is_said():
+def test_a_missing_video_input_is_reported():
     with pytest.raises(freeloc.FreelocError, match=r"one of the tensors \['video', 'text'\] .*, found 'latent'"):
         freeloc.inspect(TOY.model(), TOY.inputs(8, 2, 3, 2), video="latent")
 
 
 @pytest.mark.parametrize("speed", [0.0, 0.3])
-def test_what_does_not_turn_has_no_rope(speed):
+def test_a_rope_without_rotation_is_no_rope(speed):
     content = torch.randn(2, 1, 1, 3, 8, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 6, -1, -1)
     growing = 1 + speed * torch.arange(6.0)[:, None, None]
     assert find_rope(content * growing) is None
@@ -241,7 +241,7 @@ def test_the_command_checks_the_file_that_it_wrote_from_where_it_wrote_it(tmp_pa
     assert capsys.readouterr().out.count("ok     toy") == 16
 
 
-def test_a_file_that_holds_no_adapter_is_said(tmp_path, capsys):
+def test_a_file_without_an_adapter_is_reported(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("import freeloc; ADAPTER = freeloc.adapter.AttentionSite('blocks')")
     for name, message in (
         ("mine.py:ADAPTER", "AttentionSite.path: expected one *"),
@@ -251,7 +251,7 @@ def test_a_file_that_holds_no_adapter_is_said(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_reported(tmp_path, capsys):
     assert main(["inspect", "wan", "--output", str(tmp_path / "no" / "folder.py")]) == 2
     assert "cannot write" in capsys.readouterr().err
     assert main(["inspect", "wan", "--output", str(tmp_path / "my_wan")]) == 2
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path, capsys):
         ("no-such-example", "no example is named 'no-such-example'"),
     ],
 )
-def test_the_command_says_what_it_wants(name, message, capsys):
+def test_the_command_says_what_it_requires(name, message, capsys):
     assert main(["inspect", name]) == 2
     assert message in capsys.readouterr().err
 
@@ -279,7 +279,7 @@ def test_the_command_says_what_it_wants(name, message, capsys):
     ],
 )
 @pytest.mark.parametrize("example", [[], ["--example", "wan"]], ids=["its examples", "another example"])
-def test_the_command_checks_no_adapter_that_is_none(name, message, example, capsys):
+def test_the_command_refuses_an_adapter_that_is_none(name, message, example, capsys):
     assert main(["check-adapter", name, *example]) == 2
     assert message in capsys.readouterr().err
 

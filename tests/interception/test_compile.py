@@ -3,8 +3,11 @@
 import copy
 import threading
 
+import hunyuan_double
+import opensora_double
 import pytest
 import torch
+import wan_double
 from conftest import make_profile, make_wan, wan_inputs
 from subjects import Subject, error_of, in_threads
 
@@ -13,36 +16,68 @@ import freeloc
 # Reason: raised inside torch._inductor and torch._dynamo on import or compilation, not by this project.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
+LAYERS = {2: {"vrpr+tsa": [0], "none": [1]}, 4: None}
+"""Policies by the number of layers of the model."""
+
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def model():
+    """Two layers: compiling a whole model takes time in proportion to their number."""
+    return make_wan(num_layers=2)
+
+
+def profile_for(model):
+    return make_profile(LAYERS[len(model.blocks)])
+
+
+def expected(model, run, lengths=(3, 9, 12)):
+    """The outputs of the patched model before it is compiled, by length."""
+    with freeloc.patch(model, profile_for(model)):
+        return {frames: run(model, frames) for frames in lengths}
+
+
+def graphs():
+    """How many graphs were compiled since the start of the test."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def compile_it(model, whole, backend="eager"):
+    if whole:
+        return torch.compile(model, backend=backend)
+    model.compile_repeated_blocks(backend=backend)
+    return model
 
 
 @pytest.mark.parametrize("order", ["compile, then patch", "patch, then compile"])
 @pytest.mark.parametrize(
     "how", [pytest.param("torch.compile", marks=pytest.mark.slow), "model.compile", "compile_repeated_blocks"]
 )
-def test_fullgraph_in_either_order(small_wan, run, order, how):
-    plain = {frames: run(small_wan, frames) for frames in (3, 9)}
-    with freeloc.patch(small_wan, make_profile()):
-        corrected = {frames: run(small_wan, frames) for frames in (9, 12)}
+def test_fullgraph_in_either_order(model, run, order, how):
+    plain = {frames: run(model, frames) for frames in (3, 9)}
+    with freeloc.patch(model, profile_for(model)):
+        corrected = {frames: run(model, frames) for frames in (9, 12)}
 
     def compiled():
         options = {"fullgraph": True, "backend": "inductor" if how == "torch.compile" else "eager"}
         if how == "torch.compile":
-            return torch.compile(small_wan, **options)
-        getattr(small_wan, how.removeprefix("model."))(**options)
-        return small_wan
+            return torch.compile(model, **options)
+        getattr(model, how.removeprefix("model."))(**options)
+        return model
 
     if order == "compile, then patch":
         model = compiled()
         assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
-        patch = freeloc.patch(model, make_profile())
+        patch = freeloc.patch(model, profile_for(model))
     else:
-        patch = freeloc.patch(small_wan, make_profile())
+        patch = freeloc.patch(model, profile_for(model))
         model = compiled()
     for frames, expected in ((9, corrected[9]), (3, plain[3]), (12, corrected[12]), (9, corrected[9])):
         assert (run(model, frames) - expected).abs().max() <= 2e-5, frames
@@ -51,13 +86,13 @@ def test_fullgraph_in_either_order(small_wan, run, order, how):
     assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
 
 
-def test_a_compiled_model_and_its_original_take_turns(small_wan, run):
-    with freeloc.patch(small_wan, make_profile()):
-        corrected = {frames: run(small_wan, frames) for frames in (6, 9, 12)}
-    with freeloc.patch(small_wan, make_profile()):
-        compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
-        for model, frames in ((small_wan, 9), (compiled, 12), (small_wan, 6), (compiled, 9), (small_wan, 12)):
-            assert (run(model, frames) - corrected[frames]).abs().max() <= 2e-5, frames
+def test_a_compiled_model_and_its_original_alternate(model, run):
+    with freeloc.patch(model, profile_for(model)):
+        corrected = {frames: run(model, frames) for frames in (6, 9, 12)}
+    with freeloc.patch(model, profile_for(model)):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        for called, frames in ((model, 9), (compiled, 12), (model, 6), (compiled, 9), (model, 12)):
+            assert (run(called, frames) - corrected[frames]).abs().max() <= 2e-5, frames
 
 
 def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
@@ -74,26 +109,10 @@ def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the second one for any length
 
 
-def graphs():
-    """How many graphs were compiled since the counters were cleared."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-
-
-def expected(model, run, lengths=(3, 9, 12)):
-    with freeloc.patch(model, make_profile()):
-        return {frames: run(model, frames) for frames in lengths}
-
-
-def test_one_dynamic_graph_serves_all_lengths(small_wan, run):
-    plain, want = {frames: run(small_wan, frames) for frames in (3, 9, 12)}, expected(small_wan, run)
-    compiled = torch.compile(small_wan, dynamic=True, fullgraph=True, backend="eager")
-    with freeloc.patch(compiled, make_profile()) as patch:
+def test_one_dynamic_graph_serves_all_lengths(model, run):
+    plain, want = {frames: run(model, frames) for frames in (3, 9, 12)}, expected(model, run)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    with freeloc.patch(compiled, profile_for(model)) as patch:
         for frames in (9, 3, 12, 9):
             assert (run(compiled, frames) - want[frames]).abs().max() <= 2e-5, frames
             assert graphs() == 2  # the first is the hook that reads the grid
@@ -102,10 +121,10 @@ def test_one_dynamic_graph_serves_all_lengths(small_wan, run):
     assert (run(compiled, 9) - plain[9]).abs().max() <= 2e-5
 
 
-def test_frames_may_be_marked_dynamic(small_wan, run):
-    want = expected(small_wan, run)
-    compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
-    with freeloc.patch(small_wan, make_profile()), torch.no_grad():
+def test_frames_may_be_marked_dynamic(model, run):
+    want = expected(model, run)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with freeloc.patch(model, profile_for(model)), torch.no_grad():
         for frames in (9, 12, 3):
             inputs = wan_inputs(frames)
             torch._dynamo.mark_dynamic(inputs["hidden_states"], 2)
@@ -114,83 +133,76 @@ def test_frames_may_be_marked_dynamic(small_wan, run):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_trained_length_is_bit_for_bit_the_models_own(small_wan, run, whole):
-    compiled = compile_it(small_wan, whole)
+def test_the_trained_length_is_bit_for_bit_the_models_own(model, run, whole):
+    compiled = compile_it(model, whole, backend="aot_eager")
     plain = run(compiled, 3)
-    with freeloc.patch(small_wan, make_profile()):
+    with freeloc.patch(model, profile_for(model)):
         assert torch.equal(run(compiled, 3), plain)
 
 
-def compile_it(model, whole, **options):
-    if whole:
-        return torch.compile(model, backend="aot_eager", **options)
-    model.compile_repeated_blocks(backend="aot_eager", **options)
-    return model
-
-
 @pytest.mark.parametrize("whole", [True, False])
-def test_code_of_another_model_is_not_taken_for_that_of_a_patched_one(small_wan, run, whole):
-    want, other = expected(small_wan, run), copy.deepcopy(small_wan)
+def test_compiled_code_of_another_model_is_not_reused_for_a_patched_one(model, run, whole):
+    want, other = expected(model, run), copy.deepcopy(model)
     plain = run(other, 9)
     other_compiled = compile_it(other, whole)
     assert (run(other_compiled, 9) - plain).abs().max() <= 2e-5
-    with freeloc.patch(small_wan, make_profile()):
-        compiled = compile_it(small_wan, whole)
+    with freeloc.patch(model, profile_for(model)):
+        compiled = compile_it(model, whole)
         for _ in range(2):
             assert (run(compiled, 9) - want[9]).abs().max() <= 2e-5
             assert (run(other_compiled, 9) - plain).abs().max() <= 2e-5
 
 
-def test_patching_discards_nobodys_compiled_code(small_wan, run):
-    other = torch.compile(copy.deepcopy(small_wan), backend="eager")
+def test_patching_discards_no_compiled_code(model, run):
+    other = torch.compile(copy.deepcopy(model), backend="eager")
     function = torch.compile(lambda x: x.sin() + 1, backend="eager")
     run(other, 9)
     function(torch.ones(3))
     before = graphs()
     for _ in range(2):
-        with freeloc.patch(small_wan, make_profile()):
-            run(small_wan, 9)
+        with freeloc.patch(model, profile_for(model)):
+            run(model, 9)
         run(other, 9)
         function(torch.ones(3))
     assert graphs() == before
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_patched_again_and_again_it_is_compiled_once(small_wan, run, whole):
-    plain, want = run(small_wan, 9), expected(small_wan, run)
-    compiled = compile_it(small_wan, whole)
+def test_a_model_that_is_patched_repeatedly_is_compiled_once(model, run, whole):
+    plain, want = run(model, 9), expected(model, run)
+    compiled = compile_it(model, whole)
     counts = []
     for _ in range(4):
-        with freeloc.patch(compiled, make_profile()):
+        with freeloc.patch(compiled, profile_for(model)):
             assert (run(compiled, 9) - want[9]).abs().max() <= 2e-5
         assert (run(compiled, 9) - plain).abs().max() <= 2e-5
         counts.append(graphs())
     assert counts == counts[:1] * 4
 
 
-def test_another_profile_is_another_correction(small_wan, run):
-    compiled = torch.compile(small_wan, fullgraph=True, backend="eager")
-    for layers in ({"vrpr": [0, 1, 2, 3]}, {"none": [0, 2], "tsa": [1, 3]}, {"none": [0, 1, 2, 3]}):
-        with freeloc.patch(small_wan, make_profile(layers)):
-            assert (run(compiled, 9) - run(small_wan, 9)).abs().max() <= 2e-5
+def test_another_profile_changes_the_correction_of_a_compiled_model(model, run):
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for layers in ({"vrpr": [0, 1]}, {"none": [0], "tsa": [1]}, {"none": [0, 1]}):
+        with freeloc.patch(model, make_profile(layers)):
+            assert (run(compiled, 9) - run(model, 9)).abs().max() <= 2e-5
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_is_refused(small_wan, strict):
-    with freeloc.patch(small_wan, make_profile()), pytest.raises(Exception, match="cannot be exported"):
-        torch.export.export(small_wan, (), wan_inputs(9), strict=strict)
-    torch.export.export(small_wan, (), wan_inputs(3), strict=strict)
+def test_export_is_refused(model, strict):
+    with freeloc.patch(model, profile_for(model)), pytest.raises(Exception, match="cannot be exported"):
+        torch.export.export(model, (), wan_inputs(9), strict=strict)
+    torch.export.export(model, (), wan_inputs(3), strict=strict)
 
 
-def test_a_compiled_model_in_several_threads_is_right_or_refused(small_wan, run):
-    want = expected(small_wan, run)
-    compiled = torch.compile(small_wan, dynamic=True, backend="eager")
-    with freeloc.patch(small_wan, make_profile()):
+def test_a_compiled_model_in_several_threads_is_right_or_refused(model, run):
+    want = expected(model, run)
+    compiled = torch.compile(model, dynamic=True, backend="eager")
+    with freeloc.patch(model, profile_for(model)):
         for frames in want:
             run(compiled, frames)
 
         def generate(frames):
-            for _ in range(5):
+            for _ in range(3):
                 try:
                     assert (run(compiled, frames) - want[frames]).abs().max() <= 2e-5
                 except freeloc.FreelocError as error:  # noqa: PERF203
@@ -223,11 +235,19 @@ def test_compiled_parts_in_two_threads(small_wan, run):
     assert (found[0] - want[9]).abs().max() <= 2e-5
 
 
-@pytest.mark.parametrize("label", ["open-sora-2", "wan-original", "hunyuan-video-original"])
+SHALLOW = {
+    "open-sora-2": lambda: opensora_double.mmdit(depth=1, depth_single_blocks=1),
+    "wan-original": lambda: wan_double.model(lambda: wan_double.WanModel(num_layers=2)),
+    "hunyuan-video-original": lambda: hunyuan_double.model(mm_double_blocks_depth=1, mm_single_blocks_depth=1),
+}
+
+
+@pytest.mark.parametrize("label", SHALLOW)
 def test_kernels_of_other_names_run_between_graphs(label):
-    subject = Subject(label)
-    with subject.patch():
+    subject = Subject(label, SHALLOW[label]())
+    with subject.patch() as patch:
         want = {frames: subject.run(frames) for frames in (9, 4)}
         compiled = torch.compile(subject.model, backend="eager")
         for frames in (9, 4, 9):
             assert error_of(subject.run(frames, compiled), want[frames]) <= 2e-5
+    assert len(patch.report().layers) == 2

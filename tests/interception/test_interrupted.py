@@ -1,4 +1,4 @@
-"""Nothing is left behind by a run that ends in the middle: PyTorch calls no hooks after a KeyboardInterrupt."""
+"""Interrupted runs leave nothing behind, although PyTorch calls no hooks after a KeyboardInterrupt."""
 
 import threading
 
@@ -16,7 +16,7 @@ from freeloc.interception.layers import LayerHook
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """Ctrl-C in the attention of the second layer, whenever the list is not empty."""
+    """Raises KeyboardInterrupt in the attention of the second layer while the list is not empty."""
     left, run = [], LayerHook._attend
 
     def interrupt(hook, *arguments):
@@ -58,21 +58,21 @@ def test_leaving_the_block_leaves_no_trace(name, ending, interrupted):
     assert all(dict(vars(model.get_submodule(path))) == attributes for path, attributes in held.items())
 
 
-def test_a_model_that_stays_patched_goes_on(small_wan, run, interrupted):
+def test_an_interrupted_model_still_works_while_patched(small_wan, run, interrupted):
     with freeloc.patch(small_wan, make_profile()):
-        want = run(small_wan, 9)
+        expected = run(small_wan, 9)
         backend = small_wan.blocks[1].attn1.processor._attention_backend
         interrupted.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             run(small_wan, 9)
         assert plain_attention_is_right()
         assert torch.equal(run(make_wan(), 3), run(small_wan, 3))
-        assert torch.equal(run(small_wan, 9), want)
+        assert torch.equal(run(small_wan, 9), expected)
         assert _get_current_function_mode() is None
         assert small_wan.blocks[1].attn1.processor._attention_backend is backend
 
 
-def test_modes_of_others_stay(small_wan, run, interrupted):
+def test_other_torch_function_modes_stay_active(small_wan, run, interrupted):
     class Counting(TorchFunctionMode):
         calls = 0
 
@@ -97,9 +97,9 @@ def test_one_patched_model_in_several_threads(small_wan, run):
     backend = small_wan.blocks[0].attn1.processor._attention_backend
     with freeloc.patch(small_wan, make_profile()):
         sizes = (9, 3, 13, 6)
-        want = [run(small_wan, frames) for frames in sizes]
+        expected = [run(small_wan, frames) for frames in sizes]
         several = in_threads(*([lambda n=frames: [run(small_wan, n) for _ in range(8)] for frames in sizes]))
-        for outputs, right in zip(several, want, strict=True):
+        for outputs, right in zip(several, expected, strict=True):
             assert isinstance(outputs, list), outputs
             assert all(torch.equal(output, right) for output in outputs)
     assert small_wan.blocks[0].attn1.processor._attention_backend is backend
@@ -158,11 +158,11 @@ def test_checkpointed_forwards_that_autograd_repeats_in_another_thread(small_wan
     try:
         with freeloc.patch(small_wan, make_profile()):
             small_wan(**wan_inputs(9))[0].square().mean().backward()
-            want = small_wan.blocks[0].attn1.to_q.weight.grad.clone()
+            expected = small_wan.blocks[0].attn1.to_q.weight.grad.clone()
             small_wan.zero_grad()
             loss = small_wan(**wan_inputs(9))[0].square().mean()
             assert in_threads(loss.backward) == [None]
-            assert torch.equal(small_wan.blocks[0].attn1.to_q.weight.grad, want)
+            assert torch.equal(small_wan.blocks[0].attn1.to_q.weight.grad, expected)
     finally:
         small_wan.disable_gradient_checkpointing()
         small_wan.requires_grad_(False).eval()

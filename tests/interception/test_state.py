@@ -1,4 +1,4 @@
-"""The state of a running forward: nobody else's call, thread, default or copy changes what a patched model computes."""
+"""The state of a running forward: no other call, thread, default or copy changes what a patched model computes."""
 
 import copy
 import gc
@@ -22,24 +22,24 @@ from freeloc.interception.hooks import patched_models
 
 LABELS = sorted(EXAMPLES)
 BY_ATTENTION = {label for label in LABELS if label.startswith("wan-original")}
-"""Whose attention modules are each told the grid, so that they need no call of the transformer."""
+"""Models whose attention modules receive the grid as an argument, so they need no call of the transformer."""
 OF_ONE_LENGTH = {"latte", "skyreels-v2-causal"}
-"""Whose small models are built for 9 latent frames."""
+"""Models that are built for exactly 9 latent frames."""
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_forward_called_by_hand_is_right_or_refused(label):
     subject, lengths = Subject(label), (9,) if label in OF_ONE_LENGTH else (9, 7, 4)
     with subject.patch():
-        want = {frames: subject.run(frames) for frames in lengths}
+        expected = {frames: subject.run(frames) for frames in lengths}
         for frames in lengths:
             subject.run(lengths[-1] if frames == 9 else 9)
             if label in BY_ATTENTION:
-                assert torch.equal(subject.run(frames, subject.model.forward), want[frames])
+                assert torch.equal(subject.run(frames, subject.model.forward), expected[frames])
             else:
                 with pytest.raises(LayoutError, match=r"outside a call of .*Call model\(\.\.\.\), not model\.forward"):
                     subject.run(frames, subject.model.forward)
-        assert torch.equal(subject.run(9), want[9])
+        assert torch.equal(subject.run(9), expected[9])
 
 
 @pytest.mark.parametrize("label", ["wan", "hunyuan-video", "ltx-2", "open-sora-2", "wan-original"])
@@ -48,7 +48,7 @@ def test_another_thread_compiles_something_else(label, monkeypatch):
     subject = Subject(label)
     attention = next(module for _, _, _, module in find_adapter(subject.model).places(subject.model))
     with subject.patch():
-        want = {frames: subject.run(frames) for frames in (4, 9)}
+        expected = {frames: subject.run(frames) for frames in (4, 9)}
         inside, go = threading.Event(), threading.Event()
 
         def wait(module, inputs):
@@ -61,18 +61,18 @@ def test_another_thread_compiles_something_else(label, monkeypatch):
         thread = threading.Thread(target=lambda: found.append(subject.run(9)), name="long")
         thread.start()
         assert inside.wait(60)
-        assert torch.equal(subject.run(4), want[4])
+        assert torch.equal(subject.run(4), expected[4])
         monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
-        assert torch.equal(subject.run(9), want[9])
+        assert torch.equal(subject.run(9), expected[9])
         go.set()
         thread.join()
         waiting.remove()
-        assert torch.equal(found[0], want[9])
+        assert torch.equal(found[0], expected[9])
 
 
 def test_threads_that_generate_while_one_compiles(small_wan, run):
     with freeloc.patch(small_wan, make_profile()):
-        want = {frames: run(small_wan, frames) for frames in (3, 9)}
+        expected = {frames: run(small_wan, frames) for frames in (3, 9)}
         stop = threading.Event()
 
         def compile_something():
@@ -88,8 +88,8 @@ def test_threads_that_generate_while_one_compiles(small_wan, run):
                 stop.set()
 
         _, short, long = in_threads(compile_something, lambda: generate(3), lambda: generate(9))
-    assert all(torch.equal(output, want[3]) for output in short), short
-    assert all(torch.equal(output, want[9]) for output in long), long
+    assert all(torch.equal(output, expected[3]) for output in short), short
+    assert all(torch.equal(output, expected[9]) for output in long), long
 
 
 def test_layers_that_share_a_processor(small_wan, run):
@@ -98,10 +98,10 @@ def test_layers_that_share_a_processor(small_wan, run):
         block.attn1.set_processor(shared)
     before = dict(vars(shared))
     with freeloc.patch(small_wan, make_profile()):
-        want = [run(small_wan, frames) for frames in (9, 13, 6)]
+        expected = [run(small_wan, frames) for frames in (9, 13, 6)]
         several = in_threads(*[lambda n=frames: [run(small_wan, n) for _ in range(10)] for frames in (9, 13, 6)])
     assert vars(shared) == before
-    for outputs, right in zip(several, want, strict=True):
+    for outputs, right in zip(several, expected, strict=True):
         assert all(torch.equal(output, right) for output in outputs)
 
 
@@ -110,7 +110,7 @@ def test_layers_that_share_a_processor(small_wan, run):
 def test_the_default_dtype_at_the_time_of_patching(label, dtype):
     subject = Subject(label)
     with subject.patch():
-        want = subject.run(9)
+        expected = subject.run(9)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -118,31 +118,31 @@ def test_the_default_dtype_at_the_time_of_patching(label, dtype):
     finally:
         torch.set_default_dtype(before)
     with patch:
-        assert error_of(subject.run(9), want) < 1e-6
+        assert error_of(subject.run(9), expected) < 1e-6
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_the_default_device_at_the_time_of_patching(label):
     subject = Subject(label)
     with subject.patch():
-        want = subject.run(9)
+        expected = subject.run(9)
     with torch.device("meta"):
         patch = subject.patch()
     with patch:
-        assert torch.equal(subject.run(9), want)
+        assert torch.equal(subject.run(9), expected)
 
 
 @pytest.mark.parametrize("method", ["vrpr+tsa", "sliding-window", "clip", "yarn", "ultravico", "riflex"])
-def test_the_default_device_while_it_runs(small_wan, method):
-    """A default device that is not the model's: the input lies on the CPU, as the weights do."""
+def test_the_default_device_during_a_forward(small_wan, method):
+    """A default device other than the model's: input and weights are on the CPU."""
     inputs = wan_inputs(9)
     with freeloc.patch(small_wan, make_profile(), method=method), torch.no_grad():
-        want = small_wan(**inputs)[0]
+        expected = small_wan(**inputs)[0]
     with freeloc.patch(small_wan, make_profile(), method=method), torch.no_grad():
         attention = small_wan.blocks[0].attn1
         attention.register_forward_pre_hook(lambda *_: torch.set_default_device("meta"), prepend=True)
         attention.register_forward_hook(lambda *_: torch.set_default_device(None), always_call=True)
-        assert torch.equal(small_wan(**inputs)[0], want)
+        assert torch.equal(small_wan(**inputs)[0], expected)
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -150,7 +150,7 @@ def test_pickled_and_copied(label):
     subject = Subject(label)
     plain = subject.run(9)
     with subject.patch() as patch:
-        want = subject.run(9)
+        expected = subject.run(9)
         file = io.BytesIO()
         torch.save(subject.model, file)
         others = [pickle.loads(pickle.dumps(subject.model)), copy.deepcopy(subject.model)]
@@ -158,7 +158,7 @@ def test_pickled_and_copied(label):
         calls = patch.report().corrected_calls
     assert torch.equal(subject.run(9), plain)
     for other in others:
-        assert torch.equal(subject.run(9, other), want)
+        assert torch.equal(subject.run(9, other), expected)
         freeloc.unpatch(other)
         assert torch.equal(subject.run(9, other), plain)
         assert not any(list(patched_models(module)) for module in other.modules())
@@ -178,16 +178,16 @@ with torch.no_grad():
 def test_sent_to_another_process(small_wan, run, tmp_path):
     file = tmp_path / "model.pickle"
     with freeloc.patch(small_wan, make_profile()):
-        want = run(small_wan, 9)
+        expected = run(small_wan, 9)
         file.write_bytes(pickle.dumps(small_wan))
     paths = [path for path in sys.path if "tests" in path]
     subprocess.run([sys.executable, "-c", SPAWNED.format(paths=paths, file=str(file))], check=True)
-    assert error_of(torch.load(f"{file}.out"), want) < 1e-6
+    assert error_of(torch.load(f"{file}.out"), expected) < 1e-6
 
 
 def test_a_nested_call_of_the_same_model(small_wan, run):
     with freeloc.patch(small_wan, make_profile()):
-        want = run(small_wan, 9), run(small_wan, 6)
+        expected = run(small_wan, 9), run(small_wan, 6)
         inner = []
 
         def nested(module, inputs):
@@ -198,8 +198,8 @@ def test_a_nested_call_of_the_same_model(small_wan, run):
         hook = small_wan.blocks[1].register_forward_pre_hook(nested)
         outer = run(small_wan, 9)
         hook.remove()
-    assert torch.equal(outer, want[0])
-    assert torch.equal(inner[0], want[1])
+    assert torch.equal(outer, expected[0])
+    assert torch.equal(inner[0], expected[1])
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -220,13 +220,13 @@ def test_checkpointed_forwards_of_other_lengths_before_one_backward(use_reentran
 
     with freeloc.patch(model, make_profile()):
         model.disable_gradient_checkpointing()
-        want = gradient(9, 12, 3)
+        expected = gradient(9, 12, 3)
         alone = gradient(9)
         model.enable_gradient_checkpointing(
             lambda function, *inputs: torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=use_reentrant)
         )
-        assert error_of(gradient(9, 12, 3), want) <= 1e-6 * float(want.abs().max())
-        assert error_of(alone, want) > 1e-2 * float(want.abs().max())
+        assert error_of(gradient(9, 12, 3), expected) <= 1e-6 * float(expected.abs().max())
+        assert error_of(alone, expected) > 1e-2 * float(expected.abs().max())
 
 
 def test_the_report_counts_calls_that_ran(small_wan, run):
@@ -242,7 +242,7 @@ def test_the_report_counts_calls_that_ran(small_wan, run):
     assert layers[0].backends == {"sdpa": 2}
 
 
-def test_a_model_that_is_left_patched_and_forgotten_is_freed(run):
+def test_a_patched_model_without_references_is_freed(run):
     model = make_wan()
     freeloc.patch(model, make_profile())
     run(model, 9)

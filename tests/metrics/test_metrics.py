@@ -1,4 +1,4 @@
-"""The measures, on videos made to have exactly one defect, on true clips of the tiny world and on a photograph."""
+"""The measures, on videos with exactly one defect, on clips of the synthetic dataset and on a photograph."""
 
 import json
 
@@ -72,12 +72,12 @@ DEFECTS = {
     "jerky": (jerky, "motion smoothness", -1, 0.002),
     "faded": (faded, "contrast", -1, 0.03),
 }
-VIDEOS = {"tiny world": true_clip, "photograph": photo_pan}
+VIDEOS = {"synthetic clip": true_clip, "photograph": photo_pan}
 
 
 @pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
 @pytest.mark.parametrize(("spoil", "name", "sign", "least"), DEFECTS.values(), ids=DEFECTS)
-def test_each_defect_is_seen_by_its_measure(video, spoil, name, sign, least):
+def test_each_defect_changes_its_measure(video, spoil, name, sign, least):
     before = video()
     change = MEASURES[name](spoil(before)) - MEASURES[name](before)
     assert sign * change > least
@@ -92,7 +92,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("spoil", OTHERS, ids=lambda spoil: spoil.__name__)
-def test_and_hardly_by_those_of_other_defects(spoil):
+def test_each_defect_hardly_changes_the_other_measures(spoil):
     video = true_clip()
     for name in OTHERS[spoil]:
         own = next(defect for defect, measure, _, _ in DEFECTS.values() if measure == name)
@@ -115,7 +115,7 @@ def test_the_dynamic_degree_is_the_motion_in_percent_of_the_shorter_side(step):
     assert metrics.dynamic_degree(photo_pan(6, step)) == pytest.approx(100 * step / 48, abs=0.6)
 
 
-def test_the_tiny_worlds_fastest_motion_is_smooth_and_its_jerks_are_seen():
+def test_the_fastest_synthetic_motion_is_smooth_and_its_jerks_are_detected():
     for video in (true_clip("blue disc fast"), photo_pan(12, step=5)):
         assert metrics.motion_smoothness(video) > 0.97
         assert metrics.motion_smoothness(jerky(video)) < metrics.motion_smoothness(video) - 0.01
@@ -196,7 +196,7 @@ def test_frame_features_of_spoiled_videos_are_farther_from_true_ones(spoil):
     assert metrics.frechet_distance(sets[0], bad) > metrics.frechet_distance(*sets)
 
 
-def test_motion_features_tell_a_frozen_video_from_a_moving_one():
+def test_motion_features_distinguish_a_frozen_video_from_a_moving_one():
     moving = [metrics.motion_features(true_clip(seed=seed)) for seed in (0, 1)]
     still = metrics.motion_features(frozen(true_clip(seed=1)))
     assert metrics.frechet_distance(moving[0], still) > 2 * metrics.frechet_distance(*moving)
@@ -235,7 +235,7 @@ def test_the_same_seed_gives_the_same_noise_to_every_model():
         (torch.full((4, 8, 8, 3), float("nan")), "expected floats from 0 to 1, found torch.float32 from nan to nan"),
     ],
 )
-def test_what_is_no_video_is_refused(video, message):
+def test_tensors_that_are_no_videos_are_refused(video, message):
     with pytest.raises(FreelocError, match=message):
         metrics.flicker(video)
 
@@ -313,7 +313,7 @@ def test_a_file_that_cannot_be_measured_is_named(tmp_path, capsys):
         ("empty.mp4", b"", "cannot read .*empty.mp4 as a video: "),
     ],
 )
-def test_what_is_no_video_file_is_one_message(tmp_path, capsys, name, content, message):
+def test_a_file_that_is_no_video_gives_one_message(tmp_path, capsys, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)

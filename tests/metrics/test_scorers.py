@@ -1,4 +1,4 @@
-"""What judges the videos of a probe: the built-in measures, CLIP with real classes, VBench's errors."""
+"""The scorers of a probe's videos: the built-in measures, CLIP with real classes, VBench's errors."""
 
 import json
 import sys
@@ -77,7 +77,7 @@ def test_clip_is_the_mean_cosine_of_frames_and_prompt(folder: Path, panned: Tens
     assert scorer.higher_is_better
 
 
-def test_clip_sees_sixteen_frames_from_first_to_last(folder: Path, panned: Tensor) -> None:
+def test_clip_scores_sixteen_frames_from_first_to_last(folder: Path, panned: Tensor) -> None:
     chosen = torch.linspace(0, 23, 16).round().long()
     images, text = embeddings(folder, images_of(panned[chosen]), "a fox")
     assert find_scorer(f"clip:{folder}").score(panned, "a fox") == pytest.approx(
@@ -124,7 +124,7 @@ def test_a_probe_with_clip(folder: Path) -> None:
         ("vbench:dynamic_degre", "did you mean dynamic_degree?"),
     ],
 )
-def test_judges_that_cannot_be_had(name: str, words: str) -> None:
+def test_unavailable_scorers(name: str, words: str) -> None:
     with pytest.raises(ProbeError) as error:
         find_scorer(name)
     assert words in str(error.value)
@@ -198,7 +198,7 @@ def test_videos_as_a_run_may_return_them(panned: Tensor, made: object) -> None:
 
 
 @pytest.mark.parametrize("made", [None, "video.mp4", torch.rand(2, 5, 8, 8, 3), torch.rand(8, 8, 3), [], object()])
-def test_what_is_no_video(made: object) -> None:
+def test_objects_that_are_no_videos_are_refused(made: object) -> None:
     with pytest.raises(ProbeError, match="expected run to return "):
         as_video(made)
 

@@ -55,7 +55,7 @@ def shares(path: Path, colours: list[str]) -> list[int]:
 
 
 def drawn(axes: Axes, picture: Tensor, values: Tensor) -> Tensor:
-    """The pixel in the middle of each cell of an image that was drawn, (rows, columns, 3)."""
+    """The pixel at the centre of each cell of a drawn image, (rows, columns, 3)."""
     rows, columns = torch.meshgrid(torch.arange(len(values)), torch.arange(len(values[0])), indexing="ij")
     places = axes.transData.transform(torch.stack([columns, rows], dim=-1).reshape(-1, 2).numpy())
     places = torch.as_tensor(places).round().long()
@@ -72,7 +72,7 @@ def measured(profile: Profile, **tables: Table) -> Sensitivity:
 
 @pytest.fixture
 def local() -> Sensitivity:
-    """Layer 3 depends most on positions, layer 5 on context; head 2 and step 1 stand out."""
+    """Layer 3 depends most on positions, layer 5 on context; head 2 and step 1 have the largest values."""
     axes = {"layers": [*range(8)], "heads": [*range(4)], "shifts": [-20, 20], "steps": [0, 5], "prompts": ["a", "b"]}
     logits = torch.rand(8, 4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
     logits[3, 2, :, 1] = 4.0
@@ -88,7 +88,7 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
     picture = pixels(tmp_path / "plan.png")
     seen = drawn(figure.axes[1], picture, plan.visibility)
     colours = torch.stack([of_colour(colour) for colour in FRAME_MASK_COLOURS.values()])
-    below = torch.ones(81, 81).tril().bool()  # the legend lies above the diagonal,
+    below = torch.ones(81, 81).tril().bool()  # the legend is above the diagonal,
     below[:, 0] = below[80] = False  # and the frame's line over the cells at the edge
     assert torch.equal(seen[below], colours[plan.visibility.long()][below])
     # Blue where the key is later, red where it is earlier, darker with the distance that it is given.
@@ -122,8 +122,8 @@ def test_each_head_has_the_colour_of_its_policy(tmp_path: Path) -> None:
     write(figure, tmp_path / "heads.png")
     cells = drawn(figure.axes[0], pixels(tmp_path / "heads.png"), torch.zeros(4, 8))
     for layer in range(8):
-        wanted = torch.stack([of_colour(POLICY_COLOURS[policy]) for policy in profile.head_policies(layer)])
-        assert torch.equal(cells[:, layer], wanted)
+        expected = torch.stack([of_colour(POLICY_COLOURS[policy]) for policy in profile.head_policies(layer)])
+        assert torch.equal(cells[:, layer], expected)
 
 
 def test_any_method_has_its_colour_and_the_legend_names_what_is_used(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_any_method_has_its_colour_and_the_legend_names_what_is_used(tmp_path: P
     write(figure, tmp_path / "layers.png")
     cells = drawn(figure.axes[0], pixels(tmp_path / "layers.png"), torch.zeros(1, 8))[0]
     assert torch.equal(cells, torch.stack([of_colour(colours[profile.policy(layer)]) for layer in range(8)]))
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert told == ["vrpr", "tsa", "riflex", " _wide $\\bad$", "narrow"]
+    message = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert message == ["vrpr", "tsa", "riflex", " _wide $\\bad$", "narrow"]
 
 
 def test_profiles_plot_draws_the_plan_of_any_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_a_drift_chart_draws_mean_and_error() -> None:
     assert band[:, 1].max() == pytest.approx(float(2 * half[-1]))  # mean and standard error are equal here
 
 
-def test_lengths_stand_on_a_logarithmic_axis() -> None:
+def test_lengths_are_on_a_logarithmic_axis() -> None:
     axes = curves({"a": ([1, 2, 8], [0.0, 1, 2], [0.0, 0, 0])}, "length", "drift", lengths=[1, 2, 8]).axes[0]
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1x", "2x", "8x"]
@@ -226,7 +226,7 @@ def test_the_same_figure_gives_the_same_bytes(local: Sensitivity, tmp_path: Path
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_what_is_refused(local: Sensitivity, tmp_path: Path) -> None:
+def test_refusals(local: Sensitivity, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="expected measurements of 30 layers, as the profile has, found 8"):
         layer_chart(freeloc.load_profile("wan2.1"), local)
     with pytest.raises(ProbeError, match=r"'local\.nothing' was not measured"):
@@ -308,7 +308,7 @@ def test_a_name_with_dollars_is_no_formula(local: Sensitivity, tmp_path: Path) -
         ({"heads": 1001}, [], "heads to draw, found 1001"),
     ],
 )
-def test_what_is_too_large_to_draw(
+def test_pictures_that_would_be_too_large_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, int], more: list[str], found: str
 ) -> None:
     profile = MIXED.model_copy(update={"model": MIXED.model.model_copy(update=facts), "evidence": None})

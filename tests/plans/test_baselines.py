@@ -1,4 +1,4 @@
-"""Each method to compare with, against its published formula in plain loops, and in a real Wan against the oracle."""
+"""Each baseline method against its published formula in plain loops, and in a real Wan against the oracle."""
 
 import math
 
@@ -32,7 +32,7 @@ def plain(plan):
 
 
 @pytest.mark.parametrize(("frames", "trained"), LENGTHS)
-def test_a_sliding_window_shows_each_frame_as_many_frames_as_in_training(frames, trained):
+def test_in_a_sliding_window_each_frame_attends_to_as_many_frames_as_in_training(frames, trained):
     plan = baselines.sliding_window(frames, trained)
     for i in range(frames):
         first = min(max(i - (trained - 1) // 2, 0), frames - trained)
@@ -114,7 +114,7 @@ def test_riflex_finds_the_published_intrinsic_frequencies(name, frequencies, tra
     assert float(found[component - 1]) == pytest.approx(0.9 * 2 * math.pi / frames)
 
 
-def test_riflex_takes_the_repetition_that_was_seen():
+def test_riflex_accepts_the_observed_repetition():
     assert (baselines.riflex(81, 21, repeats_at=60).frequencies(TINY) != TINY).nonzero().flatten().tolist() == [2]
 
 
@@ -179,9 +179,9 @@ def test_nothing_changes_up_to_the_trained_length_and_beyond_it_all_but_direct(m
 @pytest.mark.parametrize("name", [name for name, _, _ in registry().methods.things()])
 def test_a_real_wan_patched_by_name_equals_the_oracle(small_wan, run, name):
     profile, (_, plan) = make_profile(), resolve_method(name)
-    twin = use_oracle_of(small_wan, lambda layer, frames: plan(profile, layer, frames), 3, 5)
+    oracle = use_oracle_of(small_wan, lambda layer, frames: plan(profile, layer, frames), 3, 5)
     for frames in (4, 9, 16):
-        expected = run(twin, frames)
+        expected = run(oracle, frames)
         with freeloc.patch(small_wan, profile, method=name, noise_prepared=True) as patch:
             found = run(small_wan, frames)
         assert (found - expected).abs().max() <= 2e-5

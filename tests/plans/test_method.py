@@ -1,4 +1,4 @@
-"""What a method may be."""
+"""Which methods are valid."""
 
 import colorsys
 import re
@@ -22,7 +22,7 @@ def identity(profile, layer, frames):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             {"settings": {"factor": 1}},
@@ -35,8 +35,8 @@ def identity(profile, layer, frames):
         ({"colour": "#ABCDEF"}, "expected a colour like '#30408f', with lower-case digits, found '#ABCDEF'"),
     ],
 )
-def test_what_a_method_cannot_be(arguments, told):
-    with pytest.raises(FreelocError, match=f"^{re.escape(f'method {chr(39)}mine{chr(39)}: {told}')}$"):
+def test_invalid_methods_are_refused(arguments, message):
+    with pytest.raises(FreelocError, match=f"^{re.escape(f'method {chr(39)}mine{chr(39)}: {message}')}$"):
         Method("mine", identity, **arguments)
 
 

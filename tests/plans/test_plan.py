@@ -1,4 +1,4 @@
-"""FramePlan: what it refuses, and what its two tables mean for tokens."""
+"""FramePlan: refused tables, and the meaning of its two tables for tokens."""
 
 import math
 import re
@@ -81,12 +81,12 @@ def test_a_stripe_outside_its_range_is_refused(stripe):
         FramePlan(relative_positions(2), dense(2), stripe)
 
 
-def test_the_first_frame_that_sees_nothing_is_named():
+def test_the_first_frame_without_visible_frames_is_named():
     with pytest.raises(FreelocError, match="frame 1 attends to no frame: its attention is undefined"):
         plan_from([[2, 0, 0], [0, 0, 0], [0, 0, 0]])
 
 
-def test_a_frame_that_nothing_sees_is_allowed():
+def test_a_frame_visible_to_no_frame_is_allowed():
     assert plan_from([[2, 0], [2, 0]]).frames == 2
 
 
@@ -98,7 +98,7 @@ def test_no_frames_are_refused(frames):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])
-def test_identity_is_true_positions_and_everything_seen(frames):
+def test_the_identity_has_true_positions_and_everything_visible(frames):
     plan = FramePlan.identity(frames)
     assert plan.positions.tolist() == [[i - j for j in range(frames)] for i in range(frames)]
     assert plan.visibility.tolist() == [[DENSE] * frames] * frames

@@ -1,4 +1,4 @@
-"""TSA, and the way from a profile's policies to plans."""
+"""TSA, and how policies of a profile become plans."""
 
 import re
 
@@ -31,7 +31,7 @@ def some_settings(draw):
     )
 
 
-def visibility_by_hand(frames, trained, tiers):
+def reference_visibility(frames, trained, tiers):
     rows = []
     for i in range(frames):
         row = []
@@ -57,21 +57,21 @@ def same(plan, other):
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 30), some_settings())
 def test_visibility_is_the_double_loop(frames, trained, tiers):
-    assert tsa_visibility(frames, trained, tiers).tolist() == visibility_by_hand(frames, trained, tiers)
+    assert tsa_visibility(frames, trained, tiers).tolist() == reference_visibility(frames, trained, tiers)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 30))
 def test_visibility_without_settings_uses_the_derived_ones(frames, trained):
-    assert tsa_visibility(frames, trained).tolist() == visibility_by_hand(frames, trained, derive_settings(trained))
+    assert tsa_visibility(frames, trained).tolist() == reference_visibility(frames, trained, derive_settings(trained))
 
 
-def test_every_frame_sees_the_first_frames_whole():
+def test_every_frame_attends_densely_to_the_first_frames():
     tiers = TsaSettings(dense_frames=0, striped_frames=0, sink_frames=2)
     visibility = tsa_visibility(30, 5, tiers)
     assert (visibility[:, :2] == 2).all()
     assert visibility[10].nonzero().flatten().tolist() == [0, 1, 10]
-    # The first frames themselves see no more than others do.
+    # The first frames themselves attend to no more frames than others do.
     assert visibility[0].nonzero().flatten().tolist() == [0, 1]
 
 
@@ -91,7 +91,7 @@ def test_without_a_sink_the_first_frame_is_like_any_other():
         ({"dense": 1}, "Extra inputs are not permitted"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         TsaSettings(**({"dense_frames": 8, "striped_frames": 24} | change))
 
@@ -110,7 +110,7 @@ def test_derived_settings_are_in_proportion_to_the_trained_range():
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 30), st.none() | some_settings())
-def test_positions_are_true_ones_held_in_the_trained_range(frames, trained, tiers):
+def test_positions_are_true_ones_clamped_to_the_trained_range(frames, trained, tiers):
     plan = tsa_plan(frames, trained, tiers)
     limit = trained - 1
     expected = [[max(-limit, min(limit, i - j)) for j in range(frames)] for i in range(frames)]
@@ -124,7 +124,7 @@ def test_up_to_the_trained_length_nothing_changes(trained, shorter, tiers):
     assert tsa_plan(max(1, trained - shorter), trained, tiers).is_identity
 
 
-def test_one_frame_beyond_the_trained_length_is_thinned_out():
+def test_one_frame_beyond_the_trained_length_is_sparse():
     plan = tsa_plan(22, 21)
     assert (plan.visibility != 2).any()
     assert plan.largest_position == 20
@@ -230,13 +230,13 @@ def test_an_unknown_method_is_refused_with_the_known_ones(method):
         resolve_method(method)
 
 
-def test_a_near_name_is_suggested():
+def test_a_similar_name_is_suggested():
     with pytest.raises(RegistryError, match="no method is named 'riflx'; did you mean riflex"):
         resolve_method("riflx")
 
 
 @pytest.mark.parametrize("method", [3, ["vrpr"]])
-def test_what_is_no_method_is_refused(method):
+def test_an_object_that_is_no_method_is_refused(method):
     message = f"expected method to be a name, a Method or a function, found {method!r}"
     with pytest.raises(FreelocError, match=f"^{re.escape(message)}$"):
         resolve_method(method)

@@ -1,4 +1,4 @@
-"""VRPR: what holds for every length, every trained length and both floorings, and the published numbers by hand."""
+"""VRPR: properties for every length, trained length and flooring, and the published numbers computed by hand."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def some_settings(draw):
     )
 
 
-def tiers_by_hand(distance, near, mid, mid_group, far_group):
-    """The formula of the docstring of vrpr_positions, in Python ints, without the limit."""
+def reference_tiers(distance, near, mid, mid_group, far_group):
+    """The formula in the docstring of vrpr_positions, in Python ints, without the limit."""
     if distance <= near:
         return distance
     if distance <= mid:
@@ -35,12 +35,12 @@ def tiers_by_hand(distance, near, mid, mid_group, far_group):
     return distance // far_group - mid // far_group + end_of_mid
 
 
-def positions_by_hand(frames, trained, near, mid, mid_group, far_group):
+def reference_positions(frames, trained, near, mid, mid_group, far_group):
     rows = []
     for i in range(frames):
         row = []
         for j in range(frames):
-            size = min(tiers_by_hand(abs(i - j), near, mid, mid_group, far_group), trained - 1)
+            size = min(reference_tiers(abs(i - j), near, mid, mid_group, far_group), trained - 1)
             row.append(size if i > j else -size)
         rows.append(row)
     return rows
@@ -106,7 +106,7 @@ def test_derived_positions_grow_with_distance_without_a_jump(frames, trained):
 def test_derived_settings_stay_in_the_trained_range_without_the_limit(trained, longer):
     frames = trained + longer
     tiers = numbers(derive_settings(frames, trained))
-    assert max(tiers_by_hand(distance, *tiers) for distance in range(frames)) <= trained - 1
+    assert max(reference_tiers(distance, *tiers) for distance in range(frames)) <= trained - 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,7 +147,7 @@ def test_flooring_by_position_is_the_formula_in_python_ints(longer, trained, tie
 @settings(max_examples=60, deadline=None)
 @given(frames=st.integers(1, 40), trained=TRAINED, tiers=some_settings())
 def test_positions_are_the_formula_in_python_ints(frames, trained, tiers):
-    expected = positions_by_hand(frames, trained, *numbers(tiers))
+    expected = reference_positions(frames, trained, *numbers(tiers))
     if frames <= trained:
         expected = [[i - j for j in range(frames)] for i in range(frames)]
     assert vrpr_positions(frames, trained, tiers).tolist() == expected
@@ -163,9 +163,9 @@ def test_the_derived_near_window_is_the_widest_that_fits(frames, trained):
         return
     assert tiers.mid_frames - tiers.near_frames == round(0.8 * limit**2 / farthest)
     assert tiers.mid_group == 2
-    assert tiers_by_hand(farthest, *numbers(tiers)) <= limit
+    assert reference_tiers(farthest, *numbers(tiers)) <= limit
     for wider in range(tiers.near_frames + 1, limit + 2):
-        assert tiers_by_hand(farthest, *with_near(tiers, wider)) > limit
+        assert reference_tiers(farthest, *with_near(tiers, wider)) > limit
 
 
 @settings(max_examples=150, deadline=None)
@@ -182,7 +182,7 @@ def test_the_far_group_doubles_only_where_the_near_window_would_be_narrower_than
         for narrower in range(limit + 1):
             if 5 * narrower >= 2 * limit:
                 half = (narrower, narrower + width, mid_group, tiers.far_group // 2)
-                assert tiers_by_hand(farthest, *half) > limit
+                assert reference_tiers(farthest, *half) > limit
 
 
 def test_every_length_up_to_1000_has_settings_for_a_model_trained_on_21_frames():
@@ -190,7 +190,7 @@ def test_every_length_up_to_1000_has_settings_for_a_model_trained_on_21_frames()
         near, mid, mid_group, far_group = numbers(derive_settings(frames, 21))
         assert near >= 8
         if frames > 21:
-            assert 15 <= tiers_by_hand(frames - 1, near, mid, mid_group, far_group) <= 20, frames
+            assert 15 <= reference_tiers(frames - 1, near, mid, mid_group, far_group) <= 20, frames
 
 
 @pytest.mark.parametrize("trained", [1, 2, 3, 5, 60])
@@ -198,7 +198,7 @@ def test_every_trained_length_has_settings_for_long_videos(trained):
     for frames in range(1, 1001, 37):
         near, mid, mid_group, far_group = numbers(derive_settings(frames, trained))
         if frames > trained:
-            assert tiers_by_hand(frames - 1, near, mid, mid_group, far_group) <= trained - 1
+            assert reference_tiers(frames - 1, near, mid, mid_group, far_group) <= trained - 1
 
 
 @pytest.mark.parametrize("frames", [22, 41, 61, 81, 161, 333, 1000])
@@ -208,7 +208,7 @@ def test_whole_plans_of_many_lengths(frames):
     assert bool((plan.visibility == 2).all())
     assert 15 <= plan.largest_position <= 20
     assert plan.positions[-1].tolist() == [
-        tiers_by_hand(frames - 1 - j, *numbers(derive_settings(frames, 21))) for j in range(frames)
+        reference_tiers(frames - 1 - j, *numbers(derive_settings(frames, 21))) for j in range(frames)
     ]
 
 
@@ -217,7 +217,7 @@ def test_whole_plans_of_many_lengths(frames):
     [
         # 12 exact; 13 // 2 + 12 - 6; 20 // 2 + 6 ends the mid tier at 16; 24 // 8 - 20 // 8 + 16; 40 // 8 - 2 + 16.
         (41, (12, 20, 2, 8), {12: 12, 13: 12, 14: 13, 20: 16, 21: 16, 23: 16, 24: 17, 32: 18, 39: 18, 40: 19}),
-        # 14 // 2 + 10 - 5 ends the mid tier at 12; 72 // 8 - 14 // 8 + 12 = 20; 80 would be 21 and is held at 20.
+        # 14 // 2 + 10 - 5 ends the mid tier at 12; 72 // 8 - 14 // 8 + 12 = 20; 80 would be 21 and is clamped to 20.
         (81, (10, 14, 2, 8), {10: 10, 11: 10, 12: 11, 14: 12, 15: 12, 16: 13, 24: 14, 71: 19, 72: 20, 79: 20, 80: 20}),
     ],
 )
@@ -227,7 +227,7 @@ def test_the_shipped_profile_has_the_published_numbers(frames, tiers, some_posit
     assert profile.vrpr.flooring == "distance"
     positions = frame_plan(profile, layer=2, frames=frames).positions
     assert {distance: positions[distance, 0].item() for distance in some_positions} == some_positions
-    assert positions.tolist() == positions_by_hand(frames, 21, *tiers)
+    assert positions.tolist() == reference_positions(frames, 21, *tiers)
 
 
 @pytest.mark.parametrize(

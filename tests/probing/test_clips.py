@@ -106,11 +106,11 @@ def test_the_objective_is_what_the_scheduler_steps_with(inverted: bool) -> None:
     clean, noise = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(5)
     latents = noise
-    for step, told in enumerate(scheduler.timesteps):
-        level = 1 - float(told) / 1000 if inverted else float(told) / 1000
-        assert found.timestep(level) == pytest.approx(float(told), abs=1e-3)
+    for step, message in enumerate(scheduler.timesteps):
+        level = 1 - float(message) / 1000 if inverted else float(message) / 1000
+        assert found.timestep(level) == pytest.approx(float(message), abs=1e-3)
         assert torch.allclose(latents, found.noisy(clean, noise, level), atol=1e-5), step
-        latents = scheduler.step(found.target(clean, noise, level), told, latents, return_dict=False)[0]
+        latents = scheduler.step(found.target(clean, noise, level), message, latents, return_dict=False)[0]
     assert torch.allclose(latents, clean, atol=1e-5)
 
 

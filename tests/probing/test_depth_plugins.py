@@ -1,4 +1,4 @@
-"""A depth of somebody else's: registered, measured, saved, read, printed, drawn, and chosen by."""
+"""A probe depth of a plugin: registered, measured, saved, read, printed, drawn, and used for the choice."""
 
 import sys
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ BUILT = "[Narrowed(), Fussy, Broken]"
 
 
 def installed(folder: Path, name: str, depths: str) -> metadata.EntryPoint:
-    """A module, with the entry point that a package of it has."""
+    """A module, and the entry point of its package."""
     (folder / f"{name}.py").write_text(PLUGIN.replace("DEPTHS", depths))
     information = folder / f"{name}-1.0.dist-info"
     information.mkdir()
@@ -99,7 +99,7 @@ def installed(folder: Path, name: str, depths: str) -> metadata.EntryPoint:
 
 @pytest.fixture
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """This process, as if it had been started with the plugin on its path."""
+    """The registry of this process with the plugin installed."""
     installed(tmp_path, "acme_depths", BUILT)
     monkeypatch.syspath_prepend(tmp_path)
     registry.cache_clear()
@@ -121,9 +121,7 @@ def probed(model: Any, depth: Any) -> Sensitivity:
     return freeloc.probe(model, run, depth, profile=PROFILE, prompts=["a", "bb"])
 
 
-def test_by_its_name_it_is_measured_saved_read_printed_drawn_and_chosen_by(
-    plugged: Registry, model: Any, tmp_path: Path
-) -> None:
+def test_a_plugin_depth_by_name_from_measurement_to_choice(plugged: Registry, model: Any, tmp_path: Path) -> None:
     assert plugged.failures == []
     probed(model, "narrowed").save(tmp_path / "found.safetensors")
     found = Sensitivity.load(tmp_path / "found.safetensors")
@@ -154,7 +152,7 @@ def test_its_own_settings(plugged: Registry, model: Any) -> None:
     assert probed(model, narrowed(3)).facts.settings["narrowed"] == {"frames": 3}
 
 
-def test_the_highest_rank_decides_unless_another_is_asked_for(plugged: Registry, model: Any) -> None:
+def test_the_highest_rank_decides_unless_another_is_requested(plugged: Registry, model: Any) -> None:
     both = probed(model, "local").merge(probed(model, "narrowed"))
     assert both.depths == ["local", "narrowed"]
     assert str(both).startswith("small, 9 latent frames, depth narrowed")
@@ -183,7 +181,7 @@ def test_its_files_are_read_where_it_is_not_installed(
     assert "small, 9 latent frames\nexpected measurements of an installed depth, found depth 'narrowed'" in str(alone)
 
 
-def test_what_is_wrong_with_a_depth_is_told(plugged: Registry, model: Any) -> None:
+def test_a_wrong_depth_is_reported(plugged: Registry, model: Any) -> None:
     with pytest.raises(ProbeError, match=r"depth 'fussy' cannot be made without arguments .*: give it defaults"):
         probed(model, "fussy")
     with pytest.raises(
@@ -197,7 +195,9 @@ def test_what_is_wrong_with_a_depth_is_told(plugged: Registry, model: Any) -> No
 
 
 @pytest.mark.parametrize("wrong", ["['local']", "[Table]", "[3]"])
-def test_what_is_no_depth_is_not_registered(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_is_no_depth_is_not_registered(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"acme_wrong_{len(wrong)}"
     point = installed(tmp_path, name, wrong)
     monkeypatch.syspath_prepend(tmp_path)
@@ -262,7 +262,7 @@ def test_printing_never_raises(plugged: Registry, found: Sensitivity, words: str
     assert words.replace("with rest", "with vrpr") in str(found)
 
 
-def test_other_policies_than_the_usual_ones() -> None:
+def test_policies_other_than_the_default_ones() -> None:
     values = torch.tensor([[9.0, 9.0], [0.0, 9.0], [0.0, 0.0], [9.0, 9.0]])[:, :, None]
     found = made_up(local_change=Table(torch.ones(4, 2, 1), ONE_PROMPT), local_logits=Table(values, ONE_PROMPT))
     rule = Rule(context=2, for_position="riflex", for_neither="sliding-window")
@@ -271,7 +271,7 @@ def test_other_policies_than_the_usual_ones() -> None:
     assert "for_neither=sliding-window, for_position=riflex" in profile.provenance.notes
 
 
-def test_every_depth_of_ours_is_registered() -> None:
+def test_every_built_in_depth_is_registered() -> None:
     ours = {name: depth for name, _, depth in registry().depths.things()}
     assert list(ours) == ["local", "loss", "output", "video"]
     assert all(isinstance(depth, Depth) for depth in ours.values())

@@ -1,4 +1,4 @@
-"""A probe in a folder: it goes on where it was stopped, is shared by processes, and refuses pieces of another."""
+"""A probe in a folder: it resumes, is shared by processes, and refuses pieces of another probe."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ DEPTHS = {"local": Local(), "output": Output(shifts=(3,), steps=(0, 2)), "video"
 
 
 @pytest.mark.parametrize("name", list(DEPTHS))
-def test_it_goes_on_where_it_was_stopped(model: Any, tmp_path: Path, name: str) -> None:
+def test_a_stopped_probe_resumes(model: Any, tmp_path: Path, name: str) -> None:
     run, ran = run_of(model), []
 
     def video(prompt: str) -> Tensor:
@@ -115,7 +115,7 @@ def test_two_processes_of_accelerate_give_the_same_numbers(script: Path, tmp_pat
     assert tensors_of(shared) == tensors_of(alone)
 
 
-def test_each_process_does_its_share(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_work(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from freeloc.probing.cells import Cells
 
     def wait(seconds: float) -> None:
@@ -143,7 +143,7 @@ def test_each_process_does_its_share(model: Any, tmp_path: Path, monkeypatch: py
         Cells(None, {})
 
 
-def test_another_probe_in_the_folder_is_refused(model: Any, tmp_path: Path) -> None:
+def test_a_folder_of_another_probe_is_refused(model: Any, tmp_path: Path) -> None:
     freeloc.probe(model, run_of(model), profile=PROFILE, folder=tmp_path)
     with pytest.raises(ProbeError, match="holds a probe with another local: give another folder"):
         freeloc.probe(model, run_of(model), Local(rows=7), profile=PROFILE, folder=tmp_path)
@@ -155,7 +155,7 @@ def test_another_probe_in_the_folder_is_refused(model: Any, tmp_path: Path) -> N
         freeloc.probe(model, run_of(model), profile=PROFILE, folder=tmp_path)
 
 
-def test_what_a_run_depends_on_is_part_of_what_a_folder_holds(model: Any, tmp_path: Path) -> None:
+def test_a_folder_records_everything_that_a_run_depends_on(model: Any, tmp_path: Path) -> None:
     ask: dict[str, Any] = {"profile": PROFILE, "prompts": ["a"], "folder": tmp_path}
     found = freeloc.probe(model, run_of(model), **ask, run_settings={"frames": 9, "size": (6, 10)})
     assert found.facts.settings["local"]["run"] == {"frames": 9, "size": [6, 10]}

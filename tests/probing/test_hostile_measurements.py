@@ -1,4 +1,4 @@
-"""Measurements from strangers: whatever a file holds, it is read as it says or refused in one message."""
+"""Untrusted measurements: any file is either read correctly or refused with one clear message."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TABLE = "local.change"
 
 
 def measured():
-    """Measurements as small as they can be."""
+    """Minimal measurements."""
     axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
     tables = {
         "local.logits": Table(torch.arange(8.0).reshape(4, 2, 1, 1, 1), {**axes, "shifts": [0.5]}),
@@ -51,7 +51,7 @@ WHOLE = save(TENSORS, {"freeloc": HEADER})
 
 
 def measurements_or_refused(path):
-    """Measurements that survive saving and can be shown; else a clear refusal."""
+    """Measurements that survive saving and can be shown; otherwise a clear refusal."""
     try:
         found = Sensitivity.load(path)
     except freeloc.errors.ProbeError as error:
@@ -59,7 +59,7 @@ def measurements_or_refused(path):
     again = path.with_name("again.safetensors")
     found.save(again)
     kept = Sensitivity.load(again)
-    assert repr(kept.facts) == repr(found.facts)  # where NaN is as good as NaN
+    assert repr(kept.facts) == repr(found.facts)  # NaN equals NaN here
     assert {name: table.axes for name, table in kept.tables.items()} == {n: t.axes for n, t in found.tables.items()}
     assert str(found)
     return None
@@ -79,7 +79,7 @@ def mutated_measurements(text, path):
 
 @QUICK
 @given(text=mutated(HEADER))
-def test_any_change_of_what_measurements_say_is_read_or_refused(text, measurements):
+def test_any_change_of_metadata_is_read_or_refused(text, measurements):
     mutated_measurements(text, measurements)
 
 
@@ -102,7 +102,7 @@ def test_any_bytes_are_measurements_or_refused(data, measurements):
 @pytest.mark.slow
 @FUZZ
 @given(text=mutated(HEADER))
-def test_many_changes_of_what_measurements_say_are_read_or_refused(text, measurements):
+def test_many_changes_of_metadata_are_read_or_refused(text, measurements):
     mutated_measurements(text, measurements)
 
 
@@ -115,13 +115,13 @@ def test_many_bytes_are_measurements_or_refused(data, measurements):
 
 
 def refused(path, words):
-    with pytest.raises(freeloc.errors.ProbeError, match=words) as told:
+    with pytest.raises(freeloc.errors.ProbeError, match=words) as caught:
         Sensitivity.load(path)
-    clear(told.value, path)
+    clear(caught.value, path)
 
 
 def changed(*place, value):
-    """What measurements say, with one thing changed."""
+    """The metadata with one change."""
     content = part = json.loads(HEADER)
     for name in place[:-1]:
         part = part[name]
@@ -138,7 +138,7 @@ def test_measurements_that_are_cut_off_are_refused(end, measurements):
 @pytest.mark.parametrize(
     "claim", [{"shape": [2**62, 4]}, {"shape": [10**9], "data_offsets": [0, 4 * 10**9]}, {"dtype": "F" * 9999}]
 )
-def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measurements):
+def test_tensors_with_false_shapes_or_dtypes_are_refused(claim, measurements):
     header = {"local.logits": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | claim}
     text = json.dumps(header).encode()
     measurements.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
@@ -184,7 +184,7 @@ def test_tensors_that_claim_to_be_what_is_not_there_are_refused(claim, measureme
     ],
     ids=lambda text: None if len(text) > 60 else text,
 )
-def test_what_is_wrong_in_measurements_is_told(text, words, measurements):
+def test_errors_in_measurements_are_reported(text, words, measurements):
     save_file(TENSORS, measurements, {"freeloc": text.encode("utf-8", "replace").decode()})
     refused(measurements, words)
 
@@ -237,7 +237,7 @@ def test_tables_without_an_axis_say_which_axes_they_have():
         table.without(perturbations="window")
 
 
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(
         freeloc.errors.ProbeError, match=r"pipe: expected a safetensors file, found a folder or a device"

@@ -35,7 +35,7 @@ def run_of(model: Any) -> Any:
 
 
 def predicts(model: Any, profile: freeloc.Profile) -> Objective:
-    """The objective whose target is what the model returns under a profile: no other profile has a lower loss."""
+    """The objective whose target is the model's output under a profile: no other profile has a lower loss."""
     usual, reference = flow(), copy.deepcopy(model)
     freeloc.patch(reference, profile)
 
@@ -70,7 +70,7 @@ def test_the_best_of_three_policies_is_found_for_every_layer(found: Sensitivity,
     assert again.to_profile().layers == BEST
 
 
-def test_what_no_layer_gets_is_not_defined(found: Sensitivity) -> None:
+def test_unused_policies_are_not_defined(found: Sensitivity) -> None:
     tables = dict(found.tables)
     values = tables["loss.value"].values.clone()
     values[:, 2] = 9.0
@@ -124,7 +124,7 @@ def test_a_comparison_may_name_any_policy(model: Any) -> None:
     assert found.at(rest="vrpr", policies="none").values.isnan().all()
 
 
-def test_a_name_leads_nowhere_else_on_disk(model: Any, tmp_path: Path) -> None:
+def test_a_policy_name_cannot_escape_the_folder(model: Any, tmp_path: Path) -> None:
     profile = make_profile({"../../a b": [0, 1, 2, 3]}, policies={"../../a b": NARROW}, schema_version=2)
     some = Loss(clips(2), levels=(0.5,), policies=["none", "../../a b"])
     freeloc.probe(model, run_of(model), some, profile=profile, folder=tmp_path / "in" / "here")
@@ -133,7 +133,7 @@ def test_a_name_leads_nowhere_else_on_disk(model: Any, tmp_path: Path) -> None:
     assert len([*(tmp_path / "in" / "here").rglob("none/*/0.safetensors")]) == 2
 
 
-def test_folders_of_before_go_on(model: Any, tmp_path: Path) -> None:
+def test_folders_of_earlier_versions_resume(model: Any, tmp_path: Path) -> None:
     some = Loss(clips(2), levels=(0.5,), compared=[("vrpr", "vrpr+tsa")])
     freeloc.probe(model, run_of(model), some, profile=PROFILE, folder=tmp_path)
     assert (tmp_path / "loss" / "loss" / "001" / "vrpr" / "vrpr+tsa" / "3.safetensors").exists()

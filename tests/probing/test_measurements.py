@@ -157,11 +157,11 @@ FALLS = [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5], [0.5, 1.5, 1.0], [0.9, 0.9, 0.9]]
 def test_no_policy_is_chosen_without_a_number(found: Sensitivity, words: str) -> None:
     with pytest.raises(ProbeError, match=words):
         found.to_profile()
-    assert str(found).count(" ?") == 4  # the numbers are shown all the same, and why there is no policy
+    assert str(found).count(" ?") == 4  # the numbers are shown, and why there is no policy
     assert "no policy: expected " in str(found)
 
 
-def test_what_rightly_has_no_number_is_chosen_from() -> None:
+def test_a_choice_is_made_where_missing_numbers_are_expected() -> None:
     assert of_video([[0.5, 0.51], [1.0, 1.1], [1.5, 0.4], [0.1, 0.11]]).to_profile().layers == {
         "none": [1, 2],
         "tsa": [0, 3],
@@ -195,7 +195,7 @@ def test_models_of_other_depths_are_not_compared() -> None:
         found.compare(tiny)
 
 
-def test_what_is_printed_is_what_was_chosen_for_heads() -> None:
+def test_the_choice_for_heads_is_printed() -> None:
     axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
     values = torch.tensor([[9.0, 9.0], [0.0, 9.0], [0.0, 0.0], [9.0, 9.0]])[:, :, None, None]
     found = made_up(local_change=Table(torch.ones(4, 2, 1, 1), axes), local_logits=Table(values, axes))

@@ -1,4 +1,4 @@
-"""probe itself: what it leaves alone, which runs it refuses, and what it says of the model."""
+"""probe itself: what it does not change, which runs it refuses, and what it records about the model."""
 
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,12 @@ def test_output_ends_the_run_after_its_last_step(model: Any) -> None:
     assert found.table("output.change").axes["steps"] == [0, 2]
 
 
-def test_a_short_run_has_the_steps_that_it_has(model: Any) -> None:
+def test_a_run_shorter_than_the_requested_steps(model: Any) -> None:
     found = freeloc.probe(model, run_of(model, steps=2), Output(shifts=(3,), steps=(0, 1, 7)), profile=PROFILE)
     assert found.table("output.change").axes["steps"] == [0, 1]
 
 
-def test_videos_that_begin_with_other_noise_are_refused_at_the_second(model: Any) -> None:
+def test_videos_from_different_noise_are_refused_at_the_second(model: Any) -> None:
     ran = []
 
     def run(prompt: str) -> Tensor:
@@ -134,7 +134,7 @@ def test_half_precision(model: Any) -> None:
         ),
     ],
 )
-def test_what_is_refused(model: Any, ask: dict[str, Any], words: str) -> None:
+def test_refusals(model: Any, ask: dict[str, Any], words: str) -> None:
     with pytest.raises(freeloc.FreelocError, match=words):
         freeloc.probe(model, run_of(model), **{"profile": PROFILE} | ask)
 
@@ -172,12 +172,12 @@ def test_a_run_of_the_trained_length_is_refused_at_once(model: Any, depth: Any) 
     assert ran == ["a"]
 
 
-def test_a_fingerprint_tells_weights_apart(model: Any) -> None:
+def test_fingerprints_of_different_weights_differ(model: Any) -> None:
     assert fingerprint(model) == fingerprint(make_wan())
     assert fingerprint(model) != fingerprint(make_wan(seed=1))
 
 
-def test_a_fingerprint_of_offloaded_weights_is_theirs(model: Any) -> None:
+def test_offloaded_weights_have_the_same_fingerprint(model: Any) -> None:
     import accelerate
 
     for seed in (0, 1):

@@ -1,4 +1,4 @@
-"""A model built so that what each layer depends on is known: every depth of probing finds it."""
+"""A model built so that it is known what each layer depends on: every probe depth finds it."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def built() -> Any:
                 projection.weight.zero_()
                 projection.bias.copy_(temporal.float())
                 norm.weight.fill_(12)  # logits fall by about 90 from one frame to the next
-        block.attn1.to_out[0].weight.mul_(20)  # what attention says matters
+        block.attn1.to_out[0].weight.mul_(20)  # the output of attention matters
     return model
 
 
@@ -123,7 +123,7 @@ def test_loss(built: Any, heads: bool) -> None:
     found = freeloc.probe(built, run_of(built), Loss(clips(), levels=(0.4, 0.9), heads=heads), profile=PROFILE)
     summary = found.summary("loss", heads)
     position, context = (values.view(4, -1).abs().amax(dim=1) for values in (summary.position, summary.context))
-    assert sensitive(position, 1e-7) == [ANY]  # what attends to its own frame only needs no other positions
+    assert sensitive(position, 1e-7) == [ANY]  # a layer that attends only to its own frame needs no other positions
     assert sensitive(context, 1e-7) == [ANY, UNIFORM, BLIND]
     table = found.table("loss.head value" if heads else "loss.value")
     measured = table.values.isfinite().flatten(2).all(dim=2)
@@ -167,7 +167,7 @@ def test_video(built: Any) -> None:
         assert sensitive(drop[scorer, :, 2].abs().amax(dim=1), 1e-5) == [ANY, UNIFORM, BLIND]
 
 
-def test_the_profile_that_follows(local: Sensitivity) -> None:
+def test_the_chosen_profile(local: Sensitivity) -> None:
     profile = local.to_profile(rule=Rule(position=0.1, context=0.1))
     assert [profile.policy(layer) for layer in range(4)] == ["vrpr+tsa", "vrpr+tsa", "vrpr", "vrpr+tsa"]
     assert profile.provenance.kind == "probed"

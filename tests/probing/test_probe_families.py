@@ -1,4 +1,4 @@
-"""Every depth of probing on every installed example: what an adapter says is all that probing needs."""
+"""Every probe depth on every installed example: probing needs nothing beyond the adapter."""
 
 from typing import Any
 
@@ -57,8 +57,8 @@ def test_every_depth(example: Example) -> None:
     clips = torch.stack([sample.float(), -sample.float()])
     found = probe()
     if example.label not in RETURN_TOKENS:
-        told = next(inputs[name] for name in TIMES if name in inputs)
-        objective = flow(timesteps=1) if told.max() <= 1 else None
+        message = next(inputs[name] for name in TIMES if name in inputs)
+        objective = flow(timesteps=1) if message.max() <= 1 else None
         loss = probe(Loss(clips, levels=(0.5,), compared=compared, argument=example.video, objective=objective))
         values = loss.table("loss.value").at(rest="none").values[:, :, 0]
         assert values[[0, 2]].isfinite().all()  # none, tsa
@@ -75,7 +75,7 @@ def test_every_depth(example: Example) -> None:
             run()
 
 
-def test_a_flow_map_is_asked_for_its_velocity() -> None:
+def test_a_flow_map_is_evaluated_for_its_velocity() -> None:
     example = next(example for example in EXAMPLES if example.label == "anyflow")
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     clean = inputs["hidden_states"]

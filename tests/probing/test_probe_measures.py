@@ -1,4 +1,4 @@
-"""The measures of one attention call, against brute force that forms every logit."""
+"""The measures of one attention call against a brute-force computation of every logit."""
 
 import dataclasses
 
@@ -150,7 +150,7 @@ def test_a_sample_of_rows_is_near_the_truth_by_its_own_error() -> None:
 
 
 def test_memory_holds_no_table_of_all_pairs() -> None:
-    """Of 6 GB of logits per head, blocks of 32 MB at most are made."""
+    """There would be 6 GB of logits per head; blocks of at most 32 MB are made."""
     layout = TokenLayout(frames=40, height=20, width=50)
     query, key = torch.randn(2, 1, 1, layout.tokens, 8)
     call = LayerCall(

@@ -1,4 +1,4 @@
-"""Untrusted profiles: whatever a file holds, it is read as it says or refused in one message."""
+"""Untrusted profiles: any file is either read correctly or refused with one clear message."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ FULL = make_profile(
 
 
 def read_or_refused(path, data):
-    """A profile that is what the file says, survives saving and makes plans; else a clear refusal."""
+    """A profile that equals the file, survives saving and makes plans; otherwise a clear refusal."""
     path.write_bytes(data)
     try:
         profile = freeloc.load_profile(path)
@@ -73,7 +73,7 @@ GOOD_2 = json.dumps(NEWER.model_dump(exclude_none=True))
 GOODS = pytest.mark.parametrize("good", [GOOD, GOOD_2], ids=["version 1", "version 2"])
 
 
-def test_the_profiles_that_are_mutated_are_good(file):
+def test_the_profiles_before_mutation_are_valid(file):
     for text, profile in ((GOOD, FULL), (GOOD_2, NEWER)):
         file.write_text(text)
         assert freeloc.load_profile(file) == profile
@@ -133,25 +133,25 @@ def test_every_value_in_every_place_of_a_profile_is_read_or_refused(literal, goo
     ],
     ids=lambda name: repr(name)[:20],
 )
-def test_what_is_no_name_of_a_profile_is_refused_with_what_was_expected(name):
-    with pytest.raises(freeloc.errors.ProfileError, match=r"\.json|File name too long") as told:
+def test_an_invalid_profile_name_is_refused_with_what_was_expected(name):
+    with pytest.raises(freeloc.errors.ProfileError, match=r"\.json|File name too long") as caught:
         freeloc.load_profile(name)
-    assert len(str(told.value)) < LONGEST
-    assert str(told.value).isprintable()
+    assert len(str(caught.value)) < LONGEST
+    assert str(caught.value).isprintable()
 
 
-def test_what_is_not_a_regular_file_is_refused_without_waiting_for_it(tmp_path):
+def test_a_file_that_is_not_regular_is_refused_without_blocking(tmp_path):
     pipe, loop, device = tmp_path / "pipe.json", tmp_path / "loop.json", tmp_path / "device.json"
     os.mkfifo(pipe)
     loop.symlink_to(loop)
     device.symlink_to("/dev/zero")
-    told = {pipe: "found a folder or a device", device: "found a folder or a device", loop: "Too many levels"}
-    for path, words in told.items():
+    message = {pipe: "found a folder or a device", device: "found a folder or a device", loop: "Too many levels"}
+    for path, words in message.items():
         with pytest.raises(freeloc.errors.ProfileError, match=f"cannot read the profile .*{path.name}: .*{words}"):
             freeloc.load_profile(path)
 
 
-def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_refused(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -162,28 +162,28 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
         freeloc.load_profile(path)
 
 
-def test_of_thousands_of_wrong_entries_ten_are_told(file):
+def test_of_thousands_of_wrong_entries_ten_are_listed(file):
     content = FULL.model_dump() | {f"field {number}": "long " * 50 for number in range(3000)}
     file.write_text(json.dumps(content))
-    with pytest.raises(freeloc.errors.ProfileError) as told:
+    with pytest.raises(freeloc.errors.ProfileError) as caught:
         freeloc.load_profile(file)
-    lines = str(told.value).split("\n")
+    lines = str(caught.value).split("\n")
     assert lines[1].startswith("  field 0: Extra inputs are not permitted, found 'long long ")
     assert (len(lines), lines[-1]) == (12, "  and 2990 more")
-    clear(told.value, file)
+    clear(caught.value, file)
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_long_names_of_many_policies_are_told_in_a_message_that_can_be_read(count, file):
+def test_the_message_about_many_long_policy_names_stays_readable(count, file):
     names = [f"{number:03}" + "n" * 97 for number in range(count)]
     content = json.loads(GOOD_2) | {"layers": {"x" * 100: [0, 1, 2, 3]}}
     content["policies"] = {name: {"method": "m" * 100} for name in names}
     content["heads"] = {"0": {name: [number] for number, name in enumerate(names)}}
     content["model"]["heads"] = 100
     file.write_text(json.dumps(content))
-    with pytest.raises(freeloc.errors.ProfileError, match=r"policies\.\S+n\.method: no method is named 'mmm") as told:
+    with pytest.raises(freeloc.errors.ProfileError, match=r"policies\.\S+n\.method: no method is named 'mmm") as caught:
         freeloc.load_profile(file)
-    clear(told.value, file)
+    clear(caught.value, file)
 
 
 def test_settings_that_a_plugin_cannot_read_are_refused(file, monkeypatch):
@@ -200,9 +200,9 @@ def test_settings_that_a_plugin_cannot_read_are_refused(file, monkeypatch):
     content = json.loads(GOOD_2) | {"heads": {}, "layers": {"p": [0, 1, 2, 3]}}
     file.write_text(json.dumps(content | {"policies": {"p": {"method": "careless", "settings": {"share": 0}}}}))
     words = "policies.p.settings: the method 'careless' cannot read them: ZeroDivisionError: float division by zero"
-    with pytest.raises(freeloc.errors.ProfileError, match=words) as told:
+    with pytest.raises(freeloc.errors.ProfileError, match=words) as caught:
         freeloc.load_profile(file)
-    clear(told.value, file)
+    clear(caught.value, file)
 
 
 def test_a_large_file_is_refused_and_none_is_written(tmp_path):
@@ -238,7 +238,7 @@ def test_a_name_too_long_for_measurements_beside_it_is_no_error(tmp_path):
     assert freeloc.load_profile(path) == FULL
 
 
-def test_a_replacement_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failing_replacement_leaves_the_old_file_complete(tmp_path, monkeypatch):
     def failing(*_):
         raise OSError(5, "Input/output error")
 

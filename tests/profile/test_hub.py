@@ -68,7 +68,7 @@ class Repository(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a person who probed the tiny model would upload."""
+    """The files that somebody who probed the tiny model would upload."""
     transformer, folder = load_transformer(), tmp_path_factory.mktemp("shared")
 
     def run(prompt: str) -> None:
@@ -83,7 +83,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(shared: Path) -> Iterator[tuple[str, list[str]]]:
-    """Its address, and what it was asked."""
+    """Its address, and the requests it received."""
     handler = type("Handler", (Repository,), {"folder": shared, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
         threading.Thread(target=http_server.serve_forever, daemon=True).start()
@@ -136,7 +136,7 @@ def test_from_the_network_once_and_then_from_the_cache(
         (f"{OWNER}@v9", "it has no revision 'v9'"),
     ],
 )
-def test_what_is_not_there(server: tuple[str, list[str]], tmp_path: Path, name: str, words: str) -> None:
+def test_a_missing_repository_or_file(server: tuple[str, list[str]], tmp_path: Path, name: str, words: str) -> None:
     message = Client(tmp_path, server[0]).load(name)
     assert words in message
     assert f"'{name}'" in message
@@ -187,7 +187,7 @@ def test_importing_freeloc_does_not_import_the_client() -> None:
 @pytest.mark.parametrize(
     "name", ["../up", "a/../b", "a/b/c", "/a/b", "a/b@", "a/b@../c", "-a/b", "a b/c", "a/b\n", "é/b"]
 )
-def test_what_is_no_repository(name: str) -> None:
+def test_names_that_are_no_repositories(name: str) -> None:
     assert not hub.is_repository(name)
     with pytest.raises(ProfileError, match="expected a repository as owner/name"):
         hub.download(name)

@@ -43,14 +43,14 @@ def decay(profile, layer, frames, settings):
 
 
 def per_head(profile, layer, frames):
-    """The first head sees a window, the second all; and even layers as the model has them."""
+    """In odd layers, a window for the first head and no change for the second; no change in even layers."""
     trained = profile.model.trained_latent_frames
     return [sliding_window(frames, trained) if layer % 2 else FramePlan.identity(frames), FramePlan.identity(frames)]
 
 
 @pytest.fixture(autouse=True)
 def _plugin(monkeypatch):
-    """A package brings a method that requires settings, one that has none, and one that tells heads apart."""
+    """A plugin with a method that requires settings, one without settings, and one that treats heads differently."""
     for method in (
         Method("decay", decay, settings=Decay),
         Method("window", lambda profile, layer, frames: sliding_window(frames, 2)),
@@ -69,9 +69,9 @@ def loaded(**changes):
 
 
 def refused(**changes):
-    with pytest.raises(ProfileError) as told:
+    with pytest.raises(ProfileError) as caught:
         loaded(**changes)
-    first, *lines = str(told.value).split("\n")
+    first, *lines = str(caught.value).split("\n")
     assert first == "mine.json is not a profile:"
     return "\n".join(lines)
 
@@ -90,7 +90,7 @@ class TestPlans:
             _, plan = resolve_method(name)
             assert policy_plan(make_profile(), name, 9).same_as(plan(make_profile(), 0, 9))
 
-    def test_what_a_policy_does_not_give_stays_as_the_profile_has_it(self):
+    def test_settings_that_a_policy_leaves_out_come_from_the_profile(self):
         own = {"dense_frames": 1, "striped_frames": 3, "stripe": 0.3, "sink_frames": 2}
         both = {"method": "vrpr+tsa", "settings": {"tsa": {"dense_frames": 0, "striped_frames": 1}}}
         profile = loaded(
@@ -108,13 +108,13 @@ class TestPlans:
         assert torch.equal(frame_plan(profile, 3, 9).visibility, tsa_plan(9, 4, TsaSettings(**own)).visibility)
 
     @pytest.mark.parametrize("frames", [1, 3, 4])
-    def test_up_to_the_trained_length_a_profile_changes_nothing_whatever_its_methods_say(self, frames):
+    def test_up_to_the_trained_length_a_profile_changes_nothing_for_any_method(self, frames):
         assert not sliding_window(4, 2).is_identity
         profile = loaded(policies={}, layers={"window": [0, 1], "per-head": [2], "vrpr": [3]})
         assert all(frame_plan(profile, layer, frames).is_identity for layer in range(4))
         assert all(layer_plans(profile, layer, frames).is_identity for layer in range(4))
 
-    def test_heads_get_any_method_and_a_method_may_tell_them_apart(self):
+    def test_heads_support_any_method_and_a_method_may_treat_them_differently(self):
         profile = loaded(policies={}, layers={"per-head": [0, 1], "vrpr": [2, 3]}, heads={"3": {"per-head": [0]}})
         alone, window = FramePlan.identity(9), sliding_window(9, 4)
         vrpr = policy_plan(profile, "vrpr", 9)
@@ -132,7 +132,7 @@ class TestPlans:
             frame_plan(profile, 1, 9)
         assert policy_plan(profile, "per-head", 9, layer=1, head=0).same_as(window)
 
-    def test_what_a_method_returns_instead_of_a_plan(self, monkeypatch):
+    def test_a_method_that_returns_no_plan_is_refused(self, monkeypatch):
         returned = {
             "NoneType": None,
             "3": [FramePlan.identity(9)] * 3,
@@ -164,8 +164,8 @@ class TestPlans:
 
     def test_a_model_with_another_method_in_each_layer_equals_the_oracle(self, small_wan, run):
         profile = loaded()
-        twin = use_oracle_of(small_wan, lambda layer, frames: frame_plan(profile, layer, frames), 3, 5)
-        expected = run(twin, 9)
+        oracle = use_oracle_of(small_wan, lambda layer, frames: frame_plan(profile, layer, frames), 3, 5)
+        expected = run(oracle, 9)
         with freeloc.patch(small_wan, profile) as patch:
             assert (run(small_wan, 9) - expected).abs().max() <= 2e-5
         assert [line.method for line in patch.report().layers] == ["wide", "riflex", "vrpr", "soft"]
@@ -184,16 +184,16 @@ class TestPlans:
         assert patch.report().corrected_calls == 4
 
     def test_a_method_that_requires_settings_is_not_patched_by_name(self, small_wan):
-        with pytest.raises(ProfileError) as told:
+        with pytest.raises(ProfileError) as caught:
             freeloc.patch(small_wan, make_profile(), method="decay")
-        assert str(told.value) == (
+        assert str(caught.value) == (
             "method 'decay' requires settings:\n  settings.factor: Field required\ngive them in a profile: "
             '"schema_version": 2, "policies": {"NAME": {"method": "decay", "settings": {...}}}, and "layers": '
             '{"NAME": [...]}'
         )
         freeloc.patch(small_wan, make_profile(), method="window").remove()
 
-    def test_a_profile_whose_policies_cannot_be_is_not_patched(self, small_wan):
+    def test_a_profile_with_invalid_policies_is_not_patched(self, small_wan):
         profile = Profile.model_validate(content(policies={}, layers={"vrpr": [0, 1, 2], "decay": [3]}))
         with pytest.raises(ProfileError, match="method 'decay' requires settings"):
             freeloc.patch(small_wan, profile)
@@ -228,7 +228,7 @@ class TestFiles:
             ({"policies": {"tsa": {"method": "tsa"}}, "layers": {"tsa": [0, 1, 2, 3]}}, 2),
         ],
     )
-    def test_the_oldest_version_that_can_say_it_is_written(self, tmp_path, changes, version):
+    def test_the_oldest_sufficient_version_is_written(self, tmp_path, changes, version):
         profile = loaded(**changes)
         profile.save(tmp_path / "mine.json")
         written = json.loads((tmp_path / "mine.json").read_text())
@@ -237,7 +237,7 @@ class TestFiles:
         again = freeloc.load_profile(tmp_path / "mine.json")
         assert again == profile.model_copy(update={"schema_version": version})
 
-    def test_a_choice_takes_what_it_uses(self):
+    def test_a_choice_keeps_only_the_policies_it_uses(self):
         chosen = with_choice(loaded(), {"soft": [0, 1], "none": [2, 3], "wide": []}, {"3": {"riflex": [0]}})
         assert list(chosen.policies) == ["soft"]
         assert (chosen.schema_version, chosen.head_policies(3)) == (2, ["riflex", "none"])
@@ -258,7 +258,7 @@ class TestFiles:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "message"),
         [
             ({"layers": {"riflex": [0, 1, 2, 3]}, "policies": {}}, "found 'riflex'; other methods and policies need "),
             (
@@ -268,13 +268,13 @@ class TestRefusals:
             ({}, 'policies: Value error, policies need "schema_version": 2, found 1'),
         ],
     )
-    def test_what_version_1_has_not_is_told_with_the_version_to_write(self, changes, told):
+    def test_the_error_for_a_feature_of_version_2_names_the_version_to_write(self, changes, message):
         lines = refused(**({"schema_version": 1} | changes))
-        assert told in lines
+        assert message in lines
         assert '"schema_version": 2' in lines
 
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "message"),
         [
             (
                 {"policies": DEFINED | {"wide": {"method": "tsaa"}}},
@@ -326,10 +326,10 @@ class TestRefusals:
             ),
         ],
     )
-    def test_what_is_wrong_is_told_by_field(self, changes, told):
-        assert told in refused(**changes)
+    def test_errors_name_the_field(self, changes, message):
+        assert message in refused(**changes)
 
-    def test_all_that_is_wrong_is_told_and_of_much_ten_lines(self):
+    def test_all_errors_are_listed_up_to_ten_lines(self):
         wrong = {f"p{number}": {"method": f"no-{number}"} for number in range(14)}
         lines = refused(policies=wrong, layers={"p0": [0, 1, 2, 3]}, heads={"0": {name: [] for name in wrong}})
         assert "found 'p1' of none" in lines
@@ -385,14 +385,14 @@ class TestNoise:
         freeloc.patch(small_wan, profile, noise_prepared=True).remove()
         freeloc.patch(small_wan, profile, method="vrpr").remove()  # which replaces the choice of layers
 
-    def test_noise_that_no_import_names(self):
+    def test_noise_without_an_importable_name(self):
         method = Method("mine", lambda *_: None, noise=lambda latents, trained, generator: latents)
         with pytest.raises(PatchError, match=r"then say so:\n    latents = method\.noise\(latents, trained_latent_fr"):
             require_noise(method, noise_prepared=False)
         require_noise(method, noise_prepared=True)
 
     @pytest.mark.parametrize("method", [None, "vrpr", lambda profile, layer, frames: FramePlan.identity(frames)])
-    def test_others_need_none(self, method):
+    def test_other_methods_need_no_noise(self, method):
         require_noise(method, noise_prepared=False)
 
     def test_methods_used(self):

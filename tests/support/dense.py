@@ -1,8 +1,8 @@
-"""An oracle for any model, which shares nothing with the engine: dense logits from queries and keys before rotation.
+"""An oracle for any model that shares no code with the engine: dense logits from queries and keys before rotation.
 
-Each attention module runs twice. The first time its rotary tables are made to turn nothing, so that the queries and
-keys that reach the kernel are not rotated; from these the oracle computes what the plan asks for. The second time that
-is what the kernel answers. What a family's positions are is written once more in families/, from its paper or code.
+Each attention module runs twice. In the first run its rotary tables rotate nothing, so the queries and keys that reach
+the kernel are not rotated; from these the oracle computes attention under the plan. In the second run the kernel gives
+that result. The positions of each family are written a second time in families/, from its paper or code.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from freeloc import FramePlan
 
 @dataclass(frozen=True)
 class Facts:
-    """What the oracle knows of a family.
+    """What the oracle knows about a family.
 
     Args:
         paths: the attention modules over video tokens.
         pairs: the two channels of every rotated pair of a head, (2, pairs).
-        temporal: radians per latent frame of every pair, (pairs,) or (heads, pairs), 0 where time does not turn it.
+        temporal: radians per latent frame of every pair, (pairs,) or (heads, pairs), 0 where time does not rotate it.
         spatial: (height, width) -> radians of every pair for each token of a frame, (tokens_per_frame, pairs) or
             (heads, tokens_per_frame, pairs).
-        text: where the text stands: "first" or "last".
+        text: where the text tokens are: "first" or "last".
         layers: the layer of each path; by default 0, 1, 2, ...
-        times: where each frame stands, in latent frames; by default 0, 1, 2, ...
+        times: the position of each frame, in latent frames; by default 0, 1, 2, ...
         rotary: names of arguments of the attention module that hold the rotary tables, or their numbers if positional;
             none if the model has no rotary embedding.
-        still: makes of such a table one that turns nothing; by default of (cos, sin).
+        still: changes such a table into one that rotates nothing; by default of (cos, sin).
         tokens: "f" where each place of the frame is a sequence of its own.
         tolerance: largest difference between the model's outputs, larger where the model itself rounds.
     """
@@ -51,7 +51,7 @@ class Facts:
 
     @classmethod
     def without_rope(cls, paths: Callable[[nn.Module], Sequence[str]], **changes: Any) -> "Facts":
-        """Of a model that turns nothing."""
+        """Of a model without rotary embedding."""
         none = torch.zeros(0, dtype=torch.float64)
         pairs = torch.zeros(2, 0, dtype=torch.long)
         return cls(paths, pairs, none, lambda height, width: none.expand(height * width, 0), rotary=(), **changes)
@@ -102,7 +102,7 @@ def axis_by_axis(time: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Cal
 
 
 def _parts(x: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotated pairs of (..., head_dim) as complex numbers (..., pairs), and the channels that nothing turns."""
+    """Rotated pairs of (..., head_dim) as complex numbers (..., pairs), and the channels that are not rotated."""
     rest = torch.ones(x.shape[-1], dtype=torch.bool)
     rest[pairs.flatten()] = False
     return torch.complex(x[..., pairs[0]], x[..., pairs[1]]), x[..., rest]
@@ -139,7 +139,7 @@ def dense_attention(
     logits = logits.masked_fill(~seen, float("-inf"))
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    weights = logits.softmax(dim=-1).nan_to_num(0)  # rows of padding see nothing, and give nothing
+    weights = logits.softmax(dim=-1).nan_to_num(0)  # rows of padding have no keys, and give zeros
     return (weights @ v.double()).to(v.dtype)
 
 
@@ -151,7 +151,7 @@ def _dot(query: Tensor, key: Tensor) -> Tensor:
 def oracle(
     model: nn.Module, facts: Facts, plan: Callable[[int, int], FramePlan], frames: int, height: int, width: int
 ) -> Iterator[None]:
-    """Within, every attention module over video tokens computes what `plan` (layer, frames) asks for."""
+    """Inside the block, every attention module over video tokens computes attention under `plan` (layer, frames)."""
     height, width = (height, width) if facts.tokens == "f h w" else (1, 1)
     with contextlib.ExitStack() as stack:
         for index, path in enumerate(facts.paths(model)):

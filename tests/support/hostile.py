@@ -1,4 +1,4 @@
-"""JSON and bytes as a stranger may write them: changes of good ones, and what a clear refusal is."""
+"""Untrusted JSON and bytes: mutations of valid files, and the check that a refusal is clear."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 LONGEST = 2500
-"""Characters of a message, at most."""
+"""The most characters that a message may have."""
 
 LITERALS = [
     *("NaN", "Infinity", "-Infinity", "1e400", "-1e400", "5e-324", "true", "false", "null", "0", "-0", "1.0", "-1"),
@@ -20,7 +20,7 @@ LITERALS = [
 
 
 class Literal(str):
-    """JSON as it is to be written."""
+    """JSON text, written as it is."""
 
 
 class Fields(list):
@@ -44,7 +44,7 @@ def written(node):
 
 
 def parts_of(node):
-    """Every object and list in JSON, those inside others too."""
+    """Every object and list in JSON, nested ones included."""
     if isinstance(node, list):
         yield node
         for child in node:
@@ -77,7 +77,7 @@ def mutated(draw, text):
 
 @st.composite
 def damaged(draw, good):
-    """Bytes that have little or nothing to do with a file."""
+    """Bytes of a damaged file, or random ones."""
     where = draw(st.integers(0, len(good)))
     return draw(
         st.one_of(
@@ -92,9 +92,9 @@ def damaged(draw, good):
 
 
 def clear(error, path):
-    """That a message names the file, can be printed, and is no longer than somebody reads."""
-    told = str(error)
-    assert Path(path).name in told
-    assert len(told) < LONGEST
-    assert all(line.isprintable() for line in told.split("\n"))
-    told.encode("utf-8")
+    """Asserts that a message names the file, is printable, and is short enough to read."""
+    message = str(error)
+    assert Path(path).name in message
+    assert len(message) < LONGEST
+    assert all(line.isprintable() for line in message.split("\n"))
+    message.encode("utf-8")

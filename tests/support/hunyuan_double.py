@@ -1,9 +1,8 @@
 """A double of the original HunyuanVideo repository's transformer: the same names, shapes and calls, on the CPU.
 
-What the adapter relies on is as there: blocks that compute attention themselves, by a function that their file imports
+It keeps what the adapter relies on: blocks that compute attention themselves, by a function that their file imports
 by name; queries and keys rotated before that, video first and text last; and a batch that is one long sequence, in
-which each sample's valid tokens are one segment and its padded text is another. Everything else is as small as it can
-be.
+which each sample's valid tokens are one segment and its padded text is another. Everything else is minimal.
 """
 
 import itertools
@@ -86,7 +85,10 @@ def get_nd_rotary_pos_embed(rope_dim_list, start, theta=10_000.0):
 def apply_rotary_emb(xq, xk, freqs_cis, head_first=False):
     cos, sin = (table[:, None, :] for table in freqs_cis)
     quarter = [torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(3).float() for x in (xq, xk)]
-    return tuple((x.float() * cos + turned * sin).type_as(x) for x, turned in zip((xq, xk), quarter, strict=True))
+    return tuple(
+        (x.float() * cos + quarter_rotated * sin).type_as(x)
+        for x, quarter_rotated in zip((xq, xk), quarter, strict=True)
+    )
 
 
 def place(block):
@@ -95,7 +97,7 @@ def place(block):
 
 
 class SingleTokenRefiner(nn.Module):
-    """Attention among text tokens, by the same function under the name that another file has."""
+    """Attention among text tokens, by the same function imported into another file."""
 
     def __init__(self, in_channels, hidden_size, heads_num):
         super().__init__()
@@ -189,7 +191,7 @@ class MMSingleStreamBlock(nn.Module):
 
 
 def attention_of(block, q, k, v, img_len, lengths):
-    """The attention of either block, called as there."""
+    """The attention of either block, called as in the original."""
     cu_seqlens_q, cu_seqlens_kv, max_seqlen_q, max_seqlen_kv, batch_size = lengths
     if block.hybrid_seq_parallel_attn:
         return place(block).parallel_attention(
@@ -271,7 +273,7 @@ class HYVideoDiffusionTransformer(nn.Module):
 
 
 def install() -> list[str]:
-    """Put the double where the original's modules would be. Returns their names."""
+    """Install the double under the names of the original's modules. Returns these names."""
     blocks = (MMDoubleStreamBlock, MMSingleStreamBlock, HYVideoDiffusionTransformer)
     functions = (attention, parallel_attention, get_cu_seqlens)
     places = {
@@ -307,7 +309,7 @@ def model(**changes):
 
 
 def inputs(frames, height, width, batch, text=(5, 2)):
-    """For a grid of so many tokens, and so many valid text tokens in the samples, which take turns."""
+    """For a grid of tokens, with numbers of valid text tokens that the samples use in rotation."""
     cos, sin = get_nd_rotary_pos_embed((8, 8, 8), (frames, height, width), theta=256)
     valid = torch.tensor([text[sample % len(text)] for sample in range(batch)])
     return {

@@ -1,9 +1,9 @@
 """Doubles of Open-Sora's transformers, 2.0 and 1.2: the same names, shapes and calls, on the CPU.
 
-What the adapters rely on is as there. In 2.0: `forward` set on the instance, blocks whose processors call `attention`,
+It keeps what the adapters rely on. In 2.0: `forward` set on the instance, blocks whose processors call `attention`,
 which rotates text and video by a table for both and then calls `flash_attn_func` of its own file, and coordinates of
-every token. In 1.2: spatial and temporal blocks in turns, whose attention is two products, or a kernel where it is
-switched on and the sequences are longer than they are many. Everything else is as small as it can be.
+every token. In 1.2: alternating spatial and temporal blocks, whose attention is two products, or a kernel where it is
+enabled and the sequences are longer than their number. Everything else is minimal.
 """
 
 import sys
@@ -82,8 +82,8 @@ class EmbedND(nn.Module):
 
     def forward(self, ids):
         angles = angles_of(ids, self.axes_dim, self.theta, torch.float64)
-        turn = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=-1)
-        return turn.unflatten(-1, (2, 2)).float()[:, None]
+        matrices = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], dim=-1)
+        return matrices.unflatten(-1, (2, 2)).float()[:, None]
 
 
 class LigerEmbedND(EmbedND):
@@ -102,7 +102,7 @@ class QKNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Holds the layers of one stream of a block; its forward is not called."""
+    """Holds the layers of one stream of a block. Its forward is never called."""
 
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -224,7 +224,7 @@ class RotaryEmbedding(nn.Module):
         self.freqs = nn.Parameter(10_000 ** -(torch.arange(0, dim, 2) / dim))
 
     def rotate_queries_or_keys(self, t):
-        """Rotates channels (2 i, 2 i + 1) of (batch, heads, tokens, head_dim) by the place of the token."""
+        """Rotates channels (2 i, 2 i + 1) of (batch, heads, tokens, head_dim) by the position of the token."""
         angles = torch.outer(torch.arange(t.shape[-2]).to(self.freqs), self.freqs)
         a, b = t[..., ::2], t[..., 1::2]
         return torch.stack([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], dim=-1).flatten(
@@ -314,7 +314,7 @@ class STDiT3(nn.Module):
 
 
 def install() -> list[str]:
-    """Put the doubles where the originals' modules would be. Returns their names."""
+    """Install the doubles under the names of the originals' modules. Returns these names."""
     places = {
         "opensora": (),
         "opensora.models": (),
@@ -357,7 +357,7 @@ def mmdit(use_liger_rope=True, **changes):
 
 
 def mmdit_inputs(frames, height, width, batch, text=5):
-    """For a grid of so many tokens."""
+    """For a grid of tokens."""
     places = [torch.arange(size).float() for size in (frames, height, width)]
     img_ids = torch.stack(torch.meshgrid(*places, indexing="ij"), dim=-1).flatten(0, 2)
     return {
@@ -375,7 +375,7 @@ def stdit(**changes):
 
 
 def stdit_inputs(frames, height, width, batch):
-    """For a grid of so many tokens."""
+    """For a grid of tokens."""
     return {
         "x": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500.0),

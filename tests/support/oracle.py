@@ -1,7 +1,6 @@
 """An oracle that shares no code with the engine: Wan's attention from un-rotated q and k and dense logits.
 
-For every pair of frames it builds rotary tables at the positions that the plan asks for and rotates q and k from
-scratch.
+For every pair of frames it builds rotary tables at the positions of the plan and rotates q and k from scratch.
 """
 
 import copy
@@ -43,7 +42,7 @@ def wan_logits(q: Tensor, k: Tensor, plan: FramePlan, height: int, width: int) -
             ones = _angles(torch.ones(1, dtype=torch.float64), dim - 2 * side)[0]
             temporal = positions[i][:, None] * plan.frequencies(ones)
         temporal = temporal[:, None].expand(-1, n, -1)
-        # The query stands at positions[i, j] for key frame j, which stands at 0.
+        # The query is at positions[i, j] relative to key frame j, which is at 0.
         queries = _rotate(tokens, torch.cat([temporal, space.expand(frames, -1, -1)], dim=-1))
         block = queries @ keys.mT  # (batch, heads, frames, n, n)
         logits[:, :, i * n : (i + 1) * n] = block.transpose(2, 3).flatten(3)
@@ -76,13 +75,13 @@ class OracleProcessor:
 
 
 def use_oracle(transformer: Any, plan: Callable[[int, int], FramePlan], height: int, width: int) -> None:
-    """Give every layer of a WanTransformer3DModel the oracle; `plan` takes (layer, frames)."""
+    """Give every layer of a WanTransformer3DModel the oracle; `plan` is called with (layer, frames)."""
     for layer, block in enumerate(transformer.blocks):
         block.attn1.set_processor(OracleProcessor(lambda frames, layer=layer: plan(layer, frames), height, width))
 
 
 def use_oracle_of(model: Any, plan: Callable[[int, int], FramePlan], height: int, width: int) -> Any:
     """A copy of a model that has the oracle."""
-    twin = copy.deepcopy(model)
-    use_oracle(twin, plan, height, width)
-    return twin
+    copied = copy.deepcopy(model)
+    use_oracle(copied, plan, height, width)
+    return copied

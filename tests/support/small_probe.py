@@ -1,4 +1,4 @@
-"""What tests probe: a small random Wan, a run of a few denoising steps, and clips."""
+"""What the tests probe: runs of a small random Wan over a few denoising steps, and clips."""
 
 from collections.abc import Callable
 from typing import Any

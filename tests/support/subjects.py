@@ -1,4 +1,4 @@
-"""Small models of all examples, and running several things at the same time."""
+"""Small models of all examples, and running several jobs at the same time."""
 
 import threading
 
@@ -18,11 +18,11 @@ EXAMPLES = {
 
 
 class Subject:
-    """A small model of an example, and how to run it."""
+    """A small model of an example, or another model with the same inputs, and how to run it."""
 
-    def __init__(self, label):
+    def __init__(self, label, model=None):
         self.example = EXAMPLES[label]
-        self.model = self.example.model()
+        self.model = self.example.model() if model is None else model
         has_rope = find_adapter(self.model).rope_of(self.model) is not None
         self.profile = freeloc.default_profile(self.model, "vrpr+tsa" if has_rope else "tsa", 4)
 

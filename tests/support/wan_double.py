@@ -1,8 +1,8 @@
 """A double of the original Wan repository's models: the same names, shapes and calls, on the CPU.
 
-What the adapters rely on is as there: a list of videos of different sizes, padded to one length; a table of sizes
+It keeps what the adapters rely on: a list of videos of different sizes, padded to one length; a table of sizes
 handed to each attention module; rotation in complex128 that leaves padding alone and returns float32; and a kernel
-found by its name in the file's globals. Everything else is as small as it can be.
+found by its name in the file's globals. Everything else is minimal.
 """
 
 import math
@@ -31,7 +31,7 @@ def rope_apply(x, grid_sizes, freqs):
     samples = []
     for sample, (frames, height, width) in zip(x, grid_sizes.tolist(), strict=True):
         grid = frames, height, width
-        turn = torch.cat(
+        rotation = torch.cat(
             [
                 time[:frames, None, None].expand(*grid, -1),
                 row[None, :height, None].expand(*grid, -1),
@@ -41,13 +41,13 @@ def rope_apply(x, grid_sizes, freqs):
         )
         length = math.prod(grid)
         video = torch.view_as_complex(sample[:length].double().unflatten(2, (pairs, 2)).contiguous())
-        turned = torch.view_as_real(video * turn.reshape(length, 1, pairs)).flatten(2)
-        samples.append(torch.cat([turned, sample[length:].double()]))
+        rotated = torch.view_as_real(video * rotation.reshape(length, 1, pairs)).flatten(2)
+        samples.append(torch.cat([rotated, sample[length:].double()]))
     return torch.stack(samples).float()
 
 
 def kernel_of(module):
-    """The kernel, looked up at each call as a name in the file's globals is."""
+    """The kernel, looked up in the file's globals at each call."""
     return sys.modules[type(module).__module__].flash_attention
 
 
@@ -144,7 +144,7 @@ class VaceWanModel(WanModel):
 
 
 def install() -> list[str]:
-    """Put the double where the original's modules would be. Returns their names."""
+    """Install the double under the names of the original's modules. Returns these names."""
     places = {
         "wan": (),
         "wan.modules": (),
@@ -167,7 +167,7 @@ def model(cls=None):
 
 
 def inputs(frames, height, width, batch):
-    """For a grid of so many tokens, and some padding."""
+    """For a grid of tokens, and some padding."""
     videos = [noise(4, frames, 2 * height, 2 * width) + sample for sample in range(batch)]
     return {"x": videos, "seq_len": frames * height * width + 5}
 

@@ -1,4 +1,4 @@
-"""The checks of attention backends: right ones pass, each way to be wrong is told, and refusals are respected."""
+"""The checks of attention backends: right ones pass, each kind of error is reported, and refusals are respected."""
 
 import re
 from dataclasses import replace
@@ -89,18 +89,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize("backend", [sdpa.BACKEND, reference.BACKEND], ids=lambda backend: backend.name)
-def test_the_built_in_ones_are_right_in_every_call(backend):
+def test_the_built_in_backends_are_right_in_every_call(backend):
     assert check_backend(backend, dtypes=[torch.float64, torch.float32, torch.float16, torch.bfloat16]) == []
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_one_is_told_and_in_which_calls(wrong):
+def test_a_wrong_backend_is_reported_with_its_wrong_calls(wrong):
     attend, words = WRONG[wrong]
     with pytest.raises(ConformanceError, match=rf"(?s)^the backend 'wrong' is wrong in \d+ .*{re.escape(words)}"):
         check_backend(Backend("wrong", attend), dtypes=FLOAT32)
 
 
-def test_what_is_wrong_in_some_calls_is_right_in_the_others():
+def test_a_backend_that_is_wrong_in_some_calls_passes_the_others():
     found = {result.check: result.problem for result in run_backend_checks(Backend("w", without_mask), dtypes=FLOAT32)}
     assert all(bool(problem) == name.startswith("mask") for name, problem in found.items())
     assert len(found) > 25
@@ -110,7 +110,7 @@ def no_masks(query, key, value, plan, layout, mask):
     return "supports no mask" if mask is not None else ""
 
 
-def test_calls_that_it_refuses_are_left_out():
+def test_refused_calls_are_left_out():
     backend = Backend("careful", without_mask, can=no_masks)
     refused = check_backend(backend, dtypes=FLOAT32)
     assert len(refused) == 5
@@ -132,6 +132,6 @@ def test_calls_that_it_refuses_are_left_out():
         ),
     ],
 )
-def test_a_predicate_that_says_nothing_of_use_is_told(can, words):
+def test_an_unusable_predicate_is_reported(can, words):
     with pytest.raises(ConformanceError, match=re.escape(words)):
         check_backend(Backend("mine", sdpa.attend, can), dtypes=FLOAT32)

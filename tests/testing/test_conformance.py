@@ -136,7 +136,7 @@ def add_one(model, given):
 
 
 class Counting(toy_dit.ToyAttention):
-    """Remembers how often its mode was set, so that setting it back does not undo it."""
+    """Counts how often its mode was set, so that setting the old mode does not undo it."""
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
@@ -163,7 +163,7 @@ def test_a_wrong_word_of_a_later_site_is_caught_too():
     assert "of single_transformer_blocks.0.attn, it changed" in found["check_each_token_is_where_it_should_be"]
 
 
-def test_absolute_positions_are_told_from_a_wrong_rope():
+def test_absolute_positions_are_distinguished_from_a_wrong_rope():
     found = problems(RIGHT, example(absolute=True))
     assert list(found) == ["check_scores_depend_on_distance_only"]
     assert "the model has absolute positions beside its rotary ones" in found["check_scores_depend_on_distance_only"]
@@ -191,7 +191,7 @@ def test_an_engine_that_is_not_its_reference_is_caught(monkeypatch):
 
 @pytest.mark.parametrize("hides", ["video from text", "text from video"])
 def test_an_engine_that_hides_text_is_caught(monkeypatch, hides):
-    def deaf(function):
+    def without_text(function):
         def call(query, key, value, tables, layout, *rest):
             value = value.clone()
             if hides == "text from video":
@@ -203,12 +203,12 @@ def test_an_engine_that_hides_text_is_caught(monkeypatch, hides):
 
         return call
 
-    monkeypatch.setattr(behaviour, "attend", deaf(freeloc.attention.attend))
-    monkeypatch.setattr(behaviour, "attend_reference", _deaf_reference(hides))
+    monkeypatch.setattr(behaviour, "attend", without_text(freeloc.attention.attend))
+    monkeypatch.setattr(behaviour, "attend_reference", _reference_without_text(hides))
     assert list(problems(RIGHT)) == ["check_text_is_neither_hidden_nor_turned"]
 
 
-def _deaf_reference(hides):
+def _reference_without_text(hides):
     def call(query, key, value, plan, rope, layout, *rest):
         value = value.clone()
         if hides == "text from video":

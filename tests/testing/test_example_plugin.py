@@ -1,4 +1,4 @@
-"""The third-party plugin of docs/examples, and that of the page about it, installed by pip and used by name."""
+"""The third-party plugin of docs/examples, and the one that the page builds, installed by pip and used by name."""
 
 import os
 import re
@@ -21,12 +21,12 @@ def copy_of_the_plugin(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs a program that sees the installed plugin, and not its source."""
+    """Runs a program that can import the installed plugin, but not its source."""
     return installed(copy_of_the_plugin(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("site"))
 
 
 def installed(source, site):
-    """Install what is in a folder, take its package away, and return what runs a program that sees it installed."""
+    """Install the package of a folder, remove its source, and return what runs programs with it installed."""
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
     done = subprocess.run([*pip, "--target", str(site), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,7 +78,7 @@ def test_its_own_five_lines_of_tests_pass(run):
     assert "16 passed" in done.stdout
 
 
-def test_who_follows_the_page_gets_a_package_that_meets_every_requirement(tmp_path, monkeypatch):
+def test_the_package_built_by_following_the_page_meets_every_requirement(tmp_path, monkeypatch):
     source = copy_of_the_plugin(tmp_path)
     package, blocks, names = source / "freeloc_toy", code_blocks(PAGE), {}
     files = {found[1]: block for block in blocks if (found := re.match(r"# freeloc_toy/(\w+\.py)\n", block))}

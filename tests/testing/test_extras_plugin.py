@@ -1,4 +1,4 @@
-"""The package of docs/examples that brings a backend, a method and a depth, installed by pip and used by name."""
+"""The package of docs/examples with a backend, a method and a probe depth, installed by pip and used by name."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def plugged(site, monkeypatch):
-    """This process, as if it had been started with the package installed."""
+    """The registry of this process with the package installed."""
     monkeypatch.syspath_prepend(site)
     registry.cache_clear()
     assert registry().failures == []
@@ -58,18 +58,18 @@ def test_its_own_tests_pass_against_the_installed_package(site):
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "told"),
+    ("command", "name", "message"),
     [
         ("backends", "tiles", "by name alone"),
         ("methods", "near-and-anchors", "settings: near_frames, every"),
         ("depths", "attended-distance", "Measures the mean distance at which each head attends"),
     ],
 )
-def test_the_command_line_lists_what_it_brings(plugged, capsys, command, name, told):
+def test_the_command_line_lists_what_it_adds(plugged, capsys, command, name, message):
     assert main([command]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} ")]
     assert "freeloc-extras" in line
-    assert told in line
+    assert message in line
 
 
 class TestBackend:
@@ -98,11 +98,11 @@ class TestBackend:
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
         assert patch.report().layers[0].backends == {"tiles": 2}
 
-    def test_what_it_cannot_do_it_says(self, plugged, small_wan, run):
-        told = r"^blocks\.0\.attn1: no attention backend can compute this call: tiles supports no decay of logits"
+    def test_it_says_what_it_does_not_support(self, plugged, small_wan, run):
+        message = r"^blocks\.0\.attn1: no attention backend can compute this call: tiles supports no decay of logits"
         with (
             freeloc.patch(small_wan, make_profile(), backend="tiles", method="ultravico"),
-            pytest.raises(LayoutError, match=told),
+            pytest.raises(LayoutError, match=message),
         ):
             run(small_wan, 9)
 
@@ -147,17 +147,17 @@ class TestMethod:
             torch.testing.assert_close(run(small_wan, 9), tiles, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize(
-        ("settings", "told"),
+        ("settings", "message"),
         [
             ({"near_frames": -1}, "policies.close.settings.near_frames: Input should be greater than or equal to 0"),
             ({"near": 1}, "policies.close.settings: expected one of near_frames, every, found 'near'"),
         ],
     )
-    def test_wrong_settings_are_refused(self, plugged, tmp_path, settings, told):
+    def test_wrong_settings_are_refused(self, plugged, tmp_path, settings, message):
         path = written(
             tmp_path, policies=VERSION_2["policies"] | {"close": {"method": "near-and-anchors", "settings": settings}}
         )
-        with pytest.raises(ProfileError, match=re.escape(told)):
+        with pytest.raises(ProfileError, match=re.escape(message)):
             freeloc.load_profile(path)
 
     def test_without_the_package_the_profile_says_what_is_missing(self, tmp_path):

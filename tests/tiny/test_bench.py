@@ -1,4 +1,4 @@
-"""The bench: what it samples, that it goes on where it was, and its arithmetic."""
+"""The bench: what it samples, how it resumes, and its arithmetic."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def cell_of(folder, setting, times=2):
     return bench.Cell(folder, times, setting, 0)
 
 
-def test_everything_that_was_promised_is_there(done):
+def test_every_documented_file_is_written(done):
     folder, tables = done
     for name in (
         "identity",
@@ -61,7 +61,7 @@ def test_everything_that_was_promised_is_there(done):
         assert f"| {setting} " in tables
     with (folder / "clips.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * (2 + 4)  # at the trained length only true clips and the model as it is
+    assert len(rows) == 4 * (2 + 4)  # at the trained length only reference clips and the unpatched model
     with (folder / "summary.csv").open(newline="") as file:
         lines = {(line["times"], line["setting"], line["measure"]): line for line in csv.DictReader(file)}
     of_direct = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "direct")]
@@ -86,7 +86,7 @@ def test_settings_differ(done):
     assert all((videos[0] - other).abs().max() > 0.02 for other in videos[1:])
 
 
-def test_a_bench_goes_on_where_it_was_also_with_more_processes(done):
+def test_a_bench_resumes_also_with_more_processes(done):
     folder, _ = done
     rows = bench.run(folder, SIZE)
     lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, "direct").path
@@ -140,7 +140,7 @@ def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matte
     assert set(sizes.quick().clips_at(4)) == {sizes.TRUE, *sizes.SOME}
 
 
-def test_every_cell_is_made_once_and_settings_that_there_are_not_are_left_out(tmp_path):
+def test_every_cell_is_made_once_and_missing_settings_are_left_out(tmp_path):
     size = sizes.Size((sizes.Part(2, 8, ("direct", "no such")), sizes.Part(2, 4, ("direct", "tsa everywhere"))))
     assert [(cell.setting, cell.first) for cell in bench.cells(tmp_path, size)] == [
         (sizes.TRUE, 0),
@@ -152,7 +152,7 @@ def test_every_cell_is_made_once_and_settings_that_there_are_not_are_left_out(tm
     assert size.clips_at(2) == {sizes.TRUE: 8, "direct": 8, "tsa everywhere": 4}
 
 
-def test_others_methods_and_profiles_are_compared_too(tmp_path):
+def test_methods_and_profiles_of_plugins_are_compared_too(tmp_path):
     mine = tmp_path / "mine.json"
     MIXED.save(mine)
     size = SIZE.with_others(["ultravico", str(mine)])
@@ -246,7 +246,7 @@ def test_random_choices_differ():
     assert len({json.dumps(settings.shuffled(MIXED, seed).layers) for seed in range(6)}) > 3
 
 
-def test_the_wrong_choice_has_as_many_layers_of_each_kind_where_they_hurt():
+def test_the_wrong_choice_has_as_many_layers_of_each_kind_in_the_worst_places():
     losses = {
         "none": [0, 9, 0, 0, 0, 0, 0, 0],
         "vrpr+tsa": [5, 9, 0, 7, 0, 0, 6, 8],
@@ -317,7 +317,7 @@ def read(path):
         return [{name: number(name, text) for name, text in row.items() if text} for row in csv.DictReader(file)]
 
 
-def test_the_tables_in_docs_are_of_the_rows_beside_them():
+def test_the_tables_in_docs_match_the_rows_beside_them():
     rows, lines = read(DOCS / "long-video-bench" / "clips.csv"), read(DOCS / "long-video-bench" / "summary.csv")
     page = (DOCS / "long-video-bench.md").read_text()
     shown = [each for each in tables(rows, lines, [1, 2, 4, 8]) if each in page]
@@ -338,7 +338,7 @@ def test_the_tables_in_docs_are_of_the_rows_beside_them():
     assert {line["mean"] for line in scores.summary(rows)} <= {line["mean"] for line in lines}
 
 
-def test_what_docs_say_of_heads_is_of_the_rows_beside_them():
+def test_the_docs_on_heads_match_the_rows_beside_them():
     rows = read(DOCS / "long-video-bench" / "clips.csv") + read(DOCS / "long-video-bench" / "head-wise.csv")
     both = [row for row in rows if row["times"] == 4 and row["setting"] in ("layer-wise", "head-wise")]
     lines = scores.summary([row for row in both if row["clip"] < 24])
@@ -356,7 +356,7 @@ def test_one_value_has_no_standard_error():
     assert (mean, math.isnan(error)) == (2, True)
 
 
-def test_the_command_needs_no_more_than_a_folder(monkeypatch, tmp_path, capsys):
+def test_the_command_requires_only_a_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sizes, "quick", lambda: sizes.Size(ALONE, steps=1, guidance=1.0))
     assert main(["bench", "--output", str(tmp_path / "out")]) == 0
     assert "| direct " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""How well one probe predicts another, on made-up clips whose truth is known."""
+"""How well one probe predicts another, on made-up clips with known results."""
 
 import csv
 import random
@@ -20,7 +20,7 @@ CONTEXT = [-0.1, 0.2, 0.0, 0.3, -0.2, 0.1, 0.5, 0.4]
 
 
 def made_up(noise: float = 0.0) -> list[dict[str, str]]:
-    """Twelve clips in which each layer matters as above; less is better of the denoising loss."""
+    """Twelve clips in which each layer matters as above; a lower denoising loss is better."""
     draw = random.Random(0)
     settings = {"vrpr everywhere": 1.0}
     settings |= {WITHOUT_VRPR.format(layer): 1 - value for layer, value in enumerate(POSITION)}
@@ -76,7 +76,7 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert printed[-2].startswith("| none | +300.0 ± 0.0 | +100.0 ± 0.0 | +800.0 ± 0.0 |")
 
 
-def test_the_tables_in_docs_are_of_the_shipped_measurements() -> None:
+def test_the_tables_in_docs_match_the_shipped_measurements() -> None:
     shipped = measurements_path("tiny-wan")
     assert shipped is not None
     found = Sensitivity.load(shipped)

@@ -1,4 +1,4 @@
-"""The tiny world, its measures, its trained model, and the demo that shows it."""
+"""The synthetic dataset, its measures, the model trained on it, and the demo."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def test_the_land_moves_by_the_prompted_speed():
         assert still.float().mean() > 0.5, pan  # the shape covers some of it at times
 
 
-def test_a_clip_of_any_length_shows_one_world():
+def test_a_clip_of_any_length_shows_one_scene():
     video = clips(["red ring fast"], 161, torch.Generator().manual_seed(0))[0]
     assert video.shape == (3, 161, HEIGHT, WIDTH)
     assert video.isfinite().all()
@@ -87,7 +87,7 @@ def test_identity_needs_colour_and_shape():
     assert identity(video, "blue ring fast") == 0
 
 
-def test_the_shipped_judge_knows_colours_and_shapes_and_one_that_is_hardly_trained_does_not():
+def test_the_shipped_classifier_knows_colours_and_shapes_and_a_barely_trained_one_does_not():
     frames, wanted = true_clips(frames=1, prompts=list(PROMPTS))[:, :, 0], judge.labels(list(PROMPTS))
     for one, good in ((judge.load_judge(), True), (judge.train(steps=3, batch=8), False)):
         for logits, label in zip(one(frames), wanted, strict=True):
@@ -96,7 +96,9 @@ def test_the_shipped_judge_knows_colours_and_shapes_and_one_that_is_hardly_train
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.compile, not ours
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning"
+)  # raised by torch.compile, not by this project
 def test_training_resumes_where_it_was(tmp_path):
     stages = (train.Stage(2, 2, 3), train.Stage(3, 1, 3))
     train.train(stages, tmp_path / "at once", decay=1)
@@ -111,7 +113,7 @@ def test_training_resumes_where_it_was(tmp_path):
     assert any((tensor.float() - fresh[name]).abs().max() > 0.1 for name, tensor in whole.items())
 
 
-def test_training_never_ignores_where_it_should_start(tmp_path):
+def test_training_never_ignores_its_starting_point(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(FreelocError, match="is there: leave out --start to go on with it, or give another"):
         train.train((), tmp_path, decay=1, start=WEIGHTS)
@@ -127,7 +129,7 @@ def test_the_shipped_weights_make_good_short_clips(short_clips, name):
     assert mean_of(name, short_clips) > 0.7 * mean_of(name, true_clips(TRAINED_FRAMES))
 
 
-def test_the_demo_writes_its_pictures_and_proves_its_work(tmp_path, capsys):
+def test_the_demo_writes_its_pictures_and_its_report(tmp_path, capsys):
     assert main(["demo", "--times", "2", "--steps", "2", "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "attention calls corrected" in printed

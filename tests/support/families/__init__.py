@@ -1,4 +1,4 @@
-"""What the oracle knows of each family: its positions, written from papers and code, not from the adapters."""
+"""The positions of each family for the oracle, written from papers and code, not from the adapters."""
 
 from families import (
     allegro,

@@ -7,7 +7,7 @@ TEMPORAL, SPATIAL = axis_by_axis(TIME, SPACE, SPACE)
 
 
 def still(tables):
-    """Of ((cos, sin) of each axis, the positions at which they are looked up)."""
+    """For ((cos, sin) of each axis, the positions at which they are looked up)."""
     return tuple((cos * 0 + 1, sin * 0) for cos, sin in tables[0]), tables[1]
 
 

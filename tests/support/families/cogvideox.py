@@ -1,7 +1,7 @@
 """CogVideoX: heads of 16 channels split 4 / 6 / 6, theta 10000, interleaved, text first; 2b has no RoPE.
 
 In 5b the rows and columns of a grid are spread over the part of the trained grid, 6 x 8 tokens, that has its shape and
-lies in the middle; in 1.5 they are 0, 1, 2 ...
+is in the middle; in 1.5 they are 0, 1, 2 ...
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ TEMPORAL, RASTER = axis_by_axis(TIME, ROW, COLUMN)
 
 
 def spread_over(trained_height: int, trained_width: int) -> Callable[[int, int], Tensor]:
-    """`Facts.spatial` where a grid lies in the middle of the trained one, as large as fits."""
+    """`Facts.spatial` where a grid is in the middle of the trained one, as large as fits."""
 
     def places(count: int, trained: int, size: float) -> Tensor:
         first = round((trained - round(size)) / 2)

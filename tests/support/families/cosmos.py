@@ -7,11 +7,11 @@ from dense import Facts, axis_by_axis, blocks, frequencies, half_split
 
 
 def facts(scales, fps):
-    turns = [
+    rotations = [
         frequencies(channels, 10_000.0 * scale ** (channels / (channels - 2)))
         for channels, scale in zip((12, 10, 10), scales, strict=True)
     ]
-    temporal, spatial = axis_by_axis(turns[0] * 24 / fps, turns[1], turns[2])
+    temporal, spatial = axis_by_axis(rotations[0] * 24 / fps, rotations[1], rotations[2])
     return Facts(blocks("transformer_blocks.*.attn1"), half_split(32), temporal, spatial)
 
 

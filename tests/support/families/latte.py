@@ -1,4 +1,4 @@
-"""Latte: no RoPE; each place of a frame attends over time on its own."""
+"""Latte: no RoPE; each spatial position of a frame attends over time separately."""
 
 from dense import Facts, blocks
 

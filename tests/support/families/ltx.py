@@ -1,11 +1,11 @@
 """LTX-Video and LTX-2: 2 heads of 20 channels, rotated as one head of 40, before they are split.
 
-6 frequencies w = 10000 ** (0, 1/5 .. 1) * pi / 2; after 2 pairs that nothing turns, pair 3k + axis turns by
+6 frequencies w = 10000 ** (0, 1/5 .. 1) * pi / 2; after 2 pairs that are not rotated, pair 3k + axis is rotated by
 w_k (2 x - 1), x a share of 20 seconds or 2048 pixels. One latent frame is 8 video frames at 25 a second, one token 32
-pixels. In LTX-2 a token stands in its middle; the first latent frame is one video frame.
+pixels. In LTX-2 the position of a token is its middle; the first latent frame is one video frame.
 
-Angles grow to 1.6e4 rad, where float32 knows them to 1e-3. The model's own rounding is part of what it is, so they are
-rounded here too, operation by operation.
+Angles grow to 1.6e4 rad, where the error of float32 is 1e-3. The oracle must match the model, so it rounds in the same
+way, operation by operation.
 """
 
 import math
@@ -28,22 +28,22 @@ def on_axis(axis, values):
     return found.view(-1, 2, 10).transpose(0, 1)
 
 
-def turns(axis, shares, dtype):
+def rotations(axis, shares, dtype):
     return on_axis(axis, (shares.float()[:, None] * 2 - 1) * waves(dtype))
 
 
 def facts(pairs, seconds, middle, dtype, rotary):
-    """`seconds` at which frames 0, 1, ... stand, and where in it a token does, of 0 to 1."""
+    """`seconds` of frames 0, 1, ..., and the position of a token within it, from 0 to 1."""
     temporal = on_axis(0, 2 * waves(dtype).double()[None] * (8 / FPS / SECONDS))[:, 0]
 
     def spatial(height, width):
         rows, columns = ((torch.arange(size) + middle) * 32 / PIXELS for size in (height, width))
-        per_row = turns(1, rows, dtype).repeat_interleave(width, dim=1)
-        return per_row + turns(2, columns, dtype).repeat(1, height, 1)
+        per_row = rotations(1, rows, dtype).repeat_interleave(width, dim=1)
+        return per_row + rotations(2, columns, dtype).repeat(1, height, 1)
 
     def times(frames):
         """In latent frames, of each pair on its own, because each has its own rounding."""
-        angles = turns(0, seconds(frames) / SECONDS, dtype).transpose(0, 1)
+        angles = rotations(0, seconds(frames) / SECONDS, dtype).transpose(0, 1)
         return torch.where(temporal == 0, 0, angles / temporal)[:, :, None]
 
     return Facts(PATHS, pairs, temporal, spatial, times=times, rotary=rotary)

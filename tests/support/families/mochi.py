@@ -1,6 +1,6 @@
-"""Mochi: 24 channels interleaved, all turned by f t + g y + h x with frequencies of their own in each of 2 heads.
+"""Mochi: 24 channels interleaved, all rotated by f t + g y + h x, with separate frequencies in each of 2 heads.
 
-y and x are the middles of the tokens in a picture of the grid's shape, with 0 in its middle and an area of 192 x 192.
+y and x are the centres of the tokens in a picture of the grid's shape, with 0 at its centre and an area of 192 x 192.
 """
 
 import torch

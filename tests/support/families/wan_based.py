@@ -10,7 +10,7 @@ WAN = wan.FACTS["wan"]
 
 
 def still(table):
-    return {name: torch.ones_like(turns) for name, turns in table.items()}
+    return {name: torch.ones_like(rotations) for name, rotations in table.items()}
 
 
 FACTS = {

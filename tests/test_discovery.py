@@ -1,0 +1,96 @@
+"""Finding the adapter of a model: classes, subclasses, wrappers, pipelines."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_wan
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import freeloc
+from freeloc.discovery import transformers_of
+
+WRAPPERS = {
+    "compiled": torch.compile,
+    "LoRA": lambda model: get_peft_model(model, LoraConfig(target_modules=["to_q"])),
+    "compiled LoRA": lambda model: torch.compile(get_peft_model(model, LoraConfig(target_modules=["to_q"]))),
+    "pipeline": lambda model: SimpleNamespace(transformer=model, vae=nn.Linear(2, 2), scheduler="a text"),
+    "components": lambda model: SimpleNamespace(components={"transformer": model, "vae": None}),
+}
+
+
+class TestFindAdapter:
+    def test_from_a_model_alone(self, small_wan):
+        assert freeloc.discovery.find_adapter(small_wan).name == "wan"
+        assert (
+            freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])).name == "wan-vace"
+        )
+
+    def test_a_subclass_has_the_adapter_of_its_nearest_described_base(self):
+        class Mine(WanTransformer3DModel):
+            pass
+
+        class MineToo(Mine):
+            pass
+
+        assert freeloc.discovery.find_adapter(make_wan(cls=MineToo)).name == "wan"
+
+    def test_a_class_of_the_same_name_from_elsewhere_is_not_described(self):
+        class WanTransformer3DModel(nn.Module):
+            pass
+
+        with pytest.raises(freeloc.errors.AdapterError, match="no adapter describes this model"):
+            freeloc.discovery.find_adapter(WanTransformer3DModel())
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_inside_wrappers_and_pipelines(self, small_wan, wrapper):
+        ((found, adapter),) = transformers_of(WRAPPERS[wrapper](small_wan))
+        assert found is small_wan
+        assert adapter.name == "wan"
+
+    @pytest.mark.parametrize("wrapper", WRAPPERS)
+    def test_find_adapter_looks_inside_too(self, small_wan, wrapper):
+        assert freeloc.discovery.find_adapter(WRAPPERS[wrapper](small_wan)).name == "wan"
+
+    def test_every_transformer_of_a_pipeline_once(self, small_wan):
+        other = make_wan(cls=WanVACETransformer3DModel, vace_layers=[0])
+        pipeline = SimpleNamespace(transformer=small_wan, transformer_2=other, again=small_wan)
+        found = transformers_of(pipeline)
+        assert [(model is small_wan, adapter.name) for model, adapter in found] == [(True, "wan"), (False, "wan-vace")]
+
+    def test_a_given_adapter_is_the_only_one_looked_for(self, small_wan):
+        adapter = freeloc.discovery.find_adapter(make_wan(cls=WanVACETransformer3DModel, vace_layers=[0]))
+        with pytest.raises(freeloc.errors.AdapterError, match=r"transformer_wan\.WanTransformer3DModel"):
+            transformers_of(small_wan, adapter)
+
+    @pytest.mark.parametrize(
+        ("model", "looked_at"),
+        [
+            (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+            (
+                SimpleNamespace(a=nn.ReLU(), b=nn.GELU()),
+                "torch.nn.modules.activation.GELU, torch.nn.modules.activation.ReLU",
+            ),
+            (SimpleNamespace(a=1), "no torch module in types.SimpleNamespace"),
+            ("wan", "no torch module in builtins.str"),
+            (None, "no torch module in builtins.NoneType"),
+        ],
+    )
+    def test_the_error_for_an_unknown_model_says_what_was_looked_at_and_what_to_do(self, model, looked_at):
+        known = ", ".join(sorted(adapter.name for adapter in freeloc.discovery.adapters()))
+        message = (
+            f"no adapter describes this model. Looked at: {looked_at}. Installed adapters: {known}. "
+            "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
+        )
+        with pytest.raises(freeloc.errors.AdapterError, match=f"^{re.escape(message)}$"):
+            transformers_of(model)
+
+    def test_find_adapter_names_the_class_it_looked_at(self):
+        with pytest.raises(
+            freeloc.errors.AdapterError,
+            match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter",
+        ):
+            freeloc.discovery.find_adapter(nn.Linear(2, 2))

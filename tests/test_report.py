@@ -1,0 +1,37 @@
+"""What the report of a patch says."""
+
+import pytest
+from conftest import make_profile
+
+import freeloc
+
+
+def test_the_report_proves_that_calls_were_corrected(small_wan, run):
+    with freeloc.patch(small_wan, make_profile()) as patch:
+        assert "has not run yet" in str(patch.report())
+        run(small_wan, 16)
+        run(small_wan, 16)
+        run(small_wan, 4)
+    report = patch.report()
+    first, second, _, last = report.layers
+    assert (first.path, first.method, first.calls) == ("blocks.0.attn1", "vrpr", {16: 2})
+    assert (first.largest_before, first.largest_after, first.attended) == (15, 3, 1)
+    plan = freeloc.frame_plan(make_profile(), layer=1, frames=16)
+    assert second.attended == pytest.approx(plan.token_mask(15).double().mean().item())
+    assert last.untouched == {
+        "16 latent frames, which the profile leaves alone": 2,
+        "4 latent frames, which the profile leaves alone": 1,
+    }
+    text = str(report)
+    assert "6 attention calls corrected, 6 left as they are (profile: small, default)" in text
+    assert "15 -> 3" in text
+    assert "4 latent frames, for which the plan changes nothing" in text
+
+
+def test_the_report_says_the_share_of_pairs_over_all_calls(small_wan, run):
+    with freeloc.patch(small_wan, make_profile()) as patch:
+        for frames in (16, 9, 9):
+            run(small_wan, frames)
+    shares = {frames: freeloc.frame_plan(make_profile(), layer=1, frames=frames).density(15) for frames in (9, 16)}
+    assert shares[9] > shares[16]
+    assert patch.report().layers[1].attended == pytest.approx((2 * shares[9] + shares[16]) / 3)
