@@ -1,4 +1,4 @@
-"""attend: attention of one layer under a plan, by the first backend that can compute it."""
+"""attend: attention of one layer under a plan, computed by the first backend that supports the call."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
 
 
 def rotate_keys(plan: PreparedPlan, keys: Tensor, query_frame: int, key_frames: Tensor) -> Tensor:
-    """The keys of some frames, rotated so that they stand where the plan puts them for one query frame.
+    """Rotate the keys of some frames to their positions under a plan, relative to one query frame.
 
-    It is all that a backend needs to know of positions.
+    A backend needs nothing else to execute the positions of a plan.
 
     Args:
-        plan: of these heads, made ready.
-        keys: (batch, heads, frames, tokens_per_frame, head_dim), as the model has rotated them.
-        query_frame: number of a latent frame.
-        key_frames: numbers of the keys' latent frames, (frames,) int64 on the CPU.
+        plan: the prepared plan of these heads.
+        keys: (batch, heads, frames, tokens_per_frame, head_dim), already rotated by the model.
+        query_frame: index of the query's latent frame.
+        key_frames: indices of the keys' latent frames, (frames,) int64 on the CPU.
     """
     if not plan.rotated[query_frame]:
         return keys
@@ -47,18 +47,18 @@ def attend(
 
     Args:
         query, key, value: (batch, heads, tokens, head_dim), already rotated by the model.
-        plan: of the layer, made ready.
-        layout: what the tokens are.
-        mask: the model's own, bool or additive, broadcastable to (batch, heads, tokens, tokens).
-        scale: of the logits; by default head_dim ** -0.5.
-        backends: the first one that can compute the call does.
+        plan: the prepared plan of the layer.
+        layout: the order of the tokens.
+        mask: the model's attention mask, bool or additive, broadcastable to (batch, heads, tokens, tokens).
+        scale: scale of the logits; by default head_dim ** -0.5.
+        backends: backends in order of preference; the first that supports the call computes it.
 
     Returns:
         (batch, heads, tokens, head_dim), contiguous.
 
     Raises:
-        LayoutError: if the tokens are not the layout's, the plan is for another number of frames, or no backend can
-            compute the call or it returns something else.
+        LayoutError: if the number of tokens or frames does not match the layout, if no backend supports the call, or if
+            its output has another shape, dtype or device.
     """
     if isinstance(plan, PreparedPlan):
         plan = LayerPlan([HeadGroup(None, plan)])

@@ -28,7 +28,7 @@ class TokenLayout:
 
     @functools.cached_property
     def video(self) -> slice:
-        """The video tokens."""
+        """Slice of the video tokens."""
         return slice(self.text_first, self.text_first + self.frames * self.tokens_per_frame)
 
     @functools.cached_property
@@ -38,7 +38,7 @@ class TokenLayout:
 
     @functools.cached_property
     def text_at(self) -> Tensor:
-        """Places of the text tokens, (text tokens,) int64 on the CPU."""
-        with torch.inference_mode(False):  # it is kept, and may serve training later
+        """Indices of the text tokens, (text tokens,) int64 on the CPU."""
+        with torch.inference_mode(False):  # it is cached, and training may use it later
             at = torch.arange(self.tokens, device="cpu")
             return at[(at < self.video.start) | (at >= self.video.stop)]

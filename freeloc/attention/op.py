@@ -1,8 +1,8 @@
-"""The custom operator ``freeloc::attention``: all that torch.compile sees of freeloc. Eager calls do not use it.
+"""The custom operator ``freeloc::attention``, through which compiled code calls freeloc. Eager calls do not use it.
 
-An operator takes tensors and numbers alone, so the layer is found here by a handle. Handle, grid and positions per
-latent frame are tensors, because torch.compile guards numbers, and would compile every layer and length anew. Where
-only parts of a model are compiled, its forward has a context, and the grid is in that.
+The arguments of an operator are tensors and numbers, so it finds its layer by a handle. Handle, grid and positions per
+latent frame are tensors, because torch.compile guards numbers, and would compile every layer and length separately. If
+only parts of a model are compiled, its forward has a context, which holds the grid.
 """
 
 import functools
@@ -19,7 +19,7 @@ from freeloc.errors import PatchError
 
 
 class Layer(Protocol):
-    """What answers the operator's calls."""
+    """The layer that computes the operator's calls."""
 
     def answer_compiled(
         self,
@@ -32,30 +32,30 @@ class Layer(Protocol):
     ) -> Tensor:
         """(batch, heads, tokens, head_dim) from tensors of that shape.
 
-        `read`: grid and positions per latent frame, of a forward that was traced as a whole.
+        `read`: grid and positions per latent frame, if the forward was traced as a whole.
         """
 
 
 _layers: "weakref.WeakValueDictionary[int, Layer]" = weakref.WeakValueDictionary()
-# Global, since an operator is; it keeps no layer alive.
+# Global, since operators are global. It keeps no layer alive.
 _handles = itertools.count()
 
 
 def handle_of(layer: Layer) -> Tensor:
-    """A new handle, by which the operator finds this layer."""
+    """A new handle, with which the operator finds this layer."""
     handle = next(_handles)
     _layers[handle] = layer
     return torch.tensor(handle, device="cpu")
 
 
 def _attention(*call: Any) -> Tensor:
-    """What the operator does; its arguments are those of `_SCHEMA`."""
+    """The implementation of the operator, with the arguments of `_SCHEMA`."""
     return _untraced(_answer)(*call)
 
 
 @functools.cache
 def _untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.compile of some releases would compile what an operator does, too."""
+    """Exclude a function from torch.compile: some releases would also compile the implementation of an operator."""
     return torch.compiler.disable(function)  # type: ignore[no-any-return]
 
 
@@ -87,7 +87,7 @@ def _thread(grid: Tensor) -> Tensor:
     return torch.tensor(threading.get_ident(), device="cpu")
 
 
-# Plans are moved to the device when they are first needed: not in the middle of a CUDA graph.
+# Plans are moved to the device at their first use, which must not be inside a CUDA graph.
 _TAGS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 _SCHEMA = (

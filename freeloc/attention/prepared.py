@@ -1,4 +1,4 @@
-"""Plans made ready to run: cached rotations of keys, runs of query frames, and groups of heads that share a plan."""
+"""Prepared plans: cached rotations of keys, runs of query frames, and groups of heads that share a plan."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +16,11 @@ from freeloc.plans.method import Plans
 
 
 class PreparedPlan:
-    """A plan made ready for one head size: which frames each frame sees, and how their keys rotate.
+    """A plan prepared for one head size: the visible frames of each query frame, and the rotations of their keys.
 
-    Few distinct rotations occur, so each is kept once, in complex128. Backends read `plan` (`FramePlan.visibility`,
-    `stripe_tokens`, `logit_scale`, `decay`), and call `freeloc.attention.rotate_keys`, which does all about positions.
+    There are few distinct rotations, so each is stored once, in complex128. Backends read `plan`
+    (`FramePlan.visibility`, `stripe_tokens`, `logit_scale`, `decay`), and call `freeloc.attention.rotate_keys` for
+    positions.
 
     >>> from freeloc.plans.vrpr import vrpr_plan
     >>> ready = PreparedPlan(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
@@ -27,13 +28,13 @@ class PreparedPlan:
     torch.Size([3, 1, 4])
 
     Args:
-        plan: what is asked for.
-        rope: which channels the temporal RoPE rotates; None for a model that has no rotary embedding.
+        plan: the plan to prepare.
+        rope: which channels the temporal RoPE rotates; None for a model without rotary embedding.
         head_dim: channels per head.
-        frequencies: in radians per latent frame, (pairs,) or (heads, pairs), if they are not the rope's own.
+        frequencies: frequencies in radians per latent frame, (pairs,) or (heads, pairs); by default those of `rope`.
 
     Raises:
-        PatchError: if the plan moves frames of a model that has no rotary embedding.
+        PatchError: if the plan changes positions of a model without rotary embedding.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class PreparedPlan:
         self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
         self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
         self.rotated = [bool((angles[row] != 0).any()) for row in self._row]
-        """Of each query frame, whether any key that it sees rotates."""
+        """For each query frame, whether any visible key rotates."""
         self.runs = self._find_runs()
-        """Frames one after the other that see the same keys in the same way: one call may serve them all."""
+        """Ranges of consecutive query frames with the same visible keys and rotations: one call can compute a range."""
         self._stripes: dict[int, int] = {}
         self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -75,7 +76,7 @@ class PreparedPlan:
         return self._stripes[tokens_per_frame]
 
     def rotations(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
-        """Unit complex numbers by which the keys of these frames rotate, ([heads,] frames, 1, pairs)."""
+        """Rotations of the keys of these frames, as unit complex numbers ([heads,] frames, 1, pairs)."""
         dtype = torch.promote_types(like.dtype, torch.complex64)
         on = self._on.get((like.device, dtype))
         if on is None:
@@ -83,7 +84,7 @@ class PreparedPlan:
         return on[self._row[query_frame, key_frames].to(like.device)].movedim(0, -2)[..., None, :]
 
     def of_runs(self, like: Tensor) -> list[tuple[range, Tensor, Tensor | None]]:
-        """Of each run, the frames that it sees, dense ones first, and the `rotations` of their keys, if any rotate."""
+        """Each run with its visible frames, dense ones first, and the `rotations` of their keys, if there are any."""
         found = []
         for run in self.runs:
             seen = torch.cat([self.dense[run.start], self.striped[run.start]])
@@ -93,7 +94,7 @@ class PreparedPlan:
 
 
 def _without_moves(plan: FramePlan) -> FramePlan:
-    """The same for a model that has no rotary embedding, if there is such a plan."""
+    """The plan without changes of positions, for a model without rotary embedding."""
     if plan.positions_optional:
         plan = replace(plan, positions=relative_positions(plan.frames))
     if plan.frequencies is not None or _moves(plan).any():
@@ -105,12 +106,12 @@ def _without_moves(plan: FramePlan) -> FramePlan:
 
 
 def _moves(plan: FramePlan) -> Tensor:
-    """By how many latent frames each visible pair moves, (frames, frames)."""
+    """Change of the relative position of each visible pair, (frames, frames), in latent frames."""
     return (relative_positions(plan.frames) - plan.positions).masked_fill(plan.visibility == NONE, 0)
 
 
 def _angles(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct angles (rotations, ..., pairs) by which keys rotate, and which one each pair of frames gets."""
+    """The distinct rotation angles (rotations, ..., pairs), and the index of the angle of each pair of frames."""
     if plan.frequencies is None:
         distinct, row = _moves(plan).unique(return_inverse=True)
         return distinct.view(-1, *[1] * frequencies.ndim) * frequencies, row
@@ -127,7 +128,7 @@ def _angles(plan: FramePlan, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
-    """The frequencies that a plan asks for."""
+    """The frequencies of a plan that changes them."""
     new = change(frequencies)
     if not isinstance(new, Tensor) or new.shape != frequencies.shape or not new.isfinite().all():
         raise FreelocError(
@@ -141,20 +142,20 @@ class HeadGroup:
     """Heads of a layer that have the same plan.
 
     Args:
-        heads: their numbers; None for all of the layer's.
-        plan: made ready.
+        heads: indices of the heads; None for all heads of the layer.
+        plan: their prepared plan.
     """
 
     heads: list[int] | None
     plan: PreparedPlan
 
     def of(self, tensor: Tensor) -> Tensor:
-        """These heads of (batch, heads, ...)."""
+        """The part of a tensor (batch, heads, ...) for these heads."""
         return tensor if self.heads is None else tensor[:, self.heads]
 
 
 class LayerPlan:
-    """What a layer gets at one length: its heads in groups that share a plan.
+    """The prepared plans of a layer at one length: groups of heads that share a plan.
 
     >>> from freeloc.plans.vrpr import vrpr_plan
     >>> plan = LayerPlan.of(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
@@ -172,7 +173,7 @@ class LayerPlan:
     def of(
         cls, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
     ) -> "LayerPlan":
-        """One plan for all heads; arguments as of `PreparedPlan`."""
+        """One plan for all heads, with the arguments of `PreparedPlan`."""
         return cls([HeadGroup(None, PreparedPlan(plan, rope, head_dim, frequencies))])
 
     def density(self, tokens_per_frame: int) -> float:
@@ -182,13 +183,13 @@ class LayerPlan:
 
 
 class LayerPlans:
-    """The plans of one model, by layer and length, made ready once each.
+    """The prepared plans of one model, by layer and length. Each is prepared once.
 
     Args:
         plan: (layer, latent frames) -> `Plans`.
-        shape: of the model.
-        rope: None if the model has none.
-        frequencies: in radians per position, (pairs,) or (heads, pairs).
+        shape: layers, heads and head size of the model.
+        rope: the model's temporal RoPE; None if it has none.
+        frequencies: frequencies in radians per position, (pairs,) or (heads, pairs).
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class LayerPlans:
         """The plan of a layer at a length.
 
         Raises:
-            LayoutError: if the method made none, or one for another number of frames or of heads.
+            LayoutError: if the method returned no plan, or one for another number of frames or heads.
         """
         known = self._layers.get((layer, frames, positions_per_frame))
         if known is None:
@@ -226,7 +227,7 @@ class LayerPlans:
         return [HeadGroup(heads, self._ready(plan, heads, frames, positions_per_frame)) for plan, heads in alike]
 
     def _alike(self, plans: Sequence[FramePlan]) -> list[tuple[FramePlan, list[int] | None]]:
-        """The distinct ones of one plan per head, with their heads."""
+        """The distinct plans among one plan per head, with their heads."""
         if len(plans) != self._shape.heads:
             raise LayoutError(f"expected a plan for each of {self._shape.heads} heads, the method made {len(plans)}")
         found: list[tuple[FramePlan, list[int]]] = []
@@ -240,7 +241,7 @@ class LayerPlans:
         return [(plan, heads if len(found) > 1 else None) for plan, heads in found]
 
     def _ready(self, plan: FramePlan, heads: list[int] | None, frames: int, positions_per_frame: float) -> PreparedPlan:
-        """A plan made ready. Layers and heads with the same plan share it, if they share frequencies."""
+        """A prepared plan. Layers and heads with the same plan and frequencies share it."""
         own = heads is not None and self._frequencies.ndim > 1
         known = self._prepared.setdefault((frames, positions_per_frame, tuple(heads or ()) if own else ()), [])
         for prepared in known:
@@ -252,7 +253,7 @@ class LayerPlans:
 
 
 def check_call(query: Tensor, key: Tensor, frames: int, layout: TokenLayout) -> None:
-    """Raise a `LayoutError` unless queries, keys and a plan for so many latent frames are those of this layout."""
+    """Raise a `LayoutError` unless queries, keys and the plan's number of latent frames match the layout."""
     if query.shape[-2] != layout.tokens or key.shape[-2] != layout.tokens:
         raise LayoutError(
             f"expected self-attention over {layout.tokens} tokens ({layout.frames} latent frames of {layout.height} x "

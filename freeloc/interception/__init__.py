@@ -1,1 +1,1 @@
-"""How a running model's attention calls are seen and answered: hooks, interceptors, and the state of a forward."""
+"""Intercepts the attention calls of a running model: hooks, interceptors, and the state of a forward."""

@@ -1,4 +1,4 @@
-"""What torch.compile and torch.export need to be told, so that a patched model is compiled as what it is."""
+"""Support for torch.compile, so that compiled code matches the patch, and the refusal of torch.export."""
 
 import functools
 import sys
@@ -18,17 +18,17 @@ _SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (((3,), torch.int64),
 
 
 class Traced(NamedTuple):
-    """What a forward has read, as tensors: torch.compile guards numbers, and would compile each length anew."""
+    """What a forward has read, as tensors. torch.compile guards numbers, and would compile each length separately."""
 
     grid: Tensor
     """(3,) int64: latent frames, rows, columns."""
     positions_per_frame: Tensor
     thread: Tensor
-    """Its ident, as the compiled code runs; -1 where the forward was not traced."""
+    """Identifier of the thread that runs the compiled code; -1 if no forward was traced."""
 
     @classmethod
     def of(cls, grid: Grid | None, positions_per_frame: float) -> "Traced":
-        """From numbers, which are symbols in a trace."""
+        """Make tensors from numbers, which are symbols in a trace."""
         assert grid is not None  # only models whose grid is in the transformer's arguments are traced
         numbers = torch.tensor([*grid], device="cpu")
         step = torch.tensor(positions_per_frame, dtype=torch.float64, device="cpu")
@@ -41,11 +41,11 @@ class Traced(NamedTuple):
 
 
 NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, kind in _SHAPES))
-"""Where no forward was traced: what it has read is in its context. Not None, which would be compiled anew."""
+"""The value if no forward was traced; then the context has what was read. None would cause a recompilation."""
 
 
 def outside_graphs(function: F) -> F:
-    """The same function, at which torch.compile breaks its graph: `torch.compiler.disable`, without loading Dynamo."""
+    """Make torch.compile break its graph at a function: `torch.compiler.disable`, but without loading Dynamo."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -57,21 +57,21 @@ def outside_graphs(function: F) -> F:
 
 
 def mark(model: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Make compiled code of these modules look again, for as long as they are marked.
+    """Mark these modules as patched for torch.compile.
 
     torch.compile does not guard hooks, so code that was compiled before a patch would still run under it. But it guards
-    that a module has no ``forward`` of its own beside its class's: so each gets one, the same, while it is patched.
-    Code compiled before fits again when the mark is gone, and code compiled under a patch fits the next one.
+    that a module has no ``forward`` in its own attributes. So each module gets one, with the same function, while it is
+    patched. Without the mark, code compiled before is valid again; with it, code compiled under an earlier patch.
     """
     for module in modules:
         if "forward" not in module.__dict__:
             module.__dict__["forward"] = module.forward
-        elif has_compiled_parts(model):  # other hooks, of accelerate say, replaced it already: that guard is not there
+        elif has_compiled_parts(model):  # replaced already, for example by accelerate's hooks: there is no such guard
             torch._dynamo.reset()
 
 
 def unmark(module: nn.Module) -> None:
-    """Take the mark away; a ``forward`` that others have set stays."""
+    """Remove the mark. A ``forward`` that other code has set stays."""
     own = module.__dict__.get("forward")
     if own is not None and own == type(module).forward.__get__(module):
         del module.__dict__["forward"]
@@ -84,10 +84,10 @@ def has_compiled_parts(model: nn.Module) -> bool:
 
 
 def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse to export a patched model: its plans would be those of one length.
+    """Refuse to export a patched model, since the export would contain the plans of one length.
 
     Raises:
-        PatchError: if it is this model that is being exported.
+        PatchError: if this model is being exported.
     """
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     traced = torch.compiler.is_dynamo_compiling() or any(

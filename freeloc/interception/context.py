@@ -1,8 +1,8 @@
 """All state of a running forward of a patched model: one `ForwardContext`, opened and closed by the model's hooks.
 
-Contexts are kept in a stack per `contextvars` context, so threads, nested calls and generators each have their own. A
-context counts only while the call that opened it is running: PyTorch calls no hook after a KeyboardInterrupt, so a
-context may be left on the stack, where it answers nothing until `close_dead` takes it away.
+Contexts are in a stack per `contextvars` context, so threads, nested calls and generators each have their own. A
+context is valid only while the call that opened it is running. PyTorch calls no hook after a KeyboardInterrupt, so an
+invalid context may stay on the stack. It has no effect, and `close_dead` removes it.
 """
 
 import contextvars
@@ -26,7 +26,7 @@ class Read(NamedTuple):
     """What was read from the arguments of a transformer's call."""
 
     grid: Grid | None
-    """None where each attention module gets it as an argument."""
+    """None if each attention module gets it as an argument."""
     positions_per_frame: float
 
 
@@ -43,9 +43,9 @@ class ForwardContext:
     """One running forward of a patched model.
 
     Args:
-        owner: the hook of the model.
-        read: see `Read`.
-        frame: of the call; when it ends, so does the context.
+        owner: the patched model.
+        read: what was read from the arguments of the call.
+        frame: Python frame of the call. The context is valid until that call ends.
     """
 
     owner: object
@@ -53,33 +53,33 @@ class ForwardContext:
     frame: FrameType
     thread: int = field(default_factory=threading.get_ident)
     open: list[Opened] = field(default_factory=list)
-    """Interceptions that have not ended yet; the innermost last."""
+    """Active interceptions, the innermost last."""
 
     def end(self, layer: object) -> Any:
         """End the interception of a layer, if there is one, and return its interceptor."""
         if not self.open or self.open[-1].layer is not layer:
             return None
         opened = self.open[-1]
-        opened.finish()  # before it is forgotten: where this is interrupted, it is done again
+        opened.finish()  # before it is removed: after an interrupt here, it is done again
         self.open.pop()
         return opened.interceptor
 
     @property
     def is_running(self) -> bool:
-        """Whether its call is running, in whichever thread."""
+        """Whether its call is running, in any thread."""
         if self.thread == threading.get_ident():
             return is_inside(self.frame)
         return is_inside(self.frame, sys._current_frames().get(self.thread))
 
 
 _stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.ContextVar("freeloc", default=())
-# Global, since a hook cannot hand anything to the hooks that run later in the same forward.
+# Global, since a hook cannot pass anything to the hooks that run later in the same forward.
 
 
 def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
     """Whether a call is running in this thread, or in the thread whose innermost frame is `here`.
 
-    No function here keeps its own frame in a variable: that cycle would keep the tensors of all its callers alive.
+    No function here stores its own frame in a variable: that cycle would keep the tensors of all callers alive.
     """
     here = here or sys._getframe(1)
     while here is not None and here is not frame:
@@ -88,7 +88,7 @@ def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
 
 
 def module_frame() -> FrameType:
-    """The call of a module in this thread in which a hook runs: the innermost frame of PyTorch's file of modules."""
+    """The Python frame of the module call whose hook is running: the innermost one in PyTorch's file of modules."""
     here: FrameType | None = sys._getframe(1)
     while here is not None and here.f_code.co_filename != _MODULES:
         here = here.f_back
@@ -114,7 +114,7 @@ def push(context: ForwardContext) -> None:
 
 
 def close(context: ForwardContext) -> None:
-    """Take a context off the stack, and end all interceptions inside it."""
+    """Remove a context from the stack, and end all its interceptions."""
     while context.open:
         context.open[-1].finish()
         context.open.pop()
@@ -122,7 +122,7 @@ def close(context: ForwardContext) -> None:
 
 
 def close_dead() -> None:
-    """Close what interrupted calls have left in this thread."""
+    """Close the contexts that interrupted calls left in this thread."""
     for context in reversed(_stack.get()):
         if context.thread == threading.get_ident() and not context.is_running:
             close(context)
@@ -132,9 +132,9 @@ _KEY = "freeloc: what was read from the call"
 
 
 def remember(owner: object, read: Read, output: Any) -> None:
-    """Note what a forward has read in its autograd graph, for gradient checkpointing, which runs modules once more.
+    """Store what a forward has read in its autograd graph, for gradient checkpointing, which runs modules again.
 
-    The note is on every node of the graph: any of them may be the one for which modules run again.
+    It is stored on every node of the graph, since modules may run again for any of them.
     """
     nodes = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
     seen = set(nodes)
@@ -148,14 +148,14 @@ def remember(owner: object, read: Read, output: Any) -> None:
 
 
 def remembered(owner: object) -> Read | None:
-    """What the forward had read whose gradients autograd is computing in this thread, or None."""
-    node = torch._C._current_autograd_node()  # there is no public way to ask for it
+    """What was read in the forward whose gradients autograd is computing in this thread, or None."""
+    node = torch._C._current_autograd_node()  # there is no public function for it
     noted = None if node is None else _notes(node).get(id(owner))
     return None if noted is None or noted[0] is not owner else noted[1]
 
 
 def _notes(node: Any) -> dict[int, tuple[object, Read]]:
-    """What models have noted on a node of an autograd graph, by the id of who noted it."""
+    """The entries on a node of an autograd graph, by id of the patched model."""
     notes: dict[int, tuple[object, Read]] = node.metadata.setdefault(_KEY, {})
     return notes
 
@@ -171,7 +171,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 class _Attribute(NamedTuple):
-    """An attribute of an object, and what it was."""
+    """An attribute of an object, and its original value."""
 
     owner: Any
     name: str
@@ -179,7 +179,7 @@ class _Attribute(NamedTuple):
     before: Any
 
     def restore(self) -> None:
-        """Give the object its attribute back, or take away one that it had inherited."""
+        """Restore the original value, or delete the attribute if it was inherited."""
         if self.is_own:
             setattr(self.owner, self.name, self.before)
         elif self.name in self.owner.__dict__:
@@ -187,20 +187,20 @@ class _Attribute(NamedTuple):
 
 
 lock = threading.RLock()
-"""Of what threads share."""
+"""Protects the state that threads share."""
 
 _held: dict[tuple[int, str], tuple[_Attribute, list[object]]] = {}
-# Global, since layers of any model may share the object whose attribute it is: the last call that needs it restores it.
+# Global, since layers of several models may share the object. The last call that needs the value restores it.
 
 
 class HeldAttributes:
-    """Attributes of a module that have another value while it runs: for libraries that would choose another kernel.
+    """Sets attributes of a module while it runs, for libraries that would otherwise choose another kernel.
 
-    While a model is patched, the objects have these attributes themselves, also ones that they inherit from a class:
-    torch.compile up to 2.11 cannot take an attribute away that was not there before.
+    While a model is patched, the objects have these attributes themselves, including those inherited from a class:
+    torch.compile up to 2.11 cannot delete an attribute that did not exist before.
 
     Args:
-        values: import path of the value (``"module:name"``) by attribute path, as in `AttentionSite.while_running`.
+        values: import paths of values (``"module:name"``) by attribute path, as in `AttentionSite.while_running`.
     """
 
     def __init__(self, values: Mapping[str, str]) -> None:
@@ -208,21 +208,21 @@ class HeldAttributes:
         self._made: list[_Attribute] = []
 
     def own(self, module: nn.Module) -> None:
-        """Give the objects the attributes that they inherit, with the same values."""
+        """Copy inherited attributes to the objects themselves, with the same values."""
         for now, _ in self._places(module):
             if not now.is_own:
                 self._made.append(now)
                 setattr(now.owner, now.name, now.before)
 
     def disown(self) -> None:
-        """Take away again what `own` has given, where it is what it was."""
+        """Delete the attributes that `own` has copied, unless they were changed."""
         for made in list(self._made):
             if vars(made.owner).get(made.name, made.before) is made.before:
                 made.restore()
                 self._made.remove(made)
 
     def hold(self, module: nn.Module, user: object) -> None:
-        """From here on the module has these values, in all threads, until every user has released them."""
+        """Set the values, for all threads, until every user has released them."""
         with lock:
             for now, value in self._places(module):
                 known, users = _held.setdefault((id(now.owner), now.name), (now, []))
@@ -230,7 +230,7 @@ class HeldAttributes:
                 setattr(known.owner, known.name, value)
 
     def release(self, module: nn.Module, user: object) -> None:
-        """If no other call needs them, the module has its own values again."""
+        """Restore the original values, unless another call still needs the others."""
         with lock:
             for now, _ in self._places(module):
                 known, users = _held.get((id(now.owner), now.name), (None, []))
@@ -240,7 +240,7 @@ class HeldAttributes:
                     del _held[id(now.owner), now.name]
 
     def hold_in_trace(self, module: nn.Module) -> list[_Attribute]:
-        """The same for a trace of torch.compile, which sees one thread; what it returns is to be restored."""
+        """Set the values in a trace of torch.compile, which has one thread. The caller restores what is returned."""
         before = self._places(module)
         for now, value in before:
             setattr(now.owner, now.name, value)

@@ -1,8 +1,8 @@
 """The only file that registers forward hooks.
 
-The hooks of a transformer open and close the context of each forward, with the token grid that was read from its input.
-The hooks of each attention module hand the module's one attention call to a backend. Where the plan for that many
-latent frames is the identity, nothing is intercepted, and the model's own kernel runs.
+The hooks of a transformer open and close the context of each forward, with the token grid from its input. The hooks of
+each attention module pass the module's attention call to a backend. If the plan for that many latent frames is the
+identity, nothing is intercepted, and the model's own kernel runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class ModelHook:
         ]
 
     def install(self) -> None:
-        """Register all hooks. `remove` and `take_off` take them off, also where this was interrupted."""
+        """Register all hooks. `remove` and `take_off` remove them, also after an interrupt in this function."""
         module = self.model.module
         for layer in self.layers:
             _put_on(layer.module, layer.before, layer.after)
@@ -40,9 +40,9 @@ class ModelHook:
         compiled.mark(module, [layer.module for layer in self.layers])
 
     def remove(self) -> None:
-        """Take all hooks off, and end what interrupted forwards have left in this thread. Idempotent.
+        """Remove all hooks, and clean up after interrupted forwards in this thread. Idempotent.
 
-        While the model is running, the hooks that close its forwards stay until it has ended.
+        While the model is running, the hooks that close its forwards stay until it has finished.
         """
         self.is_removed = True
         context.close_dead()
@@ -51,7 +51,7 @@ class ModelHook:
             take_off(module, self.model)
 
     def require_executable(self, frames: int) -> None:
-        """Refuse, before anything runs, plans for so many latent frames that the model's RoPE cannot execute."""
+        """Prepare plans of this length, to raise an error before a run if the model's RoPE does not support them."""
         if self.model.rope is None or self.model.frequencies.ndim > 1:
             for layer in self.layers:
                 self.model.plans.at(layer.report.layer, frames)
@@ -69,7 +69,7 @@ class ModelHook:
     def _open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = self.model
         context.close_dead()
-        if torch.compiler.is_compiling():  # in whichever thread
+        if torch.compiler.is_compiling():  # in any thread
             compiled.refuse_export(args, kwargs)
         forward = ForwardContext(model, self._read(module, args, kwargs), context.module_frame())
         with context.lock:
@@ -114,8 +114,8 @@ class ModelHook:
 def _put_on(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
     """Register a forward pre-hook and a forward hook, with keyword arguments, also called after an exception.
 
-    They get the same ids on every module and in every patch, where PyTorch would count: torch.compile guards ids, so
-    with equal ones equal layers share a graph, and a second patch finds what was compiled under the first.
+    They have the same ids on every module and in every patch, while PyTorch would count. torch.compile guards ids, so
+    equal layers share a graph, and a second patch reuses the code that was compiled under the first.
     """
     module._forward_pre_hooks_with_kwargs[_ID] = True
     module._forward_pre_hooks[_ID] = before
@@ -124,29 +124,29 @@ def _put_on(module: nn.Module, before: Callable[..., None], after: Callable[...,
 
 
 _ID = -21_000_000_000
-"""Of our hooks: no id that PyTorch counts up to."""
+"""Id of freeloc's hooks, which PyTorch's counter never reaches."""
 
 
 def model_of(hook: object) -> PatchedModel | None:
-    """The patched model that a forward hook is for, or None if it is not one of ours."""
+    """The patched model that a forward hook belongs to, or None if it is not freeloc's."""
     owner = getattr(hook, "__self__", None)
     return owner.model if isinstance(owner, ModelHook | LayerHook) else None
 
 
 def patched_models(module: nn.Module) -> Iterator[PatchedModel]:
-    """Those whose hooks are on this very module, each once."""
+    """The patched models with hooks on this module itself, each once."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     yield from {id(model): model for hook in hooks if (model := model_of(hook)) is not None}.values()
 
 
 def take_off(module: nn.Module, model: PatchedModel) -> None:
-    """Take the hooks of a patched model off one module, also where nobody else knows of them any more."""
+    """Remove the hooks of a patched model from one module, also if no `Patch` refers to them any more."""
     busy = any(forward.is_running for forward in model.running)
     for name in ("_forward_pre_hooks",) if busy else ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(module, name)
         for key, hook in list(hooks.items()):
             if model_of(hook) is model:
-                # Before the last hook is gone: where this is interrupted, it is done again.
+                # Before the last hook is removed: after an interrupt here, it is done again.
                 compiled.unmark(module)
                 if isinstance(layer := getattr(hook, "__self__", None), LayerHook):
                     layer.held.disown()

@@ -23,7 +23,7 @@ from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_inside
 
 Answer = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
-"""Answers a call, given its positional and keyword arguments."""
+"""Computes an intercepted call from its positional and keyword arguments."""
 
 
 class Interceptor(Protocol):
@@ -32,14 +32,14 @@ class Interceptor(Protocol):
     calls: int
 
     def enter(self) -> None:
-        """From here on, calls of this thread are answered."""
+        """Start to intercept calls of this thread."""
 
     def leave(self) -> None:
-        """No longer."""
+        """Stop to intercept."""
 
 
 def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: FrameType | None) -> Interceptor:
-    """A way to intercept this kernel of a module while the call in `frame` is running; None: until `leave`."""
+    """The interceptor for a module's kernel while the call in `frame` is running; with None, until `leave`."""
     if kernel.function == SDPA.function:
         return SdpaInterceptor(answer, frame)
     if kernel.function == MATMUL.function:
@@ -49,13 +49,13 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
 
 
 def _home_of(name: str, module: nn.Module) -> str:
-    """The file of a module's class that has this name; libraries such as FSDP put a class of their own in front."""
+    """The file of a module's class that defines this name. Libraries such as FSDP wrap the class in their own."""
     files = [base.__module__ for base in type(module).__mro__]
     return next((file for file in files if hasattr(sys.modules.get(file), name)), files[0])
 
 
 class _ModeInterceptor(TorchFunctionMode):
-    """Intercepts functions of PyTorch. Of this thread only."""
+    """Intercepts functions of PyTorch in this thread."""
 
     def __init__(self, answer: Answer, frame: FrameType | None) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _ModeInterceptor(TorchFunctionMode):
 
     @property
     def is_active(self) -> bool:
-        """Whether its module is running. torch.compile cannot trace this, and leaves nothing behind."""
+        """Whether its module is running. torch.compile cannot trace this; a trace is never interrupted in between."""
         return self.frame is None or is_inside(self.frame)
 
     def enter(self) -> None:
@@ -77,7 +77,7 @@ class _ModeInterceptor(TorchFunctionMode):
         if torch.compiler.is_dynamo_compiling() or _get_current_function_mode() is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             return
-        others = []  # an interrupted run has left it below modes of others, or the exit of one has removed it already
+        others = []  # after an interrupted run it may be below other modes, or already removed
         while (mode := _get_current_function_mode()) is not None:
             others.append(mode)
             _pop_mode()
@@ -101,7 +101,7 @@ class SdpaInterceptor(_ModeInterceptor):
 
 
 class ProductInterceptor(_ModeInterceptor):
-    """Sees a module multiply q k^T, and answers its next product, that of the weights and v."""
+    """Records a module's product q k^T, and intercepts its next product, of the weights and v."""
 
     _factors: tuple[Tensor, Tensor] | None = None
     _logits: Tensor
@@ -142,7 +142,7 @@ class NameInterceptor:
         self._name = _Name.of(importlib.import_module(module), function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Answer a call of the function."""
+        """Compute an intercepted call of the function."""
         self.calls += 1
         return self.answer(args, kwargs)
 
@@ -156,10 +156,10 @@ class NameInterceptor:
 
 
 class _Name:
-    """A name in a file's globals, replaced for as long as any thread needs it; other threads still get the original."""
+    """A name in a file's globals, replaced while any thread needs it. Other threads still call the original."""
 
-    _all: "dict[tuple[str, str], _Name]" = {}  # noqa: RUF012  # reason: one per name, or two would undo each other
-    _lock = threading.RLock()  # an interrupt's clean-up may need it again
+    _all: "dict[tuple[str, str], _Name]" = {}  # noqa: RUF012  # reason: one object per name, since two would undo each other
+    _lock = threading.RLock()  # the clean-up after an interrupt may acquire it again
 
     def __init__(self, module: ModuleType, name: str) -> None:
         self._module, self._name = module, name
@@ -178,7 +178,7 @@ class _Name:
                 known = cls._all[module.__name__, name] = cls(module, name)
             return known
 
-    # Each step may be interrupted after any line: the original is noted before it is replaced, and never the route.
+    # An interrupt may come after any line, so the original is stored before it is replaced.
 
     def push(self, interceptor: NameInterceptor) -> None:
         self._local.stack = [*getattr(self._local, "stack", ()), interceptor]

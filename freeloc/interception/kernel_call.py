@@ -22,10 +22,10 @@ class KernelCall(NamedTuple):
 
 
 def read_call(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KernelCall:
-    """What the kernel was called with.
+    """Read the arguments of a kernel's call.
 
     Raises:
-        LayoutError: if it was to do what the engine does not do, or arguments are missing.
+        LayoutError: if an argument has a value that freeloc does not support, or arguments are missing.
     """
     given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
     for name, neutral in kernel.neutral.items():

@@ -1,4 +1,4 @@
-"""LayerHook: what happens around and in the attention call of one module."""
+"""LayerHook: the hooks around one attention module, and the computation of its intercepted call."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from freeloc.report import LayerReport
 
 
 class _Ready(NamedTuple):
-    """All that is known of a call before its tensors are."""
+    """The plan and layout of a call, which depend only on its sizes."""
 
     plan: LayerPlan
     layout: TokenLayout
@@ -55,11 +55,11 @@ class LayerHook:
 
     @property
     def site(self) -> AttentionSite:
-        """As the adapter describes it."""
+        """The site in the adapter."""
         return self.model.adapter.sites[self._site]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: intercept the attention call, if the plan says so."""
+        """Forward pre-hook: intercept the attention call, if the plan changes anything."""
         if not torch.compiler.is_dynamo_compiling():
             self._before(module, args, kwargs)
         elif not self.model.is_traceable:
@@ -73,7 +73,7 @@ class LayerHook:
         frame = context.module_frame()
         forward = context.current(self.model) or self._again(frame)
         grids, step = self._grids(forward.read, module, args, kwargs), forward.read.positions_per_frame
-        corrects = [self._needs_correction(grid[0]) for grid in grids]  # of each, since each is counted
+        corrects = [self._needs_correction(grid[0]) for grid in grids]  # for all grids, since the report counts each
         if not any(corrects):
             return
         interceptor = interceptor_of(
@@ -84,15 +84,15 @@ class LayerHook:
             interceptor.leave()
             self.held.release(module, interceptor)
 
-        forward.open.append(Opened(self, interceptor, finish))  # before anything that an interrupt would leave
+        forward.open.append(Opened(self, interceptor, finish))  # before any state that an interrupt could leave behind
         self.held.hold(module, interceptor)
         interceptor.enter()
 
     _before_outside = compiled.outside_graphs(_before)
 
     def _again(self, frame: FrameType) -> ForwardContext:
-        """A context for a module that autograd runs once more, as the forward that it belongs to has read it."""
-        by_itself = self.model.adapter.grid.of == "attention"  # then each attention module is told the grid
+        """A context for a module that autograd runs again, with what its forward has read."""
+        by_itself = self.model.adapter.grid.of == "attention"  # then each attention module gets the grid
         read = Read(None, 1.0) if by_itself else context.remembered(self.model)
         if read is None and self.model.traced.thread == threading.get_ident():
             read = self.model.traced.read()  # the model is compiled, and this part of it runs between graphs
@@ -110,7 +110,7 @@ class LayerHook:
         return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook, called after an exception too: end the interception, and make sure that a call was made."""
+        """Forward hook, also called after an exception: end the interception, and check that a call was made."""
         if not torch.compiler.is_dynamo_compiling():
             self._after(module, kwargs, output)
         elif not self.model.is_traceable:
@@ -125,7 +125,7 @@ class LayerHook:
         forward = context.current(self.model)
         interceptor = None if forward is None else forward.end(self)
         if forward is not None and forward.frame is context.module_frame():
-            context.close(forward)  # of a module that ran once more
+            context.close(forward)  # the context of a module that autograd ran again
         context.close_dead()
         if interceptor is None or interceptor.calls or output is None:
             return
@@ -139,9 +139,9 @@ class LayerHook:
     _after_outside = compiled.outside_graphs(_after)
 
     def _needs_correction(self, frames: int) -> bool:
-        """Whether this layer's plan for so many latent frames changes anything; noted in the report if not."""
+        """Whether this layer's plan at this length changes anything; if not, the report counts the call."""
         known = self._corrects.get(frames)
-        if known is None:  # a plan that changes nothing does so at any number of positions per latent frame
+        if known is None:  # this does not depend on the positions per latent frame
             changes = not self.model.plans.at(self.report.layer, frames).is_identity
             known = self._corrects[frames] = changes or self.model.correction.observer is not None
         if not known:
@@ -149,7 +149,7 @@ class LayerHook:
         return known
 
     def _answer(self, grids: list[Grid], step: float, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """What the attention module's kernel call computes while it is intercepted."""
+        """Compute the intercepted kernel call of the attention module."""
         kernel = self.site.kernel
         try:
             call = read_call(kernel, args, kwargs)
@@ -166,7 +166,7 @@ class LayerHook:
         return as_output(kernel, out)
 
     def _answer_in_trace(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """The same in a trace of torch.compile: one opaque call, in which the length decides what is corrected."""
+        """The same in a trace of torch.compile: one opaque call, which chooses the plan by length when it runs."""
         call = read_call(self.site.kernel, args, kwargs)
         out = torch.ops.freeloc.attention(*call[:4], call.scale, self.handle, *self.model.traced)
         return as_output(self.site.kernel, out)
@@ -180,7 +180,7 @@ class LayerHook:
         scale: float | None,
         read: tuple[Grid, float] | None,
     ) -> Tensor:
-        """The operator's call, when a compiled model runs, or a compiled part of one."""
+        """Compute the operator's call in a compiled model, or in a compiled part of a model."""
         grid, step = read or self._read_in(context.current(self.model))
         self._needs_correction(grid[0])
         return self._attend(KernelCall(query, key, value, mask, None, scale), grid, step, {})
@@ -202,7 +202,7 @@ class LayerHook:
         """Attention over samples that have the same grid."""
         which = call.query.shape[2], grid, step
         ready = self._ready.get(which) or self._make_ready(*which)
-        # The original repositories keep rotated q and k in float32 beside a half-precision v.
+        # The original repositories have rotated q and k in float32 with v in half precision.
         query, key, value = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
         observer, backends = self.model.correction.observer, self.model.correction.backends
         if observer is not None:
@@ -214,7 +214,7 @@ class LayerHook:
         try:
             backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
             backend = backend or choose(backends, query, key, value, ready.plan, ready.layout, call.mask)
-            # As Backend.compute does, in this file, since every layer comes through here at every step.
+            # The checks of Backend.compute, but inlined, since every layer runs them at every step.
             if not query.shape[2] == key.shape[2] == ready.layout.tokens:
                 check_call(query, key, ready.plan.frames, ready.layout)
             out = backend.attend(query, key, value, ready.plan, ready.layout, call.mask, call.scale)
@@ -228,7 +228,7 @@ class LayerHook:
         return out.to(call.query.dtype)
 
     def _make_ready(self, tokens: int, grid: Grid, step: float) -> _Ready:
-        """What the tokens of a sequence are: those beyond the grid are text."""
+        """Prepare the plan and the layout for a number of tokens: those beyond the grid are text."""
         frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
         text = max(tokens - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]

@@ -1,4 +1,4 @@
-"""PatchedModel: what is known of a patched transformer, for as long as the patch is on it."""
+"""PatchedModel: the state of a patched transformer, from patching to removal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from freeloc.registry import registry
 
 @dataclass
 class Correction:
-    """What the layers of a transformer are to get.
+    """The plans for the layers of a transformer, and how they are computed.
 
     Args:
-        label: of the profile, for messages.
-        method_of: layer -> name of what it gets.
-        plan: (layer, latent frames) -> its plans.
-        backends: the first one that can compute a call does.
-        observer: is told of every attention call; then even layers with nothing to correct are intercepted.
+        label: name of the profile, for messages.
+        method_of: layer -> name of its policy or method.
+        plan: (layer, latent frames) -> the plans of the layer.
+        backends: backends in order of preference; the first that supports a call computes it.
+        observer: function that gets every attention call. With an observer, all layers are intercepted.
     """
 
     label: str
@@ -40,12 +40,12 @@ class Correction:
 
 
 class PatchedModel:
-    """A transformer, its adapter, what its layers are to get, and its forwards that are running.
+    """A transformer, its adapter, its correction, and its running forwards.
 
     Args:
         module: the transformer.
-        adapter: describes it.
-        correction: what its layers are to get.
+        adapter: the adapter that describes it.
+        correction: the plans for its layers.
     """
 
     def __init__(self, module: nn.Module, adapter: Adapter, correction: Correction) -> None:
@@ -54,28 +54,28 @@ class PatchedModel:
         self.correction = correction
         self.running: list[ForwardContext] = []
         self.traced: Traced = NOTHING
-        """Of the last forward that began, for attention modules that torch.compile traces."""
+        """What the last traced forward has read, for attention modules that torch.compile traces."""
         self.places = list(adapter.places(module))
         kernels = {site.kernel.function for site in adapter.sites}
         self.is_traceable = kernels == {SDPA.function} and adapter.grid.of == "transformer"
-        """Whether torch.compile may trace the hooks; where it may not, they run between compiled graphs."""
+        """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
         self.reader = GridReader(adapter, module, module if adapter.grid.of == "transformer" else self.places[0][3])
         head_dim, rope = adapter.shape(module).head_dim, adapter.rope_of(module)
         with OnCpu():
             nothing = torch.zeros(1, dtype=torch.float64)
             self.frequencies = nothing if rope is None else rope.frequencies_of(module, head_dim)
         self.rope = None if rope is None else rope.resolved(head_dim)
-        """With this model's numbers; None if it has none."""
+        """The temporal RoPE with this model's numbers; None if it has none."""
         self.step = None if rope is None else rope.step
-        """What says the positions per latent frame, where it is not 1."""
+        """The function that returns the positions per latent frame; None if they are 1."""
 
     @cached_property
     def plans(self) -> LayerPlans:
-        """What the layers get, by length."""
+        """The prepared plans of the layers, by length."""
         return LayerPlans(self.correction.plan, self.adapter.shape(self.module), self.rope, self.frequencies)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy or a pickle, which is not running: an installed adapter by its name, what follows from it not."""
+        """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
         kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "step")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known is self.adapter for _, known in owners)

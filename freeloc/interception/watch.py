@@ -1,4 +1,4 @@
-"""Observing attention calls: those of a described model, layer by layer, and those of a model that nobody described."""
+"""Observation of attention calls: in a patched model, layer by layer, and in a model without an adapter."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ from freeloc.interception.interceptors import PRODUCTS
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One attention call of a described model, before any correction.
+    """One attention call of a patched model, before any correction.
 
     Args:
-        layer: its number.
+        layer: number of the layer.
         query, key, value: (batch, heads, tokens, head_dim), rotated by the model.
-        layout: what the tokens are.
-        mask, scale: the model's own.
-        rope: with this model's numbers; None if it has none.
-        frequencies: of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs).
-        path: of the attention module.
+        layout: the order of the tokens.
+        mask, scale: mask and scale of the model.
+        rope: the temporal RoPE with this model's numbers; None if it has none.
+        frequencies: frequencies of the temporal pairs, in radians per latent frame, (pairs,) or (heads, pairs).
+        path: path of the attention module.
         given: the arguments of the kernel, by name; empty in a compiled model.
     """
 
@@ -44,7 +44,7 @@ class LayerCall:
 
 
 Observer = Callable[[LayerCall], Tensor | None]
-"""Is told of every attention call of a patched model; may answer it, (batch, heads, tokens, head_dim)."""
+"""Gets every attention call of a patched model. It may return the output, (batch, heads, tokens, head_dim)."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class AttentionCall:
     """One computation of attention.
 
     Args:
-        path: of the innermost module that was running.
+        path: path of the innermost running module.
         kernel: ``"torch.nn.functional.scaled_dot_product_attention"``, or ``"torch.matmul"`` for two products.
         query, key, value: (batch, heads, tokens, head_dim).
-        mask: what was given as one.
+        mask: the attention mask of the call.
     """
 
     path: str
@@ -67,7 +67,7 @@ class AttentionCall:
 
 
 class _Watching(TorchFunctionMode):
-    """Notes every attention call, with the module in which it is made."""
+    """Records every attention call with the path of its module."""
 
     def __init__(self, until: Callable[[AttentionCall], bool] | None) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Watching(TorchFunctionMode):
             raise _SeenError
 
     def _note_product(self, left: Tensor, right: Tensor) -> None:
-        """Two products in one module, of which the second takes as many keys as the first gave, are attention."""
+        """Record attention when a module makes two products, and the second has as many keys as the first returned."""
         here, before = self.running[-1], self._factors
         if before is not None and before[0] == here and left.shape[-1] == right.shape[-2] == before[2].shape[-2]:
             self._factors = None
@@ -107,7 +107,7 @@ class _Watching(TorchFunctionMode):
 
 
 class _SeenError(Exception):
-    """Ends a run in which enough was seen."""
+    """Ends a run early."""
 
 
 def observe(
@@ -116,7 +116,7 @@ def observe(
     """Run a model once, and list the attention that it computes, in order.
 
     >>> from freeloc.tiny.model import load_transformer
-    >>> from freeloc.tiny.world import prompt_embeds
+    >>> from freeloc.tiny.synthetic import prompt_embeds
     >>> inputs = {"hidden_states": torch.zeros(1, 3, 10, 20, 28), "timestep": torch.zeros(1)}
     >>> calls = observe(load_transformer(), inputs | {"encoder_hidden_states": prompt_embeds(["red ring fast"])})
     >>> calls[0].path, tuple(calls[0].query.shape)
@@ -125,7 +125,7 @@ def observe(
     Args:
         model: any module.
         inputs: arguments of its forward.
-        until: of a call, whether it is the last one to see; the run ends there.
+        until: function of a call that says whether it is the last one to record. The run ends there.
     """
     watch = _Watching(until)
 

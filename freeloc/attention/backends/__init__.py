@@ -1,4 +1,4 @@
-"""Kernels that execute plans. ``reference`` and ``sdpa`` come with freeloc; plugins bring others."""
+"""Attention backends: kernels that execute plans. ``reference`` and ``sdpa`` are built in; plugins register others."""
 
 from freeloc.attention.backends import reference, sdpa
 from freeloc.attention.backends.base import Backend, choose
@@ -9,5 +9,5 @@ __all__ = ["Backend", "choose", "freeloc_backends", "reference", "sdpa"]
 
 @hookimpl
 def freeloc_backends() -> list[Backend]:
-    """Those that come with freeloc."""
+    """The built-in backends."""
     return [sdpa.BACKEND, reference.BACKEND]

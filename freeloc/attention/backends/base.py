@@ -1,4 +1,4 @@
-"""What a backend is: a kernel that executes plans, its name, and what it can do."""
+"""Backend: a kernel that executes plans, with a name, and the calls that it supports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,28 +28,29 @@ class Kernel(Protocol):
 
 
 class Can(Protocol):
-    """Whether a backend can compute a call."""
+    """Says whether a backend supports a call."""
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
     ) -> str:
-        """An empty text if it can, else what is in the way, as in "requires a CUDA device, found cpu"."""
+        """An empty text if it does, else the reason why not, such as "requires a CUDA device, found cpu"."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A kernel that executes plans. Plugins add more of them with the hook ``freeloc_backends``.
+    """A kernel that executes plans. Plugins register more backends with the hook ``freeloc_backends``.
 
     >>> from freeloc.attention import attend, sdpa
     >>> Backend("mine", sdpa.attend, priority=None).name
     'mine'
 
     Args:
-        name: for ``freeloc.patch(model, backend=name)``, and in the report.
-        attend: computes the attention of a layer: see `Kernel`. It must equal the backend ``reference``.
-        can: says whether it can compute a call, and if not, why: see `Can`. By default it can compute all calls.
-        priority: of the backends that can compute a call, ``backend="auto"`` takes the one with the highest; None is
-            for those that are used by name alone.
+        name: name for ``freeloc.patch(model, backend=name)``, and for the report.
+        attend: function that computes the attention of a layer: see `Kernel`. It must equal the backend ``reference``.
+        can: function that says whether the backend supports a call, and if not, why: see `Can`. By default it supports
+            all calls.
+        priority: ``backend="auto"`` chooses the backend with the highest priority that supports a call. With None, the
+            backend is used by name only.
         source: publication, or what it does in a few words.
 
     Raises:
@@ -76,11 +77,11 @@ class Backend:
         mask: Tensor | None,
         scale: float | None,
     ) -> Tensor:
-        """What `attend` computes, checked on the way in and out.
+        """Call `attend`, and check its arguments and its output.
 
         Raises:
-            LayoutError: if the tokens are not the layout's, the plan is for another number of frames, or the output is
-                not like the queries.
+            LayoutError: if the number of tokens or frames does not match the layout, or the output has another shape,
+                dtype or device than the queries.
         """
         check_call(query, key, plan.frames, layout)
         out = self.attend(query, key, value, plan, layout, mask, scale)
@@ -88,7 +89,7 @@ class Backend:
         return out
 
     def check_output(self, out: object, query: Tensor) -> None:
-        """Raise a `LayoutError` unless an output is a tensor like the queries."""
+        """Raise a `LayoutError` unless an output has the shape, dtype and device of the queries."""
         if not isinstance(out, Tensor):
             raise LayoutError(f"expected the backend '{self.name}' to return a tensor, found {type(out).__name__}")
         if (out.shape, out.dtype, out.device) != (query.shape, query.dtype, query.device):
@@ -107,10 +108,10 @@ def choose(
     layout: TokenLayout,
     mask: Tensor | None,
 ) -> Backend:
-    """The first of these backends that can compute a call.
+    """The first of these backends that supports a call.
 
     Raises:
-        LayoutError: if none can; the message says what is in the way of each.
+        LayoutError: if none does. The message has the reason of each.
     """
     refused = []
     for backend in backends:

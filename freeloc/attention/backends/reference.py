@@ -1,4 +1,4 @@
-"""Backend ``reference``: dense logits in float64, as the formulas say. Every other backend is tested against it."""
+"""Backend ``reference``: the formulas with dense logits in float64. All other backends are tested against it."""
 
 import einops
 import torch
@@ -44,11 +44,11 @@ def attend_reference(
     scale: float | None = None,
     frequencies: Tensor | None = None,
 ) -> Tensor:
-    """Attention of heads that share a plan, from dense logits in float64: memory grows with the square of the tokens.
+    """Attention of heads that share a plan, from dense logits in float64. Memory grows with the square of the tokens.
 
     Args:
-        query, key, value, layout, mask, scale: as of `freeloc.attention.attend`.
-        plan, rope, frequencies: as of `freeloc.attention.PreparedPlan`.
+        query, key, value, layout, mask, scale: see `freeloc.attention.attend`.
+        plan, rope, frequencies: see `freeloc.attention.PreparedPlan`.
     """
     check_call(query, key, plan.frames, layout)
     q, k, v = (tensor.double() for tensor in (query, key, value))
@@ -81,7 +81,7 @@ def attend_reference(
 
 
 def _rotated(video: Tensor, angles: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """The first pairs of a block of channels of (..., frames, tokens, head_dim), rotated by angles (..., 1, pairs)."""
+    """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by angles (..., 1, pairs)."""
     block = einops.rearrange(video[..., slice(*span)], f"... {pairing} -> two ... pair", two=2)
     own = angles.shape[-1]
     x, y = block[..., :own]
@@ -93,7 +93,7 @@ def _rotated(video: Tensor, angles: Tensor, span: tuple[int, int], pairing: str)
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Weights of the keys; none where a query may see no key, as in `scaled_dot_product_attention`."""
+    """Weights of the keys; 0 for a query without visible keys, as in `scaled_dot_product_attention`."""
     blind = (logits == float("-inf")).all(dim=-1, keepdim=True)
     return logits.softmax(dim=-1).masked_fill(blind, 0)
 

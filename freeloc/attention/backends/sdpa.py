@@ -1,8 +1,8 @@
-"""Backend ``sdpa``: each query frame calls `scaled_dot_product_attention` over the keys that it sees. Runs anywhere.
+"""Backend ``sdpa``: each query frame calls `scaled_dot_product_attention` over its visible keys. Runs on any device.
 
 RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. For query frame i, rotating the temporal channels of every key frame
-j by the angle of (i - j) - positions[i, j] gives each pair the position that the plan asks for; each query frame is
-then one ordinary attention call over the keys that it may see. Every (query, key) pair counts exactly once.
+j by the angle of (i - j) - positions[i, j] gives each pair its position under the plan. Each query frame is then one
+ordinary attention call over its visible keys. Every (query, key) pair counts exactly once.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import LayerPlan, PreparedPlan
 
 SMALLEST_CHUNK = 128
-"""Query tokens that share one call in striped frames, at least. Smaller calls cost more than the keys they save."""
+"""Smallest number of query tokens per call in striped frames. Smaller calls cost more than the keys they save."""
 
 
 def attend(
@@ -53,8 +53,8 @@ def _attend_group(
 ) -> Tensor:
     """Attention of heads that share a plan.
 
-    Frames that see the same share a call; where they see striped frames, each makes one for a chunk of its tokens at a
-    time. Only a plan that decays logits computes them itself.
+    Frames with the same visible keys share a call. A frame with striped pairs needs a call for each chunk of its
+    tokens. Only for a plan with decay, logits are computed here.
     """
     if plan.is_identity:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
@@ -74,7 +74,7 @@ def _attend_group(
 
 
 class _Call(NamedTuple):
-    """The arguments of `_attend_group`, and where the text is."""
+    """The arguments of `_attend_group`, and the indices of the text tokens."""
 
     query: Tensor
     key: Tensor
@@ -89,14 +89,14 @@ class _Call(NamedTuple):
 
 
 class _View(NamedTuple):
-    """What some query tokens of one frame see: the dense frames whole, of the others the tokens low..high; all text."""
+    """The visible keys of some query tokens: dense frames whole, tokens low..high of striped frames, and all text."""
 
     dense: int
     low: int
     high: int
 
     def of(self, frames: Tensor, text: Tensor) -> Tensor:
-        """From (..., frames, tokens_per_frame, channels), dense frames first, and (..., text tokens, channels)."""
+        """Select them from (..., frames, tokens_per_frame, channels), dense first, and (..., text tokens, channels)."""
         whole = frames[..., : self.dense, :, :].flatten(-3, -2)
         striped = frames[..., self.dense :, self.low : self.high, :].flatten(-3, -2)
         parts = [part for part in (whole, striped, text) if part.shape[-2]]
@@ -104,7 +104,7 @@ class _View(NamedTuple):
 
 
 def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor | None, out: Tensor) -> None:
-    """Write the output of query frames that see the same keys, where need be a chunk of their tokens at a time."""
+    """Write the output of query frames with the same visible keys, in chunks of their tokens if necessary."""
     query, key, value, prepared, layout, text_at, reach, _, scale = call
     plan, n, frame = prepared.plan, layout.tokens_per_frame, frames.start
     dense, striped = prepared.dense[frame], prepared.striped[frame]
@@ -130,7 +130,7 @@ def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor |
 
 
 def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], rows: slice) -> Tensor | None:
-    """The mask of a view for the query tokens from, to of a frame: its stripes, and the model's own."""
+    """The mask of a view for the query tokens (start, stop) of a frame: its stripes, and the model's mask."""
     n, text_at, mask = call.layout.tokens_per_frame, call.text_at, call.mask
     allowed = None
     if len(seen) > view.dense:
@@ -150,7 +150,7 @@ def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: st
     """
     pattern = f"... {pairing} -> ... pair two"
     block = einops.rearrange(frames[..., slice(*span)], pattern, two=2)[..., : rotations.shape[-1], :]
-    # A copy of its own: what complex numbers are viewed from must start at an even place in memory.
+    # A separate copy, since a tensor that is viewed as complex must start at an even offset in memory.
     pairs = block.to(rotations.real.dtype).clone(memory_format=torch.contiguous_format)
     out = frames.clone()
     view = einops.rearrange(out[..., slice(*span)], pattern, two=2)
@@ -170,7 +170,7 @@ def _attend_decayed(
 
 
 def _factor(decay: Tensor, like: Tensor) -> Tensor:
-    """Factors on the device of `like`, in at least float32."""
+    """Move the factors to the device of `like`, in at least float32."""
     return decay.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
 
 
@@ -182,7 +182,7 @@ def _frames(tensor: Tensor, layout: TokenLayout, which: Tensor) -> Tensor:
 
 
 def _band(start: int, stop: int, low: int, high: int, reach: int, device: torch.device) -> Tensor:
-    """Which of the key tokens low..high of a frame the query tokens start..stop see in a striped pair."""
+    """Which key tokens low..high are visible to the query tokens start..stop in a striped pair of frames, bool."""
     query, key = torch.arange(start, stop, device=device), torch.arange(low, high, device=device)
     return (query[:, None] - key[None, :]).abs() < reach
 
@@ -193,7 +193,7 @@ def mask_rows(mask: Tensor, at: Tensor) -> Tensor:
 
 
 def _compose(mask: Tensor, columns: Tensor, allowed: Tensor | None) -> Tensor:
-    """The model's mask at these key tokens, and the plan's on top of it."""
+    """The model's mask for these key tokens, combined with the plan's."""
     own = mask if mask.shape[-1] == 1 else mask.index_select(-1, columns)
     if allowed is None:
         return own.expand(*own.shape[:-1], len(columns))
