@@ -1,4 +1,4 @@
-"""The adapters that come with freeloc. They enter through the entry-point group ``freeloc``, as anybody's do."""
+"""The adapters that come with freeloc, registered through the entry-point group ``freeloc`` like any plugin's."""
 
 from freeloc_adapters import (
     allegro,
@@ -24,7 +24,7 @@ from freeloc.adapter import Adapter, Example, Refusal
 
 @hookimpl
 def freeloc_adapters() -> list[Adapter | Refusal]:
-    """What each family's file describes."""
+    """The adapters and refusals of all families."""
     return [
         *allegro.ADAPTERS,
         *cogvideox.ADAPTERS,

@@ -5,7 +5,7 @@ Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_all
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
-# A third of each head is for time, with pairs (i, i + 16) of its 32 channels; a frame is 1 / 2.2 of a position.
+# A third of each head is temporal, with pairs (i, i + 16) of its 32 channels. There are 1 / 2.2 positions per frame.
 DIFFUSERS = Adapter(
     name="allegro",
     family="allegro",

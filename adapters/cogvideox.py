@@ -2,10 +2,10 @@
 
 Sources: diffusers cogvideox_transformer_3d.py, CogVideoXAttnProcessor2_0, get_3d_rotary_pos_embed; THUDM/CogVideo.
 
-The pipeline makes the rotary tables. Their temporal positions are 0, 1, 2 ... in frames of tokens: with `patch_size_t`
-2 (1.5) such a frame is two latent frames. 2b has no rotary embedding: only methods that leave positions alone, such as
-TSA, can be applied to it. 5b-I2V adds a learned embedding to the tokens beside RoPE; at another length than the trained
-one diffusers adds sinusoids in its place.
+The pipeline computes the rotary tables. Their temporal positions are 0, 1, 2 ... in frames of tokens; with
+`patch_size_t` 2 (version 1.5) such a frame is two latent frames. 2b has no rotary embedding, so it supports only
+methods that do not change positions, such as TSA. 5b-I2V adds a learned embedding to the tokens in addition to RoPE; at
+other lengths than the trained one, diffusers adds sinusoids instead.
 """
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid

@@ -1,4 +1,4 @@
-"""ConsisID in diffusers: CogVideoX-5b-I2V with attention to a face between its layers.
+"""ConsisID in diffusers: CogVideoX-5b-I2V with additional attention to a face between its layers.
 
 Sources: diffusers consisid_transformer_3d.py, pipeline_consisid.py.
 """

@@ -1,7 +1,7 @@
 """Cosmos 1.0, 2 and 2.5 of diffusers. Source: diffusers transformer_cosmos.py.
 
-Its attention follows the attention backend that is active in diffusers, which must be a native one. Cosmos 1.0 also
-adds learned embeddings of absolute positions; those stay.
+Its attention uses the active attention backend of diffusers, which must be a native one. Cosmos 1.0 also adds learned
+embeddings of absolute positions, which are not changed.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def _frequencies(model: Any) -> Tensor:
 
 
 def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
-    """A position is a frame at 24 frames per second, where a rate is given."""
+    """If a frame rate is given, positions are frames at 24 frames per second."""
     return float(model.rope.base_fps / given["fps"]) if given.get("fps") is not None else 1.0
 
 

@@ -45,7 +45,7 @@ ATTENTION = Kernel(
     key="k",
     value="v",
     segments="cu_seqlens_kv",
-    # The blocks call it in this mode alone; the others look at attn_mask instead of the segments.
+    # The blocks call it in this mode only. Other modes use attn_mask instead of the segments.
     neutral={"mode": "flash", "drop_rate": 0, "attn_mask": None, "causal": False},
 )
 

@@ -1,7 +1,7 @@
 """Kandinsky 5 and 6 of diffusers. Source: diffusers transformer_kandinsky.py, transformer_kandinsky6.py.
 
 Released models: heads of 64 or 128 channels, split 16 / 24 / 24 or 32 / 48 / 48. Kandinsky 5 rounds rotated queries and
-keys to bfloat16, whatever the model's dtype. In Kandinsky 6, attention between video and audio is left alone.
+keys to bfloat16 in every dtype of the model. In Kandinsky 6, attention between video and audio is not changed.
 """
 
 from freeloc_adapters.wan import NATIVE
@@ -16,7 +16,7 @@ KANDINSKY_5 = Adapter(
     grid=TokenGrid(
         axes="b f h w c",
         refused={
-            "sparse_params": "NABLA is a sparse attention of its own, over tokens in blocks of 8 x 8. Use a checkpoint "
+            "sparse_params": "NABLA is another sparse attention, over tokens in blocks of 8 x 8. Use a checkpoint "
             "with attention_type 'regular'"
         },
     ),
@@ -33,7 +33,7 @@ KANDINSKY_6 = Adapter(
     grid=TokenGrid(
         axes="b f h w c",
         refused={
-            "visual_rope_pos": "a reference frame may stand after the last one, at the time of the first. Generate "
+            "visual_rope_pos": "a reference frame may follow the last one, at the time of the first. Generate "
             "without an image"
         },
     ),

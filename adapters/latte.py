@@ -2,9 +2,9 @@
 
 Source: diffusers latte_transformer_3d.py.
 
-It has no rotary embedding: it adds sinusoids over time to the tokens, so only methods that leave positions alone, such
-as TSA, can be applied. It takes exactly `video_length` frames, 16 as released. The sinusoids are not among its weights,
-so a longer one is ``LatteTransformer3DModel.from_pretrained(..., video_length=64)``.
+It has no rotary embedding, but adds sinusoids over time to the tokens. So it supports only methods that do not change
+positions, such as TSA. It requires exactly `video_length` frames, 16 as released. The sinusoids are not weights, so for
+longer videos load it with ``LatteTransformer3DModel.from_pretrained(..., video_length=64)``.
 """
 
 from freeloc.adapter import Adapter, AttentionSite, TokenGrid

@@ -1,10 +1,10 @@
 """LTX-Video and LTX-2 of diffusers.
 
-RoPE goes over all channels of all heads before they are split: every third pair is temporal, so each head has other
-temporal pairs, and other frequencies. Source: diffusers transformer_ltx.py, transformer_ltx2.py.
+RoPE is applied to all channels of all heads before they are split. Every third pair is temporal, so heads differ in
+temporal pairs and in frequencies. Source: diffusers transformer_ltx.py, transformer_ltx2.py.
 
-LTX-2: its first latent frame is shorter than the others (4.5 instead of 8 video frames before the second); keys turn by
-the difference to the wanted position, so that this stays as it is. Attention between video and audio is left alone.
+In LTX-2 the first latent frame is shorter than the others (4.5 instead of 8 video frames before the second). Keys are
+rotated by the difference to their new position, so this is preserved. Attention between video and audio is not changed.
 """
 
 import math
@@ -19,9 +19,9 @@ from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 
 def _per_head(model: Any, waves: Tensor) -> Tensor:
-    """Radians per position of (time, row, column) in turns, after pairs that nothing turns: those of time, by head."""
+    """Temporal frequencies by head. The pairs are: some that never rotate, then time, row and column alternately."""
     found = torch.zeros(model.rope.dim // 2, dtype=torch.float32)
-    found[model.rope.dim % 6 // 2 :: 3] = 2 * waves.float()  # the model computes them in float32, and turns by those
+    found[model.rope.dim % 6 // 2 :: 3] = 2 * waves.float()  # the model computes and uses them in float32
     return found.view(int(model.config.num_attention_heads), -1)
 
 
@@ -37,13 +37,13 @@ def _frequencies_2(model: Any) -> Tensor:
 
 
 def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
-    """A position is a share of 20 seconds; without a scale, a latent frame."""
+    """Positions are fractions of 20 seconds; without a scale, latent frames."""
     scale = given.get("rope_interpolation_scale")
     return 1.0 if scale is None else float(scale[0]) * model.rope.patch_size_t / float(model.rope.base_num_frames)
 
 
 def _seconds_per_frame(model: Any, given: Mapping[str, Any]) -> float:
-    """A position is a second."""
+    """Positions are seconds."""
     return float(model.rope.scale_factors[0] * model.rope.patch_size_t / given["fps"])
 
 
@@ -56,7 +56,7 @@ LTX = Adapter(
         ("num_frames", "height", "width"),
         patch=(1, 1, 1),
         refused={
-            "video_coords": "conditions may stand in front of the video, at any time. Use LTXPipeline or "
+            "video_coords": "conditions may come before the video, at any time. Use LTXPipeline or "
             "LTXImageToVideoPipeline, which pass num_frames, height and width instead"
         },
     ),

@@ -5,7 +5,7 @@ Sources: diffusers transformer_mochi.py, MochiAttnProcessor2_0.
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
-# Learned frequencies (3, heads, pairs) for time, height and width: all of a head's pairs are turned by all three.
+# Learned frequencies (3, heads, pairs) for time, height and width: all three rotate all pairs of a head.
 DIFFUSERS = Adapter(
     name="mochi",
     family="mochi",

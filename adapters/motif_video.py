@@ -1,8 +1,8 @@
 """Motif-Video of diffusers. Source: diffusers transformer_motif_video.py.
 
-Its last single-stream blocks may be decoders: there the video is followed by a second stream of as many tokens, what
-the blocks before made of it, which no RoPE turns. Tokens without a position are what text is elsewhere, and are treated
-so: every token sees all of them, and they see every token.
+Its last single-stream blocks may be decoders. There, a second stream of as many tokens follows the video: the output of
+the previous blocks, without RoPE. These tokens have no position, so they are treated like text: every token attends to
+all of them, and they attend to every token.
 """
 
 from freeloc_adapters.wan import NATIVE

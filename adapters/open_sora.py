@@ -50,7 +50,7 @@ OPEN_SORA_12 = Adapter(
         ),
     ),
     grid=TokenGrid("x", patch="patch_size"),
-    # The frequencies are a parameter, so a half-precision model has rounded ones.
+    # The frequencies are a parameter, so they are rounded in a half-precision model.
     rope=TemporalRope(channels=lambda head_dim: head_dim, frequencies_from=lambda model: model.rope.freqs),
     heads="num_heads",
     head_dim="temporal_blocks.0.attn.head_dim",

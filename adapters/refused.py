@@ -1,4 +1,4 @@
-"""Video models of diffusers that are no plain grid of frames, rows and columns under one softmax, and why.
+"""Video models of diffusers whose attention is not one softmax over a grid of frames, rows and columns, and why.
 
 Source: their files in diffusers/models/transformers.
 """
@@ -15,7 +15,7 @@ ADAPTERS = [
         "sana-video",
         "sana_video",
         "SanaVideoTransformer3DModel",
-        "its self-attention is linear: it has no weights of pairs of tokens that could be re-encoded or left out. "
+        "its self-attention is linear: it has no weights of pairs of tokens that could be re-encoded or masked. "
         "Generate in windows of its trained length, or use a model with softmax attention, such as Wan",
     ),
     _refusal(
@@ -29,42 +29,42 @@ ADAPTERS = [
         "sana-wm-refiner",
         "sana_wm_refiner",
         "SanaWMLTX2RefinerTransformer3DModel",
-        "it refines block after block against a cache of keys from earlier ones, and gets its rotary tables from "
-        "outside. It works at any length itself; to correct LTX-2, use LTX2VideoTransformer3DModel",
+        "it refines blocks one after the other with a cache of keys from earlier ones, and gets its rotary tables as "
+        "an argument. It supports any length itself; to correct LTX-2, use LTX2VideoTransformer3DModel",
     ),
     _refusal(
         "hunyuan-video-framepack",
         "hunyuan_video_framepack",
         "HunyuanVideoFramepackTransformer3DModel",
-        "in front of the frames that it makes stand earlier ones, pooled two and four times as coarse, at positions of "
-        "their own. It makes long videos itself, section by section; to correct attention, use HunyuanVideo",
+        "earlier frames, pooled by two and by four, come before the generated ones, at separate positions. It "
+        "generates long videos itself, section by section; to correct attention, use HunyuanVideo",
     ),
     _refusal(
         "helios",
         "helios",
         "HeliosTransformer3DModel",
-        "in front of the frames that it makes stand earlier ones, pooled two and four times as coarse. It makes long "
-        "videos itself, chunk by chunk; to correct attention, use Wan, on which it is built",
+        "earlier frames, pooled by two and by four, come before the generated ones. It generates long videos itself, "
+        "chunk by chunk; to correct attention, use Wan, on which it is based",
     ),
     _refusal(
         "anyflow-far",
         "anyflow_far",
         "AnyFlowFARTransformer3DModel",
-        "it makes chunk after chunk, under a block mask of flex_attention, from a cache of keys and coarser early "
-        "frames. It makes long videos itself; to correct attention, use AnyFlowTransformer3DModel",
+        "it generates chunk by chunk, with a block mask of flex_attention, from a cache of keys and coarser early "
+        "frames. It generates long videos itself; to correct attention, use AnyFlowTransformer3DModel",
     ),
     _refusal(
         "wan-animate-2",
         "wan_animate_2",
         "WanAnimate2Transformer3DModel",
-        "under a block mask of flex_attention its frames also see the cached keys of a reference video, at other "
+        "with a block mask of flex_attention, frames also attend to cached keys of a reference video, at other "
         "positions. Use Wan-Animate (WanAnimateTransformer3DModel)",
     ),
     _refusal(
         "cosmos3-omni",
         "cosmos3",
         "Cosmos3OmniTransformer",
-        "text, video, sound and actions are packed into one sequence with positions of its own, and part of it is "
+        "text, video, sound and actions are packed into one sequence with separate positions, and part of it is "
         "causal. Use Cosmos 1 or 2 (CosmosTransformer3DModel)",
     ),
     _refusal(
@@ -78,7 +78,7 @@ ADAPTERS = [
         "kandinsky6-sr",
         "kandinsky6_sr",
         "Kandinsky6SRTransformer3DModel",
-        "it enlarges a finished video, under a sparse mask of its own (NABLA, in flex_attention). Correct the model "
-        "that makes the video, Kandinsky6Transformer3DModel, and leave this one as it is",
+        "it enlarges a finished video, with its own sparse mask (NABLA, in flex_attention). Correct the model that "
+        "generates the video, Kandinsky6Transformer3DModel, and leave this one unchanged",
     ),
 ]

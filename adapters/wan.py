@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
-# Heads of 128 channels are split 44 / 42 / 42 for time, height and width; the general rule gives time the rest.
+# Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
 
-# Any attention backend may be set on the model; PyTorch's own function is the one that can be taken over.
+# The model may use any attention backend of diffusers. Only PyTorch's own function can be intercepted.
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
 
 DIFFUSERS = Adapter(

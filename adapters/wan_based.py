@@ -1,8 +1,8 @@
-"""Models that are built on Wan: SkyReels-V2, ChronoEdit, Wan-Animate and AnyFlow of diffusers.
+"""Models that are based on Wan: SkyReels-V2, ChronoEdit, Wan-Animate and AnyFlow of diffusers.
 
 Sources: diffusers transformer_skyreels_v2.py, transformer_chronoedit.py, transformer_wan_animate.py,
-transformer_anyflow.py. SkyReels-V2 may see the past alone, in blocks of frames: its mask is kept. ChronoEdit puts a
-video of two latent frames 7 positions apart; so few are within any trained length, and left alone.
+transformer_anyflow.py. SkyReels-V2 may attend to the past only, in blocks of frames; its mask is preserved. ChronoEdit
+puts the two latent frames of a video 7 positions apart. So few frames are within any trained length, and not changed.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ CHRONOEDIT = replace(
     classes=("diffusers.models.transformers.transformer_chronoedit.ChronoEditTransformer3DModel",),
 )
 
-# The picture of the character is the first latent frame, at position 0: here frame 0 of the video, as for the model.
+# The picture of the character is the first latent frame, at position 0. freeloc and the model treat it as frame 0.
 WAN_ANIMATE = replace(
     DIFFUSERS,
     name="wan-animate",

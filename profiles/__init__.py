@@ -1,4 +1,4 @@
-"""The profiles that come with freeloc. They enter through the entry-point group ``freeloc``, as anybody's do."""
+"""The profiles that come with freeloc, registered through the entry-point group ``freeloc`` like any plugin's."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Small random models of the families, and inputs for them: what the conformance suite checks the adapters on."""
+"""Small random models of the families, and inputs for them, on which the conformance suite checks the adapters."""
 
 from freeloc_adapters.examples import (
     allegro,

@@ -30,7 +30,7 @@ def allegro() -> nn.Module:
 
 
 def rotary_tables(frames: int, height: int, width: int, batch: int) -> Any:
-    """What the pipeline makes for so many latent frames, and rows and columns of tokens."""
+    """The rotary tables of the pipeline for these numbers of latent frames, and of rows and columns of tokens."""
     from diffusers import AllegroPipeline
 
     config = SimpleNamespace(patch_size=2, **SIZES, **ROPE)
@@ -40,7 +40,7 @@ def rotary_tables(frames: int, height: int, width: int, batch: int) -> Any:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500),

@@ -28,7 +28,7 @@ WITHOUT_ROPE = SIZES | {"use_rotary_positional_embeddings": False}
 
 
 def rotary_tables(sizes: dict[str, Any], frames: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """What the pipeline makes for latents of so many frames, and so many rows and columns of tokens."""
+    """The rotary tables of the pipeline for these numbers of latent frames, and of rows and columns of tokens."""
     from diffusers import CogVideoXPipeline
 
     transformer = SimpleNamespace(config=SimpleNamespace(**sizes))
@@ -46,7 +46,7 @@ def cogvideox(sizes: dict[str, Any]) -> nn.Module:
 
 
 def inputs(sizes: dict[str, Any], frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     latent_frames = frames * (sizes["patch_size_t"] or 1)
     given = {
         "hidden_states": noise(batch, latent_frames, 4, 2 * height, 2 * width),

@@ -27,15 +27,15 @@ FACE = {
 
 
 def consisid() -> nn.Module:
-    """A small ConsisID that looks at a face after each layer."""
+    """A small ConsisID with attention to a face after each layer."""
     from diffusers import ConsisIDTransformer3DModel
 
     return random_model(lambda: ConsisIDTransformer3DModel(**SIZES, **FACE))
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
-    # The tables are CogVideoX's: ConsisID's pipeline makes the same ones, but cannot be imported without OpenCV.
+    """Inputs for a grid of this size."""
+    # The tables are CogVideoX's. ConsisID's pipeline makes the same ones, but cannot be imported without OpenCV.
     given: dict[str, Any] = cogvideox.inputs(cogvideox.SIZES, frames, height, width, batch)
     return given | {
         "id_cond": noise(batch, 6),

@@ -28,7 +28,7 @@ def cosmos(**changes: Any) -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, at 30 frames per second."""
+    """Inputs for a grid of this size, at 30 frames per second."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch, 1, frames, 1, 1), 0.5),

@@ -29,7 +29,7 @@ def easyanimate() -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500),

@@ -21,7 +21,7 @@ SIZES = {
 
 
 def _text_mask(batch: int, tokens: int) -> torch.Tensor:
-    """Fewer valid text tokens in each sample."""
+    """A mask with fewer valid text tokens in each sample than in the one before."""
     return torch.arange(tokens) < torch.tensor([[tokens - 2 * sample] for sample in range(batch)])
 
 
@@ -34,7 +34,7 @@ def video(**changes: Any) -> nn.Module:
 
 
 def video_inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500),
@@ -53,7 +53,7 @@ def video_15() -> nn.Module:
 
 
 def video_15_inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, height, width),
         "timestep": torch.full((batch,), 500.0),

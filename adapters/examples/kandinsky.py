@@ -38,7 +38,7 @@ def kandinsky_6() -> nn.Module:
 
 
 def inputs_5(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, frames, 2 * height, 2 * width, 4),
         "encoder_hidden_states": noise(batch, 3, 12),
@@ -51,7 +51,7 @@ def inputs_5(frames: int, height: int, width: int, batch: int) -> dict[str, Any]
 
 
 def inputs_6(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, with sound."""
+    """Inputs for a grid of this size, with sound."""
     given = inputs_5(frames, height, width, batch)
     names = ("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections")
     return {name: given[name] for name in names} | {"audio_hidden_states": noise(batch, 5, 4)}

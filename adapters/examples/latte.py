@@ -24,12 +24,12 @@ SIZES = {
 
 
 def _cut_positions(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """Make the positions those of a model that was built for as many frames as it is given."""
+    """Use the positions of a model that was built for the number of frames of this call."""
     model.temp_pos_embed = model.all_positions[:, : kwargs["hidden_states"].shape[2]]
 
 
 def latte() -> nn.Module:
-    """A small Latte, which takes any number of frames up to 32."""
+    """A small Latte, which supports any number of frames up to 32."""
     from diffusers import LatteTransformer3DModel
 
     model = random_model(lambda: LatteTransformer3DModel(**SIZES))
@@ -39,7 +39,7 @@ def latte() -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500),

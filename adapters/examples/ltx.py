@@ -40,7 +40,7 @@ def ltx_2(**changes: Any) -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, at 25 frames per second."""
+    """Inputs for a grid of this size, at 25 frames per second."""
     return {
         "hidden_states": noise(batch, frames * height * width, 4),
         "encoder_hidden_states": noise(batch, 3, 12),
@@ -54,7 +54,7 @@ def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
 
 
 def inputs_2(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, at 25 frames per second, with sound."""
+    """Inputs for a grid of this size, at 25 frames per second, with sound."""
     given = inputs(frames, height, width, batch)
     del given["rope_interpolation_scale"]
     return given | {

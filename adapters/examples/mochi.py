@@ -29,7 +29,7 @@ def mochi() -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, with fewer valid text tokens in each sample."""
+    """Inputs for a grid of this size, with fewer valid text tokens in each sample."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500),

@@ -29,7 +29,7 @@ def motif_video(**changes: Any) -> nn.Module:
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     valid = torch.tensor([[5 - 2 * sample] for sample in range(batch)])
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),

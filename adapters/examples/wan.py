@@ -27,14 +27,14 @@ def wan() -> nn.Module:
 
 
 def vace() -> nn.Module:
-    """A small Wan VACE, with two blocks beside the first and the third."""
+    """A small Wan VACE, with two blocks in parallel with the first and the third."""
     from diffusers import WanVACETransformer3DModel
 
     return random_model(lambda: WanVACETransformer3DModel(**SIZES, vace_layers=[0, 2], vace_in_channels=6))
 
 
 def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     return {
         "hidden_states": noise(batch, 4, frames, 2 * height, 2 * width),
         "timestep": torch.full((batch,), 500.0),
@@ -43,7 +43,7 @@ def inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
 
 
 def vace_inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     control = noise(batch, 6, frames, 2 * height, 2 * width)
     return inputs(frames, height, width, batch) | {
         "control_hidden_states": control,

@@ -19,7 +19,7 @@ def skyreels_v2() -> nn.Module:
 
 
 def skyreels_v2_causal() -> nn.Module:
-    """A small SkyReels-V2 that sees the past, in blocks as small as fill the video: of 2 frames where they do."""
+    """A small SkyReels-V2 with causal attention, in the smallest blocks of at least 2 frames that divide the video."""
     model = skyreels_v2()
     model.register_forward_pre_hook(_set_blocks, with_kwargs=True)
     return model
@@ -65,7 +65,7 @@ def anyflow() -> nn.Module:
 
 
 def wan_animate_inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens, the picture of the character among them."""
+    """Inputs for a grid of this size, the picture of the character among them."""
     given: dict[str, Any] = wan.inputs(frames, height, width, batch)
     pose = noise(batch, 4, 1, 2 * height, 2 * width)
     return given | {
@@ -76,7 +76,7 @@ def wan_animate_inputs(frames: int, height: int, width: int, batch: int) -> dict
 
 
 def anyflow_inputs(frames: int, height: int, width: int, batch: int) -> dict[str, Any]:
-    """For a grid of so many tokens."""
+    """Inputs for a grid of this size."""
     given: dict[str, Any] = wan.inputs(frames, height, width, batch)
     timestep = torch.full((batch, frames), 500.0)
     return given | {
