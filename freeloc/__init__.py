@@ -43,14 +43,14 @@ _MOVED = {
     "freeloc.plans": ("Method",),
     "freeloc.probing": ("Sensitivity",),
 }
-"""Names of freeloc 0.1 by the package that has them now. They go in 0.3."""
+"""Names that freeloc 0.1 had, by the package that has them now. They will be removed in 0.3."""
 
 
 def __getattr__(name: str) -> object:
     for home, names in _MOVED.items():
         if name in names:
             warnings.warn(
-                f"freeloc.{name} moved: write 'from {home} import {name}'. The old name goes in freeloc 0.3",
+                f"freeloc.{name} moved: write 'from {home} import {name}'. The old name will be removed in freeloc 0.3",
                 DeprecationWarning,
                 stacklevel=2,
             )

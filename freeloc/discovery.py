@@ -17,11 +17,12 @@ def adapters() -> list[Adapter]:
 def find_adapter(model: object) -> Adapter:
     """The adapter that describes a model, found from the qualified name of its class or its nearest described base.
 
-    Wrappers are looked into; of a pipeline's transformers the first one counts.
+    It searches inside wrappers. If a pipeline has several transformers, the first one counts.
 
     Raises:
-        AdapterError: if none does, and the message says what was looked at; or if such a model is refused, and why.
-        RegistryError: if two plugins bring the adapter.
+        AdapterError: if no adapter describes the model (the message lists the classes that were searched), or if the
+            model cannot be corrected (the message says why).
+        RegistryError: if two plugins provide the adapter.
     """
     return transformers_of(model)[0][1]
 
@@ -45,11 +46,11 @@ def _adapter_of(model: nn.Module) -> Adapter:
 
 
 def transformers_of(model: object, adapter: Adapter | None = None) -> list[tuple[nn.Module, Adapter]]:
-    """Every described transformer in a model: itself, inside wrappers (compiled, PEFT), or in a pipeline's components.
+    """Every transformer that an adapter describes: the model, a module inside wrappers, or components of a pipeline.
 
     Raises:
-        AdapterError: if that is none, or none is found, and the message says what was looked at; or if one is refused,
-            and why.
+        AdapterError: if `adapter` is not an adapter, if there is no such transformer (the message lists the classes
+            that were searched), or if one cannot be corrected (the message says why).
     """
     if not isinstance(adapter, Adapter | None):
         raise AdapterError(f"expected adapter to be an Adapter, or left out to find it, found {adapter!r}")

@@ -1,29 +1,29 @@
-"""What goes wrong, by who can mend it. Every message says what was expected, what was found and what to do."""
+"""The errors of freeloc, by what has to be fixed. Messages say what was expected, what was found and what to do."""
 
 
 class FreelocError(ValueError):
-    """Base of all errors that freeloc raises on purpose."""
+    """Base class of all errors that freeloc raises on purpose."""
 
 
 class ProfileError(FreelocError):
-    """A profile that is missing, malformed, or made for another model."""
+    """A profile is missing, malformed, or made for another model."""
 
 
 class AdapterError(FreelocError):
-    """A model that no adapter describes, or that its adapter describes wrongly."""
+    """No adapter describes the model, or its adapter describes it wrongly."""
 
 
 class RegistryError(FreelocError):
-    """Plugins that contradict each other."""
+    """A name is unknown, or two plugins use the same one."""
 
 
 class LayoutError(FreelocError):
-    """An attention call that is not the one the adapter describes."""
+    """An attention call does not match what the adapter describes."""
 
 
 class PatchError(FreelocError):
-    """A model in the wrong state for patching."""
+    """The model is in the wrong state for patching."""
 
 
 class ProbeError(FreelocError):
-    """A probe that cannot be made or continued, or measurements that are malformed."""
+    """A probe cannot start or continue, or measurements are malformed."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing: a file is written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside this one to write to, which takes its place at the end; after an error all is as it was.
+    """A temporary path that replaces `path` at the end of the block; after an error, `path` is unchanged.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"

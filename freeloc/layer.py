@@ -20,10 +20,10 @@ from freeloc.profile.planning import layer_plans
 from freeloc.profile.schema import Profile
 
 LayerChoice = Profile | FramePlan | Sequence[FramePlan]
-"""What says the plan of a layer: a profile, or a plan for all heads, or one for each head of the model."""
+"""What determines the plan of a layer: a profile, one plan for all heads, or one plan for each head of the model."""
 
 MOST_PLANS = 256
-"""Plans made ready that are kept, at most."""
+"""Largest number of prepared plans in the cache."""
 
 
 def attend_layer(
@@ -55,30 +55,30 @@ def attend_layer(
     torch.Size([1, 12, 246, 128])
 
     Args:
-        profile_or_plan: a profile, of which this layer's choice counts; or the `FramePlan` of this layer, or one for
-            each head of the model. What it says is read once: give the same object in each call.
+        profile_or_plan: a profile, whose choice for this layer is used; or the `FramePlan` of this layer, or one for
+            each head of the model. It is read once and cached: pass the same object in each call.
         layer: number of the layer in the profile.
         query, key, value: (batch, heads, tokens, head_dim): text, then the video frame by frame in raster order, then
-            text, without padding; queries and keys rotated by the model.
+            text, without padding; the model has already rotated queries and keys.
         grid: latent frames, rows and columns of video tokens.
         rope: which channels of a head the temporal RoPE rotates; None if the model has none.
         text_first, text_last: text tokens before and after the video.
-        heads: numbers of the model's heads that the tensors hold, where several devices share them, as in
-            ``range(6, 12)``; by default all of them.
-        frequencies: of the temporal pairs, in radians per position, (pairs,) or (heads of the model, pairs); by
-            default the rope's own.
+        heads: indices of the model's heads that the tensors hold, such as ``range(6, 12)`` where several devices share
+            the heads; by default all of them.
+        frequencies: frequencies of the temporal pairs, in radians per position, (pairs,) or (heads of the model,
+            pairs); by default those of `rope`.
         positions_per_frame: temporal positions per latent frame.
-        mask: the model's own, bool or additive, broadcastable to (batch, heads, tokens, tokens).
-        scale: of the logits; by default head_dim ** -0.5.
+        mask: the model's attention mask, bool or additive, broadcastable to (batch, heads, tokens, tokens).
+        scale: scale of the logits; by default head_dim ** -0.5.
         backend: as in `freeloc.patch`.
 
     Returns:
         (batch, heads, tokens, head_dim).
 
     Raises:
-        LayoutError: if the tokens do not add up, or the heads are not the profile's.
+        LayoutError: if the numbers of tokens or heads do not match the grid or the profile.
         ProfileError: if the profile has no such layer.
-        PatchError: if the plan moves frames and there is no RoPE.
+        PatchError: if the plan changes positions and there is no RoPE.
     """
     if len(grid) != 3:
         raise LayoutError(f"expected grid to be latent frames, rows and columns of tokens, found {grid}")
@@ -93,12 +93,12 @@ def attend_layer(
 
 
 _plans: "OrderedDict[tuple[Any, ...], tuple[LayerPlan, Any]]" = OrderedDict()
-# Global, since engines call a function; each entry holds what its key names by id.
+# Global, since engines call a function. Each entry keeps the objects alive whose ids are in its key.
 _lock = threading.Lock()
 
 
 def _prepared(choice: LayerChoice, some: bool, frequencies: Tensor | None, everything: tuple[Any, ...]) -> LayerPlan:
-    """The plan of these heads, made ready once."""
+    """The prepared plan of these heads, from the cache."""
     key = (id(choice), *everything)
     if key not in _plans:
         with OnCpu():
@@ -120,7 +120,7 @@ def _made(
     head_dim: int,
     rope: TemporalRope | None,
 ) -> LayerPlan:
-    """The plan of these heads, made ready; `some` says whether they were named."""
+    """The prepared plan of these heads; `some` says whether the caller named them."""
     found = _plans_of(choice, layer, frames)
     whole = choice.model.heads if isinstance(choice, Profile) else None
     whole = whole or (None if isinstance(found, FramePlan) else len(found))

@@ -1,9 +1,9 @@
-"""The marks by which pluggy finds what a plugin brings. A leaf, so that built-ins can be plugins like any other."""
+"""The pluggy markers of hooks. This module imports nothing from freeloc, so that built-ins can be plugins too."""
 
 import pluggy
 
 GROUP = "freeloc"
-"""Of the entry points, and of the hooks."""
+"""Name of the entry-point group, and of the pluggy project."""
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)

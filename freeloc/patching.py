@@ -1,4 +1,4 @@
-"""patch and unpatch: one line that lets a model make long videos, and its undoing."""
+"""`patch` corrects a model for long videos, and `unpatch` undoes it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from freeloc.report import Report
 
 
 class Patch:
-    """A correction that is on a model until `remove`, or until the end of its ``with`` block."""
+    """A correction that stays on a model until `remove`, or until the end of its ``with`` block."""
 
     def __init__(self, hooks: list[ModelHook], profile: Profile) -> None:
         self.profile = profile
@@ -37,7 +37,7 @@ class Patch:
             hook.remove()
 
     def report(self) -> Report:
-        """What ran so far: per layer the method, calls, frames, positions, density and backend; what was left alone."""
+        """What ran so far: per layer the method, calls, frames, positions, density, backend and uncorrected calls."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
         return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks])
 
@@ -75,14 +75,14 @@ def patch(
         model_or_pipeline: a transformer, also compiled or wrapped, or a pipeline, in which every transformer is
             patched.
         profile: name of a profile (``freeloc profiles``), path of a JSON file, or a `Profile`; by default the
-            installed profile that fits the model, a published one before probed and these before default ones.
+            installed profile that fits the model: a published one if there is one, else a probed, else a default one.
         adapter: describes the model; by default found from its class.
         method: instead of the profile's choice, one method on every layer: a name (``freeloc methods`` lists them:
             ``vrpr``, ``tsa``, ``vrpr+tsa``, ``sliding-window``, ``riflex`` ...), a `Method`, or a function
             (profile, layer, latent frames) -> `FramePlan`, or one per head.
-        backend: the kernel that computes corrected attention: a name (``freeloc backends`` lists them), a `Backend`, or
-            ``"auto"``: of those that can compute a call, the one with the highest priority.
-        noise_prepared: that the caller starts from the noise that the method requires (`Method.noise`: FreeNoise).
+        backend: the kernel that computes corrected attention: a name (``freeloc backends`` lists them) or a `Backend`.
+            ``"auto"`` chooses, among the backends that support a call, the one with the highest priority.
+        noise_prepared: True if sampling starts from the noise that the method requires (`Method.noise`: FreeNoise).
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
@@ -91,8 +91,8 @@ def patch(
         ProfileError: if the profile is missing, malformed, or for another model.
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
         RegistryError: if no method or backend has that name.
-        PatchError: if the model is patched already, or cannot do what the profile or method asks for, or a method
-            requires noise of its own and `noise_prepared` is not given.
+        PatchError: if the model is patched already, or does not support what the profile or method asks for; or if a
+            method requires noise of its own and `noise_prepared` is not given.
     """
     resolve_method(method)
     require_noise(method, noise_prepared)
@@ -117,7 +117,7 @@ def patch(
 
 
 def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) -> list[ModelHook]:
-    """Hooks on all of these transformers, or on none of them.
+    """Install hooks on all of these transformers, or on none of them.
 
     Raises:
         PatchError: if one is patched already, or an interrupted patch has left hooks on it.
@@ -144,7 +144,7 @@ def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) 
 
 
 def unpatch(model_or_pipeline: object) -> None:
-    """Remove every patch from a model or a pipeline's models, also what interrupted calls have left. Idempotent."""
+    """Remove every patch from a model or pipeline, including hooks that interrupted calls left behind. Idempotent."""
     context.close_dead()
     leave_cpu()
     for part in components(model_or_pipeline):
@@ -154,7 +154,7 @@ def unpatch(model_or_pipeline: object) -> None:
 
 
 def backends_named(backend: str | Backend) -> list[Backend]:
-    """The backends that ``backend=`` stands for, the first choice first.
+    """The backends that ``backend=`` stands for, the preferred one first.
 
     Raises:
         RegistryError: if none has that name.
@@ -171,7 +171,7 @@ def backends_named(backend: str | Backend) -> list[Backend]:
 
 
 class _Chosen:
-    """What layers get: a profile's own choice, or one method. A registered method is pickled by its name."""
+    """The chosen methods: the profile's own, or one for all layers. Registered methods are pickled by name."""
 
     def __init__(self, profile: Profile, method: str | Method | PlanFunction | None) -> None:
         self._profile = profile

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Depth(Protocol):
-    """What is asked of a `freeloc.probing.Depth` here, in a file that probing imports: an object, or its class."""
+    """What the registry requires of a `freeloc.probing.Depth` object or class (probing imports this file)."""
 
     name: str
     measure: Any
@@ -41,7 +41,7 @@ class Depth(Protocol):
 
 
 class Hooks:
-    """All that a plugin can add."""
+    """The hooks that a plugin can implement."""
 
     @hookspec
     def freeloc_adapters(self) -> Iterable[Adapter | Refusal]:  # type: ignore[empty-body]  # reason: a specification
@@ -49,7 +49,7 @@ class Hooks:
 
     @hookspec
     def freeloc_examples(self) -> Iterable[Example]:  # type: ignore[empty-body]  # reason: a specification
-        """Return small models that adapters describe, for the conformance suite."""
+        """Return small random models that adapters describe, for the conformance suite."""
 
     @hookspec
     def freeloc_profiles(self) -> Iterable[Path]:  # type: ignore[empty-body]  # reason: a specification
@@ -83,10 +83,10 @@ EAGER: dict[str, tuple[tuple[type[Any], ...], Callable[[Any], str]]] = {
     "scorers": ((Scorer,), lambda scorer: scorer.name),
     "depths": ((Depth,), lambda depth: depth.name),
 }
-"""Of what hooks bring when a plugin is loaded: the types, and the name of one."""
+"""For hooks that are called when a plugin is loaded: the types of their objects, and how to read an object's name."""
 
 LAZY = ("freeloc_examples",)
-"""Hooks that are called when somebody asks for what they bring, since they import what a patch does not need."""
+"""Hooks that are called only when their objects are needed: they import code that `freeloc.patch` does not need."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +103,20 @@ class Failure:
 
 @dataclass
 class Shelf(Generic[T]):
-    """Things by name, each with the distribution that brought it. A name that two bring is refused to both."""
+    """Registered objects by name, each with its distribution. Looking up a name that two of them use is an error."""
 
     kind: str
     owners: dict[str, list[tuple[str, T]]] = field(default_factory=dict)
 
     def add(self, name: str, distribution: str, thing: T) -> None:
-        """Keep a thing under its name."""
+        """Register an object under its name."""
         self.owners.setdefault(name, []).append((distribution, thing))
 
     def get(self, name: str, way_out: str = "") -> T:
-        """The thing of this name.
+        """The object of this name.
 
         Raises:
-            RegistryError: if there is none (near names are suggested), or two.
+            RegistryError: if there is none (the message suggests similar names), or two.
         """
         if name not in self.owners:
             near = difflib.get_close_matches(name, self.owners, n=3, cutoff=0.4)
@@ -129,21 +129,21 @@ class Shelf(Generic[T]):
         return found[0][1]
 
     def conflict(self, name: str) -> str:
-        """Say who brings the same name."""
+        """The message that says which distributions use the same name."""
         both = " and ".join(distribution for distribution, _ in self.owners[name])
         return f"{self.kind} '{name}' is registered by {both}: uninstall one of them, or rename it"
 
     def conflicts(self) -> list[str]:
-        """One sentence per refused name."""
+        """One sentence for each name that several distributions use."""
         return [self.conflict(name) for name, found in self.owners.items() if len(found) > 1]
 
     def things(self) -> list[tuple[str, str, T]]:
-        """(name, distribution, thing) of every name that one distribution brings, sorted."""
+        """(name, distribution, object) of every name that exactly one distribution uses, sorted."""
         return sorted((name, *found[0]) for name, found in self.owners.items() if len(found) == 1)
 
 
 class Registry:
-    """What the installed plugins bring. Built once, at the first look-up; nothing is loaded before."""
+    """What the installed plugins provide. It is built at the first look-up; nothing is loaded before."""
 
     def __init__(self, entry_points: Iterable[metadata.EntryPoint]) -> None:
         self.adapters: Shelf[Adapter | Refusal] = Shelf("adapter")
@@ -160,30 +160,30 @@ class Registry:
             distribution = point.dist.name if point.dist else "an unknown distribution"
             try:
                 self._load(point, distribution)
-            except (Exception, SystemExit) as error:  # any plugin may fail in any way; the others must go on
+            except (Exception, SystemExit) as error:  # any plugin may fail in any way; the others must still load
                 self._fail(point.name, distribution, error)
 
     def _load(self, point: metadata.EntryPoint, distribution: str) -> None:
         plugin: Any = point.load()
         self._manager.register(plugin, name=f"{distribution}:{point.name}")
         _check_hook_names(plugin)
-        brought = {
+        provided = {
             name: _checked(f"freeloc_{name}", kinds, [found() for found in self._hooks(plugin, f"freeloc_{name}")])
             for name, (kinds, _) in EAGER.items()
         }
-        if not any(brought.values()) and not any(self._hooks(plugin, name) for name in LAZY):
+        if not any(provided.values()) and not any(self._hooks(plugin, name) for name in LAZY):
             raise FreelocError(
-                f"it brings nothing: does a function {', '.join(HOOKS[:-1])} or {HOOKS[-1]}, marked @freeloc.hookimpl, "
-                "return a list of them?"
+                f"it provides nothing: does a function {', '.join(HOOKS[:-1])} or {HOOKS[-1]}, "
+                "marked @freeloc.hookimpl, return a list of them?"
             )
-        for name, things in brought.items():
+        for name, things in provided.items():
             for thing in things:
                 getattr(self, name).add(EAGER[name][1](thing), distribution, thing)
         self._plugins.append((point.name, distribution, plugin))
 
     @functools.cached_property
     def examples(self) -> Shelf[Example]:
-        """Small models for the conformance suite. Plugins are asked for them here, as they import test code."""
+        """Small models for the conformance suite. They are loaded at first use, since they import test code."""
         shelf: Shelf[Example] = Shelf("example")
         for point, distribution, plugin in self._plugins:
             try:
@@ -204,10 +204,10 @@ class Registry:
 
 
 def _check_hook_names(plugin: object) -> None:
-    """Refuse a plugin with a marked function that is no hook, such as a misspelled one.
+    """Refuse a plugin with a marked function that is not a hook, such as a misspelled one.
 
     Raises:
-        RegistryError: names the function, and the hooks that may be meant.
+        RegistryError: if there is such a function. The message names it, and similar hooks.
     """
     for name in dir(plugin):
         if hasattr(getattr(plugin, name, None), f"{GROUP}_impl") and name not in HOOKS:
@@ -220,7 +220,7 @@ def _check_hook_names(plugin: object) -> None:
 
 
 def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[T]:
-    """All that a plugin's hook returned, or an error that says what it should have been."""
+    """The objects that a plugin's hook returned, or an error that says what it should return."""
     things: list[T] = []
     expected = " or ".join(kind.__name__ for kind in kinds)
     for result in results:

@@ -1,4 +1,4 @@
-"""What a patch did: which calls were corrected and how, and which were not and why."""
+"""What a patch did: which attention calls it corrected and how, and which it did not correct and why."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LayerReport:
-    """One attention module.
+    """What happened in one attention module.
 
     Attributes:
         layer: number of the layer in the profile.
-        path: of the module in the model.
-        method: policy or function that made the plan.
+        path: path of the module in the model.
+        method: the policy or function that made the plan.
         calls: corrected calls, by number of latent frames. A batch whose samples differ in size counts per sample.
         largest_before: largest relative position before the correction, in latent frames.
         largest_after: and after it.
-        shares: of all token pairs those that were attended, 0..1, summed over corrected calls.
-        untouched: calls that ran as the model's own, by reason. In a compiled model, layers that the profile leaves
-            alone are not counted.
+        shares: share of all token pairs that were attended, 0..1, summed over corrected calls.
+        untouched: calls that ran unchanged, by reason. In a compiled model, layers that the profile does not
+            correct are not counted.
         backends: corrected calls, by the name of the attention backend.
     """
 
@@ -37,7 +37,7 @@ class LayerReport:
         return self.shares / sum(self.calls.values()) if self.calls else 1.0
 
     def note_untouched(self, frames: int) -> None:
-        """Count one call that ran as the model's own."""
+        """Count one call that ran unchanged."""
         why = "which the profile leaves alone" if self.method == "none" else "for which the plan changes nothing"
         self.untouched[f"{frames} latent frames, {why}"] += 1
 
@@ -52,12 +52,11 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What ran since the patch was made. Print it.
+    """What ran since the patch was made. Printing it shows a table.
 
     Attributes:
-        profile: name of the model in the profile, and where its numbers come from.
-        transformers: of each transformer, in the order of the pipeline, one entry per attention module, in that of the
-            model.
+        profile: name of the model in the profile, and the kind of its provenance.
+        transformers: for each transformer of the pipeline, in order, one entry per attention module, in order.
     """
 
     profile: str
@@ -70,12 +69,12 @@ class Report:
 
     @property
     def corrected_calls(self) -> int:
-        """Attention calls that a plan was applied to."""
+        """Attention calls that were corrected by a plan."""
         return sum(sum(layer.calls.values()) for layer in self.layers)
 
     @property
     def untouched_calls(self) -> int:
-        """Attention calls that ran as the model's own."""
+        """Attention calls that ran unchanged."""
         return sum(sum(layer.untouched.values()) for layer in self.layers)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading untrusted files: JSON without surprises, and messages of a few lines that a terminal can show."""
+"""Reading untrusted input: strict JSON, and short messages that are safe to print in a terminal."""
 
 import json
 import reprlib
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from freeloc.errors import FreelocError
 
 MOST_LINES = 10
-"""Of an error that lists what is wrong."""
+"""Largest number of problems that one error message lists."""
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
@@ -18,7 +18,7 @@ _BRIEF.maxlist = _BRIEF.maxtuple = 8
 
 
 def parsed(text: str) -> Any:
-    """What JSON says, where no object gives a field twice.
+    """The content of a JSON text in which no object has a field twice.
 
     Raises:
         ValueError, RecursionError: if it is not JSON.
@@ -27,7 +27,7 @@ def parsed(text: str) -> Any:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it gives a field twice."""
+    """A JSON object, or an error if it has a field twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, count = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -36,7 +36,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_version(found: Any, newest: int, where: str, kind: str = "") -> None:
-    """See that a file, of profiles or of another kind, is of a version that this freeloc reads.
+    """Check that this version of freeloc can read a file of this schema version.
 
     Raises:
         FreelocError: if it is not.
@@ -49,7 +49,7 @@ def check_version(found: Any, newest: int, where: str, kind: str = "") -> None:
 
 
 def problems(error: ValidationError, above: str = "") -> str:
-    """The first things that are wrong, a line each: the field (below `above`), what is allowed, what was found."""
+    """The first problems, one per line: the field (below `above`), what is allowed, and what was found."""
     found = error.errors(include_url=False)
     lines = []
     for problem in found[:MOST_LINES]:
@@ -64,7 +64,7 @@ def problems(error: ValidationError, above: str = "") -> str:
 
 
 def brief(value: Any) -> str:
-    """A value as Python writes it, and never more than a line of it."""
+    """A value as Python writes it, shortened to at most 100 characters."""
     try:
         text = _BRIEF.repr(value)
     except ValueError:  # Python refuses to write very large integers
@@ -73,6 +73,6 @@ def brief(value: Any) -> str:
 
 
 def printable(text: str, length: int | None = 300) -> str:
-    """An untrusted text on one line: its end if it is long, with escapes if a terminal could not show it."""
+    """An untrusted text on one line: only its end if it is long, with escapes for characters that cannot be printed."""
     shown = text if length is None or len(text) <= length else f"...{text[-length:]}"
     return shown if shown.isprintable() else repr(shown)[1:-1]

@@ -1,4 +1,4 @@
-"""What an adapter may say of a model: where it computes attention, how its tokens lie, how it encodes positions."""
+"""Describing a model in data: where it computes attention, how its tokens are ordered, how it encodes positions."""
 
 from freeloc.adapter.example import Example
 from freeloc.adapter.rope import TemporalRope

@@ -1,4 +1,4 @@
-"""What the words of an adapter may be: a slip is an error where it is written, not later from inside a model."""
+"""Checks of an adapter's fields: a mistake is an error where the adapter is written, not later inside a model."""
 
 import re
 import textwrap
@@ -10,28 +10,28 @@ from typing import Any, Literal, Union, get_args, get_origin
 from freeloc.errors import AdapterError
 
 
-def require(holds: object, word: str, expected: str, found: object, remedy: str = "") -> None:
-    """Raise an AdapterError that names a word, unless something holds of it."""
+def require(holds: object, field: str, expected: str, found: object, remedy: str = "") -> None:
+    """Raise an AdapterError that names a field of an adapter, unless the condition holds."""
     if not holds:
         shown = textwrap.shorten(repr(found), 80, placeholder="...")
-        raise AdapterError(f"{word}: expected {expected}, found {shown}{remedy and ': '}{remedy}")
+        raise AdapterError(f"{field}: expected {expected}, found {shown}{remedy and ': '}{remedy}")
 
 
-def check_types(words: Any) -> None:
-    """Require every word of a dataclass to be of the type that it is declared with.
+def check_types(described: Any) -> None:
+    """Require every field of a dataclass to have its declared type.
 
     Raises:
-        AdapterError: for the first one that is not.
+        AdapterError: for the first field that has another type.
     """
-    for field in fields(words):
-        value = getattr(words, field.name)
+    for field in fields(described):
+        value = getattr(described, field.name)
         comma = get_origin(field.type) is tuple and not isinstance(value, tuple)
         require(
             _fits(value, field.type),
-            f"{type(words).__name__}.{field.name}",
-            _in_words(field.type),
+            f"{type(described).__name__}.{field.name}",
+            _type_name(field.type),
             value,
-            "a tuple of one thing needs a comma, (x,)" if comma else "",
+            "a tuple with one item needs a comma, (x,)" if comma else "",
         )
 
 
@@ -51,7 +51,7 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, int | float if hint is float else kind or hint)
 
 
-def _in_words(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(value) for value in get_args(hint))
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else re.sub(r"(\w+\.)+(?=\w)", "", str(hint))

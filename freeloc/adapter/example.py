@@ -13,15 +13,16 @@ class Example:
     """A small random model that an adapter describes, and inputs for it.
 
     Args:
-        adapter: the adapter's name.
-        model: makes the model, the same one each time; imports the model library. It runs dozens of times: small.
+        adapter: name of the adapter.
+        model: makes the model, with the same weights each time, and imports the model library. It must be small: the
+            suite calls it dozens of times.
         inputs: (frames, height, width, batch) in tokens -> arguments of the model's forward, the same ones each time.
-        name: its own, if an adapter has several.
+        name: name of the example, if an adapter has several.
         video: name of the argument that holds the noisy video.
-        axes: einops names of its axes, ``f h w`` among them (in parentheses if tokens are packed); by default those of
-            the adapter's grid.
-        tolerance: largest relative error of a rotation that the model itself computes less exactly than float32.
-        expected_failures: checks that fail for a reason that is the model's, and that reason.
+        axes: einops names of the video's axes, ``f h w`` among them (in parentheses if tokens are packed); by default
+            those of the adapter's grid.
+        tolerance: largest relative error of rotations, for models that compute them less exactly than float32.
+        expected_failures: checks that fail because of the model, each with the reason.
     """
 
     adapter: str
@@ -35,7 +36,7 @@ class Example:
 
     @property
     def label(self) -> str:
-        """Its name, or its adapter's."""
+        """The example's name, or its adapter's."""
         return self.name or self.adapter
 
 
@@ -43,9 +44,9 @@ def random_model(make: Callable[[], nn.Module], seed: int = 0, sharpness: float 
     """A model with random weights, ready to run, whose attention is far from uniform.
 
     Args:
-        make: constructs it.
-        seed: of its weights. The random state is left as it was.
-        sharpness: what weights of query and key projections are multiplied by, so that attention matters.
+        make: constructs the model.
+        seed: seed of the weights. The global random state is left unchanged.
+        sharpness: factor on the weights of query and key projections, so that attention is far from uniform.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

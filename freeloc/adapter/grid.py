@@ -1,4 +1,4 @@
-"""Reads the token grid of a call from its arguments, as an adapter says."""
+"""Reads the token grid of a call from its arguments, as an adapter describes them."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_K
 
 
 class GridReader:
-    """For one model, and the module of it (itself, or any of its attention modules) whose forward shows the grid."""
+    """Reads the grid from the forward of one module: the model itself, or one of its attention modules."""
 
     def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
         self._grid = adapter.grid
@@ -26,14 +26,14 @@ class GridReader:
         self._defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call of forward, by name, and the defaults of those that were left out."""
+        """The arguments of a call of forward, by name, including defaults."""
         return self._defaults | dict(zip(self._names, args, strict=False)) | dict(kwargs)
 
     def of_model(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
         """Latent frames, rows and columns of tokens in a call of the transformer.
 
         Raises:
-            LayoutError: if they cannot be read, or are not at least 1; or if an argument says that there is no grid.
+            LayoutError: if they cannot be read, if one is below 1, or if an argument is given that the grid refuses.
         """
         for name, why in self._grid.refused.items():
             if given.get(name) is not None and given[name] is not self._defaults.get(name):
@@ -51,7 +51,7 @@ class GridReader:
         """The table (samples, 3) of latent frames, rows and columns in a call of an attention module.
 
         Raises:
-            LayoutError: if it is not there, or not such a table.
+            LayoutError: if the argument is missing, or is not such a table.
         """
         table: Tensor = self._argument(module, given, self._arguments[0])
         sizes = table.tolist()

@@ -1,4 +1,4 @@
-"""The words in which an adapter describes the temporal part of a rotary embedding."""
+"""TemporalRope: how an adapter describes the temporal part of a rotary position embedding."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,19 +22,20 @@ class TemporalRope:
     ((0, 44), torch.Size([22]))
 
     Args:
-        channels: number of temporal channels; or an attribute path of the model to it, or a function from head_dim.
-        first: the first channel of the block that they are paired in.
+        channels: number of temporal channels: a number, an attribute path of the model, or a function of head_dim.
+        first: the first channel of the block in which the channels are paired.
         pairing: einops pattern of the channels that rotate together: ``"(pair two)"`` for interleaved ones (2i, 2i +
-            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block); or an attribute path that is true on
-            models that have half-split ones, or such a path and a value, ``"config.rope_type=split"``.
+            1), ``"(two pair)"`` for half-split ones (i, i + pairs of the block). Where a setting of the model decides:
+            an attribute path that is true on half-split models, or a path and its value on them,
+            ``"config.rope_type=split"``.
         theta: base of the frequencies ``theta ** (-pair / pairs)``, in radians per position; or an attribute path.
-        within: channels of the block, over which the pairing goes, or a function from head_dim to it: its first
-            ``channels / 2`` pairs are the temporal ones. By default the block holds the temporal channels alone.
-        frequencies_from: from the model to its frequencies in radians per position, where `theta` does not say them:
-            (pairs,), or (heads, pairs) where each head has its own, 0 for pairs that are not temporal.
-        step: from the model and the arguments of its forward, by name and with the defaults of those left out, to the
-            positions per latent frame; 1 by default.
-        present: attribute path that is false on a model of the class which has no RoPE.
+        within: number of channels in the block, or a function of head_dim that returns it. The first ``channels / 2``
+            pairs of the block are the temporal ones. By default the block holds the temporal channels only.
+        frequencies_from: function of the model that returns its frequencies in radians per position, where `theta` does
+            not determine them: (pairs,), or (heads, pairs) where heads differ; 0 for pairs that are not temporal.
+        step: function that returns the positions per latent frame, from the model and the arguments of its forward (by
+            name, including defaults); 1 by default.
+        present: attribute path that is false on models of the class that have no RoPE.
     """
 
     channels: int | str | Callable[[int], int]
@@ -59,7 +60,7 @@ class TemporalRope:
         return count // 2
 
     def span(self, head_dim: int) -> tuple[int, int]:
-        """First channel of the block over which the pairing goes, and the one after its last."""
+        """First channel of the block of paired channels, and the channel after its last."""
         own = 2 * self.pairs(head_dim)
         block = _of_head_dim("within", self.within, head_dim) if callable(self.within) else self.within
         block = own if block is None else block
@@ -75,13 +76,13 @@ class TemporalRope:
         return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
 
     def resolved(self, head_dim: int) -> "TemporalRope":
-        """The same in numbers, for one size of heads; `frequencies_from` and `step` are left out."""
+        """The same for one head_dim, in numbers; without `frequencies_from` and `step`."""
         start, stop = self.span(head_dim)
         own, block = 2 * self.pairs(head_dim), stop - start
         return replace(self, channels=own, within=block, frequencies_from=None, step=None, present=None)
 
     def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
-        """The same of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
+        """The frequencies of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""
         if self.frequencies_from is None:
             return self.frequencies(head_dim)
         read = self.frequencies_from(model).detach()
@@ -99,12 +100,12 @@ class TemporalRope:
         return found
 
 
-def _of_head_dim(word: str, rule: Callable[[int], int], head_dim: int) -> int:
+def _of_head_dim(field: str, rule: Callable[[int], int], head_dim: int) -> int:
     expected = f"a function from head_dim, here {head_dim}, to a whole number"
-    remedy = "what the model knows itself is a path, such as 'config.rope_dim'"
+    remedy = "if an attribute of the model holds it, give its path, such as 'config.rope_dim'"
     try:
         found = rule(head_dim)
     except (AttributeError, TypeError) as error:
-        require(False, f"TemporalRope.{word}", expected, error, remedy)
-    require(isinstance(found, int), f"TemporalRope.{word}", expected, found, remedy)
+        require(False, f"TemporalRope.{field}", expected, error, remedy)
+    require(isinstance(found, int), f"TemporalRope.{field}", expected, found, remedy)
     return found

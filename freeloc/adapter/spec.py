@@ -1,6 +1,6 @@
-"""The vocabulary in which an adapter says where a model computes attention over its video tokens. Data, no behaviour.
+"""The fields with which an adapter describes where a model computes attention over its video tokens.
 
-An adapter holds names and numbers only, so that importing one imports no model library.
+An adapter is data: it holds names and numbers only, so that importing it imports no model library.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +16,18 @@ from freeloc.errors import AdapterError
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Where the number of latent frames and the height and width in tokens are read from.
+    """Where freeloc reads the number of latent frames, and the height and width in tokens.
 
     Args:
         argument: name of a forward argument of the transformer (or of the attention module, see `of`); or three names
-            of arguments that are the numbers of latent frames, rows and columns.
-        axes: einops names of its axes, ``f h w`` among them; ``"sample (f h w)"`` for a table of sizes per sample;
+            of arguments that hold the numbers of latent frames, rows and columns.
+        axes: einops names of the argument's axes, ``f h w`` among them; ``"sample (f h w)"`` for sizes per sample;
             ``"sample token (f h w)"`` for a table of every token's coordinates.
         patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for
-            each a number or a path. Frames that do not fill the last patch make one more; None counts as 1.
-        of: whose forward has the argument.
-        refused: arguments of the transformer with which its tokens are no such grid, and why: an error, unless they are
-            None or left at their default.
+            each axis a number or a path. The last patch may be incomplete along frames. None counts as 1.
+        of: the module whose forward has the argument.
+        refused: arguments of the transformer that change the order of tokens, each with the reason. A call is refused
+            unless they are None or left at their default.
     """
 
     argument: str | tuple[str, str, str] = "hidden_states"
@@ -39,10 +39,13 @@ class TokenGrid:
     def __post_init__(self) -> None:
         check_types(self)
         if self.of == "attention":
-            right, expected = self.axes == "sample (f h w)", "'sample (f h w)', the table that an attention module gets"
+            right, expected = (
+                self.axes == "sample (f h w)",
+                "'sample (f h w)', the table that an attention module receives",
+            )
         else:
             named = sorted(name for name in self.axes.split() if name in ("f", "h", "w"))
-            packed = not isinstance(self.argument, str)  # then numbers say the grid, not axes
+            packed = not isinstance(self.argument, str)  # then three numbers give the grid, not axes
             right = packed or named == ["f", "h", "w"] or self.axes == "sample token (f h w)"
             expected = "each axis of the argument by a name, frames f, rows h and columns w, as in 'b c f h w'"
         require(right, "TokenGrid.axes", expected, self.axes)
@@ -59,16 +62,16 @@ class Kernel:
 
     Args:
         function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
-            multiplies q k^T and the product with v itself; or the name under which the file that defines the module
-            at the site imported another function; or that of another file, ``"package.module:name"``.
+            computes both products itself; or a function's name in the file that defines the module; or, for another
+            file, ``"package.module:name"``.
         layout: einops order of the axes of query, key and value.
-        output: that of the output, if it is another.
-        arguments: all arguments in order.
-        query, key, value, mask, scale: which arguments these are.
-        valid_keys: which argument holds the number of valid leading keys of each sample.
-        segments: which argument holds the cumulative lengths [0, valid, all, all + valid, ...] of the valid tokens and
-            the padding of each sample, one after the other.
-        neutral: arguments that must have this value (or be left out): what the engine does not do.
+        output: einops order of the axes of the output, if it is another.
+        arguments: names of all arguments, in order.
+        query, key, value, mask, scale: names of these arguments.
+        valid_keys: name of the argument that holds the number of valid leading keys of each sample.
+        segments: name of the argument that holds the cumulative lengths [0, valid, all, all + valid, ...]: for each
+            sample in turn, its valid tokens and its padding.
+        neutral: arguments that must have this value (or be left out), since freeloc does not support another.
     """
 
     function: str
@@ -99,7 +102,7 @@ SDPA = Kernel(
 """PyTorch's own attention function."""
 
 MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
-"""A module's own products: ``softmax(q @ k.mT) @ v``, with q scaled before."""
+"""A module that computes ``softmax(q @ k.mT) @ v`` itself, with q scaled before."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,14 @@ class AttentionSite:
 
     Args:
         path: module path with one ``*`` for the index, such as ``"blocks.*.attn1"``.
-        layers: attribute path of a sequence that gives the layer number of each index, for blocks that run beside
-            others; by default the layers follow those of the sites before.
-        kernel: what the module calls.
-        text: where text tokens stand in the sequence, if there are any.
-        tokens: ``"f h w"``; or ``"f"`` where each place of the frame is a sequence of its own (temporal attention).
-        while_running: attributes of the module, by path, to hold a value (an import path ``"module:name"``) while the
-            module runs: for libraries that would otherwise choose a kernel that cannot be seen.
-        idle: keyword argument of the module that is true where it is to compute no attention at all.
+        layers: attribute path of a sequence that gives the layer number of each index, for blocks that run in parallel
+            with others; by default the layers follow those of the previous sites.
+        kernel: the function that the module calls.
+        text: where text tokens are in the sequence, if there are any.
+        tokens: ``"f h w"``; or ``"f"`` where each position in the frame is a sequence of its own (temporal attention).
+        while_running: attributes of the module, by path, that are set to a value (an import path ``"module:name"``)
+            while the module runs: for libraries that would otherwise choose a kernel that freeloc cannot intercept.
+        idle: keyword argument of the module that is true in calls that compute no attention.
     """
 
     path: str
@@ -131,11 +134,13 @@ class AttentionSite:
         one = self.path.split(".").count("*") == self.path.count("*") == 1
         require(one, "AttentionSite.path", "one * for the number of the block, as in 'blocks.*.attn'", self.path)
         for attribute, value in self.while_running.items():
-            word = f"AttentionSite.while_running[{attribute!r}]"
-            require(":" in value, word, "where a value is, 'package.module:NAME', as in 'builtins:False'", value)
+            name = f"AttentionSite.while_running[{attribute!r}]"
+            require(
+                ":" in value, name, "the import path of a value, 'package.module:NAME', as in 'builtins:False'", value
+            )
 
     def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
-        """(layer beside which it runs or None, path, module) of every place in the model that the path names."""
+        """(number of the layer it runs in parallel with or None, path, module) of every module that `path` matches."""
         before, after = self.path.split("*")
         try:
             blocks = model.get_submodule(before.rstrip("."))
@@ -155,7 +160,7 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a profile must fit: how many layers, heads, and channels per head."""
+    """What a profile must fit: the numbers of layers, of heads, and of channels per head."""
 
     layers: int
     heads: int
@@ -163,7 +168,7 @@ class ModelShape:
 
 
 class _Described:
-    """What says of some model classes how to treat them."""
+    """Base of adapters and refusals: an entry for some model classes."""
 
     name: str
     classes: tuple[str, ...]
@@ -174,7 +179,7 @@ class _Described:
             require("." in path, f"{type(self).__name__}.classes", "qualified names, 'package.module.Class'", path)
 
     def claims(self, model: object) -> int | None:
-        """How far up the model's bases the class that this names stands (0: it is its own), or None."""
+        """Distance from the model's class to a base class in `classes` (0: the class itself), or None."""
         for distance, base in enumerate(type(model).__mro__):
             if f"{base.__module__}.{base.__qualname__}" in self.classes:
                 return distance
@@ -183,12 +188,12 @@ class _Described:
 
 @dataclass(frozen=True)
 class Refusal(_Described):
-    """Models that cannot be corrected, and why: the message that whoever patches one gets.
+    """Models that cannot be corrected, and why. Patching one raises an error with this reason.
 
     Args:
-        name: its own.
+        name: name of the refusal.
         classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
-        reason: what is in the way, and what to do instead.
+        reason: why the models cannot be corrected, and what to do instead.
     """
 
     name: str
@@ -198,14 +203,14 @@ class Refusal(_Described):
 
 @dataclass(frozen=True)
 class Adapter(_Described):
-    """One family of models.
+    """Describes one family of models.
 
     Args:
-        name: its own.
-        family: by which profiles refer to it: adapters of one family share profiles.
+        name: name of the adapter.
+        family: the name by which profiles refer to it. Adapters of one family share profiles.
         classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
-        sites: the attention over video tokens. Those without `AttentionSite.layers` count the layers.
-        grid: where the token grid is read from.
+        sites: the attention over video tokens. Layers are counted over the sites without `AttentionSite.layers`.
+        grid: where freeloc reads the token grid.
         rope: the temporal part of the rotary embedding; None if the model has none.
         heads: attribute path of the number of heads; a number in a path is an item, as in ``"config.sizes.0"``.
         head_dim: attribute path of the channels per head.
@@ -234,18 +239,18 @@ class Adapter(_Described):
         return ModelShape(layers, _number(model, self.heads), _number(model, self.head_dim))
 
     def patch_size(self, model: nn.Module) -> tuple[int, int, int]:
-        """Latent frames, rows and columns that make one token."""
+        """Size of a patch: the latent frames, rows and columns of one token."""
         patch = self.grid.patch
         found = _read(model, patch) if isinstance(patch, str) else patch
         three = isinstance(found, Sequence) and len(found) == 3
         remedy = f"name each of frames, rows and columns, as in (1, {patch!r}, {patch!r})"
-        require(three, f"TokenGrid.patch {patch!r}", "the place of three numbers", found, remedy)
+        require(three, f"TokenGrid.patch {patch!r}", "three numbers, or the path of three", found, remedy)
         sizes = [_read(model, size) if isinstance(size, str) else size for size in found]
         frames, height, width = (1 if size is None else int(size) for size in sizes)
         return frames, height, width
 
     def rope_of(self, model: nn.Module) -> TemporalRope | None:
-        """The rope with the model's own numbers in place of attribute paths; None if this very model has none."""
+        """The rope with the model's own numbers in place of attribute paths; None if this model has no RoPE."""
         rope = self.rope
         if rope is None or (rope.present and not _read(model, rope.present)):
             return None
@@ -268,7 +273,7 @@ def _number(model: nn.Module, path: str) -> int:
 
 
 def _read(model: nn.Module, path: str) -> Any:
-    """What is at a path of attributes, items of sequences by number, and items of mappings by name."""
+    """The value at a path of attributes, of sequence items by number, and of mapping items by name."""
     found: Any = model
     try:
         for name in path.split("."):

@@ -8,7 +8,7 @@ from freeloc.errors import FreelocError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     top = argparse.ArgumentParser(prog="freeloc", description="Long videos from short-clip video models, untrained.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for module in (videos, models, probe, profiles):
@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point. Errors of the user's are one message, not a traceback."""
+    """Entry point. Errors of freeloc are printed as one message, without a traceback."""
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0

@@ -1,4 +1,4 @@
-"""What several commands need."""
+"""Helpers of several commands."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ else:
 
 
 def problems(more: Sequence[str] = ()) -> int:
-    """Tell what is wrong with plugins; 1 if anything is."""
+    """Print the problems of plugins; return 1 if there are any, else 0."""
     known = registry()
     failures = [str(failure) for failure in known.failures]
     found = [
@@ -35,16 +35,16 @@ def problems(more: Sequence[str] = ()) -> int:
 
 
 @contextmanager
-def telling(problem: str) -> Iterator[None]:
-    """What goes wrong inside, in other people's code, as one message with their words.
+def errors_as(problem: str) -> Iterator[None]:
+    """Turn an error of other libraries inside the block into one message.
 
-    >>> with telling("cannot count"):
+    >>> with errors_as("cannot count"):
     ...     int("three")
     Traceback (most recent call last):
     freeloc.errors.FreelocError: cannot count: ValueError: invalid literal for int() with base 10: 'three'
 
     Raises:
-        FreelocError: in place of any other exception, which is its cause.
+        FreelocError: in place of any other exception, which becomes its cause.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def telling(problem: str) -> Iterator[None]:
 
 
 def positive(text: str) -> int:
-    """A number of the command line, at least 1."""
+    """Read an integer of at least 1 from the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")

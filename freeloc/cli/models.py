@@ -1,4 +1,4 @@
-"""freeloc adapters, check-adapter, inspect, methods, backends, scorers: what can be patched, and with what."""
+"""freeloc adapters, check-adapter, inspect, methods, backends, scorers: models that can be patched, and methods."""
 
 import argparse
 import importlib
@@ -19,12 +19,12 @@ from freeloc.metrics.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
-WAY_OUT = "; or package.module:NAME, or path/to/file.py:NAME"
+HINT = "; or package.module:NAME, or path/to/file.py:NAME"
 
 
 @contextmanager
 def _from_here() -> Iterator[None]:
-    """What is in the current directory can be imported, also later, by a function that makes a model."""
+    """Make modules of the current directory importable, also later by a function that makes a model."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -34,7 +34,7 @@ def _from_here() -> Iterator[None]:
 
 
 def adapters(arguments: argparse.Namespace) -> int:
-    """List the adapters, and what went wrong with plugins."""
+    """List the adapters, and the problems of plugins."""
     known = registry()
     things = known.adapters.things()
     for name, distribution, adapter in things:
@@ -49,11 +49,11 @@ def adapters(arguments: argparse.Namespace) -> int:
 
 @_from_here()
 def check_adapter(arguments: argparse.Namespace) -> int:
-    """Run the conformance suite on an adapter's examples: a line per check, and what is wrong."""
+    """Run the conformance suite on an adapter's examples, and print a line per check."""
     from freeloc.testing import examples, run_checks
 
     name = arguments.adapter
-    adapter = _thing(name, Adapter) if ":" in name else registry().adapters.get(name, way_out=WAY_OUT)
+    adapter = _thing(name, Adapter) if ":" in name else registry().adapters.get(name, way_out=HINT)
     if isinstance(adapter, Refusal):
         raise AdapterError(f"'{name}' is refused, so there is nothing to check: {adapter.reason}")
     found = [_example(arguments.example)] if arguments.example else examples(name)
@@ -64,16 +64,16 @@ def check_adapter(arguments: argparse.Namespace) -> int:
     failed = 0
     for example in found:
         for result in run_checks(example, adapter):
-            words = result.problem or (f"not tried: {result.blocked} fails" if result.blocked else "")
+            text = result.problem or (f"not run: {result.blocked} fails" if result.blocked else "")
             note = f" (expected: {result.expected})" if result.expected else ""
-            print(f"{'ok    ' if result.passed else 'FAILED'} {example.label:20} {result.check} {words}{note}".rstrip())
+            print(f"{'ok    ' if result.passed else 'FAILED'} {example.label:20} {result.check} {text}{note}".rstrip())
             failed += not result.passed
     return 1 if failed else 0
 
 
 @_from_here()
 def inspect(arguments: argparse.Namespace) -> None:
-    """Say what can be seen of a model, and write a first adapter."""
+    """Print the inspection of a model, and write a draft of an adapter."""
     from freeloc.inspection.adapter_file import adapter_file
     from freeloc.inspection.inspector import inspect as inspect_model
 
@@ -94,12 +94,12 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def _example(name: str) -> Example:
-    """An installed example by its name, or another by its place."""
-    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out=WAY_OUT)
+    """An installed example by its name, or another one by its import path."""
+    return _thing(name, Example) if ":" in name else registry().examples.get(name, way_out=HINT)
 
 
 def _thing(path: str, kind: type[T]) -> T:
-    """What "package.module:NAME" or "path/to/file.py:NAME" names."""
+    """The object at "package.module:NAME" or "path/to/file.py:NAME"."""
     place, _, name = path.rpartition(":")
     try:
         is_file = place.endswith(".py")
@@ -116,7 +116,7 @@ def _thing(path: str, kind: type[T]) -> T:
 
 
 def methods(arguments: argparse.Namespace) -> int:
-    """List the methods, and the settings that a profile may give them."""
+    """List the methods, and their settings."""
     for name, distribution, method in registry().methods.things():
         settings = f"; settings: {', '.join(method.settings.model_fields)}" if method.settings else ""
         print(f"{name:20} {distribution:20} {method.source}{settings}")
@@ -124,10 +124,10 @@ def methods(arguments: argparse.Namespace) -> int:
 
 
 def backends(arguments: argparse.Namespace) -> int:
-    """List the attention backends, the one that ``auto`` tries first at the top."""
+    """List the attention backends, in the order in which ``auto`` tries them."""
     things = registry().backends.things()
     for name, distribution, backend in sorted(things, key=lambda thing: -_order(thing[2])):
-        use = "by name alone" if backend.priority is None else f"auto, priority {backend.priority}"
+        use = "by name only" if backend.priority is None else f"auto, priority {backend.priority}"
         print(f"{name:20} {distribution:20} {use:20} {backend.source}")
     return problems()
 
@@ -142,8 +142,8 @@ def scorers(arguments: argparse.Namespace) -> int:
         print(
             f"{name:20} {distribution:20} {'higher' if scorer.higher_is_better else 'lower'} is better: {scorer.source}"
         )
-    for family, (_, argument, words) in FAMILIES.items():
-        print(f"{f'{family}:{argument}':20} {'freeloc':20} higher is better: {words}")
+    for family, (_, argument, description) in FAMILIES.items():
+        print(f"{f'{family}:{argument}':20} {'freeloc':20} higher is better: {description}")
     return problems()
 
 
@@ -152,22 +152,22 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("adapters", help="list the models that can be patched")
     command.set_defaults(run=adapters)
 
-    command = commands.add_parser("check-adapter", help="what must be true of an adapter, checked on a small model")
-    command.add_argument("adapter", help="its name, or package.module:NAME, or path/to/file.py:NAME")
-    command.add_argument("--example", help="one that is installed, or the place of another, package.module:NAME")
+    command = commands.add_parser("check-adapter", help="run the conformance suite on an adapter")
+    command.add_argument("adapter", help="name of the adapter, or package.module:NAME, or path/to/file.py:NAME")
+    command.add_argument("--example", help="name of an installed example, or package.module:NAME")
     command.set_defaults(run=check_adapter)
 
-    command = commands.add_parser("inspect", help="what can be seen of a model that no adapter describes")
-    command.add_argument("example", help="package.module:NAME of a freeloc.testing.Example, or an installed one's name")
+    command = commands.add_parser("inspect", help="find the attention calls of a model without an adapter")
+    command.add_argument("example", help="package.module:NAME of a freeloc.testing.Example, or its name")
     command.add_argument("--tokens", type=positive, nargs=4, default=(8, 2, 3, 2), metavar=("F", "H", "W", "B"))
-    command.add_argument("--output", type=Path, help="write a first adapter to this file")
+    command.add_argument("--output", type=Path, help="write a draft of an adapter to this file")
     command.set_defaults(run=inspect)
 
-    command = commands.add_parser("methods", help="list what a model can be patched with")
+    command = commands.add_parser("methods", help="list the methods that a model can be patched with")
     command.set_defaults(run=methods)
 
     command = commands.add_parser("backends", help="list the kernels that compute corrected attention")
     command.set_defaults(run=backends)
 
-    command = commands.add_parser("scorers", help="list what can judge the videos of a probe")
+    command = commands.add_parser("scorers", help="list the scorers of depth video")
     command.set_defaults(run=scorers)

@@ -1,4 +1,4 @@
-"""freeloc profiles plot: pictures of a profile, of its plans, and of the measurements it rests on."""
+"""freeloc profiles plot: pictures of a profile, of its plans, and of the measurements behind it."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DRAWN = 1000
-"""Layers, heads and latent frames, at most: what an untrusted profile says could fill any memory."""
+"""Largest number of layers, heads and latent frames to draw. An untrusted profile could fill all memory."""
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def _chosen_by(profile: Profile, measured: Sensitivity | None) -> str | None:
-    """The depth that the profile's choice rests on, if it says one that was measured."""
+    """The depth that the profile was chosen by, if it is known and was measured."""
     depth = profile.evidence.rule.partition(":")[0] if profile.evidence else ""
     return depth if measured and depth in measured.depths else None
 
@@ -57,7 +57,7 @@ def _require_drawable(profile: Profile, frames: int) -> None:
 
 
 def file_name(table: str) -> str:
-    """What the picture of an untrusted table is called: it stays in the folder.
+    """A safe file name for the picture of an untrusted table name.
 
     >>> file_name("local.head change"), file_name("../../escaped/local"), file_name("/tmp/absolute")
     ('local.head-change', '..-..-escaped-local', '-tmp-absolute')
@@ -66,7 +66,7 @@ def file_name(table: str) -> str:
 
 
 def _plan(profile: Profile, policy: Policy, frames: int) -> "Figure":
-    """The plan of a policy on the first layer that has it; of one head where they differ."""
+    """The plan of a policy on the first layer that has it; if its heads differ, of the first one."""
     layer = next(layer for layer in range(profile.model.layers) if policy in profile.head_policies(layer))
     plans, where = policy_plans(profile, policy, frames, layer), ""
     if not isinstance(plans, FramePlan):
@@ -76,22 +76,24 @@ def _plan(profile: Profile, policy: Policy, frames: int) -> "Figure":
 
 
 def _measurements(arguments: argparse.Namespace) -> Sensitivity | None:
-    """What was given, or what lies beside the profile."""
+    """The given measurements, or those beside the profile."""
     if arguments.measurements:
         return Sensitivity.load(arguments.measurements)
     if path := measurements_path(arguments.profile):
         return Sensitivity.load(path)
     if arguments.depth:
-        raise ProfileError("expected measurements with --depth: none are beside the profile, give --measurements FILE")
+        raise ProfileError(
+            "expected measurements with --depth, found none beside the profile: give --measurements FILE"
+        )
     return None
 
 
 def add(actions: Commands) -> None:
     """Add this action."""
-    command = actions.add_parser("plot", help="pictures of what each layer gets, of plans and of measurements")
+    command = actions.add_parser("plot", help="draw the policies of layers, plans and measurements")
     command.add_argument("profile", help="name, path or repository")
     command.add_argument("--output", type=Path, required=True, help="folder to write PNG files to")
     command.add_argument("--measurements", type=Path, help="a .safetensors file; by default the one beside the profile")
-    command.add_argument("--depth", help="local, output, loss or video; by default the one that chose, or the deepest")
+    command.add_argument("--depth", help="depth to show; by default the one that chose, or of the highest rank")
     command.add_argument("--frames", type=positive, help="latent frames of the plans; by default 4 trained lengths")
     command.set_defaults(run=plot)

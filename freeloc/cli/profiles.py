@@ -15,9 +15,9 @@ from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.untrusted import printable
 
-VERSION_2 = """version 2 gives layers and heads any method (freeloc methods), with settings of its own:
+VERSION_2 = """version 2 supports any method (freeloc methods) for layers and heads, with its own settings:
 "schema_version": 2, "policies": {"wide": {"method": "tsa", "settings": {"stripe": 0.2}}}, "layers": {"wide": [0, 1]}"""
-"""How to write it, for those who have version 1."""
+"""How to write version 2, shown for profiles of version 1."""
 
 
 def profiles(arguments: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def profiles(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Print one profile: what each layer gets, and where that comes from."""
+    """Print one profile: the policies of layers, and their provenance."""
     print("\n".join(_described(load_profile(arguments.profile))))
 
 
@@ -58,31 +58,31 @@ def _described(profile: Profile) -> Iterator[str]:
     for layer, groups in profile.heads.items():
         own = "; ".join(f"{policy}: {' '.join(map(str, heads))}" for policy, heads in groups.items())
         yield f"{'heads':10} of layer {layer}, other than the layer: {own}"
-    lengths = ", ".join(profile.vrpr.lengths) or "none, all by the rule"
+    lengths = ", ".join(profile.vrpr.lengths) or "none, all derived"
     yield f"{'VRPR':10} flooring by {profile.vrpr.flooring}; lengths with settings of their own: {lengths}"
     tsa = profile.tsa or derive_settings(model.trained_latent_frames)
-    yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', by the rule'}"
+    yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', derived'}"
     if profile.evidence:
         yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {printable(profile.evidence.rule, None)}"
 
 
 def validate(arguments: argparse.Namespace) -> None:
-    """Check profile files, and the measurements beside them; the first that is wrong is an error."""
+    """Check profile files, and the measurements beside them. The first wrong one raises an error."""
     oldest = False
     for path in arguments.profiles:
-        words, profile = "it rests on no measurements", load_profile(path)
+        text, profile = "it has no measurements", load_profile(path)
         oldest = oldest or profile.schema_version == 1
         if profile.evidence:
-            found = measurements_path(path)  # whose digest is compared, too
+            found = measurements_path(path)  # also compares the digest
             depths = printable(", ".join(Sensitivity.load(found).depths)) if found else ""
-            words = f"its measurements are beside it: {depths}" if found else "its measurements are not beside it"
-        print(f"{path}: a valid profile of schema version {profile.schema_version}; {words}")
+            text = f"its measurements are beside it: {depths}" if found else "its measurements are not beside it"
+        print(f"{path}: a valid profile of schema version {profile.schema_version}; {text}")
     if oldest:
         print(VERSION_2)
 
 
 def diff(arguments: argparse.Namespace) -> int:
-    """Print what differs; 1 if anything does, as diff does."""
+    """Print the differences; return 1 if there are any, as diff does."""
     lines = differences(load_profile(arguments.first), load_profile(arguments.second))
     print("\n".join(lines) or "no difference")
     return 1 if lines else 0
@@ -93,14 +93,14 @@ def add(commands: Commands) -> None:
     group = commands.add_parser("profiles", help="list, show, validate, compare or draw profiles")
     group.set_defaults(run=profiles)
     actions = group.add_subparsers(metavar="ACTION")
-    actions.add_parser("list", help="all installed ones (the default)").set_defaults(run=profiles)
-    command = actions.add_parser("show", help="what each layer gets, and where that comes from")
+    actions.add_parser("list", help="list installed profiles (the default)").set_defaults(run=profiles)
+    command = actions.add_parser("show", help="print the policies of layers, and their provenance")
     command.add_argument("profile", help="name, path or repository")
     command.set_defaults(run=show)
-    command = actions.add_parser("validate", help="check files")
+    command = actions.add_parser("validate", help="check profile files")
     command.add_argument("profiles", nargs="+", help="names, paths or repositories")
     command.set_defaults(run=validate)
-    command = actions.add_parser("diff", help="what differs between two; exit status 1 if anything does")
+    command = actions.add_parser("diff", help="print the differences of two; exit status 1 if there are any")
     command.add_argument("first", help="name, path or repository")
     command.add_argument("second", help="name, path or repository")
     command.set_defaults(run=diff)

@@ -1,4 +1,4 @@
-"""freeloc demo, bench, measure: videos of the tiny model, and measures of any."""
+"""freeloc demo, bench, measure: videos of the tiny model, and measures of any video."""
 
 import argparse
 import json
@@ -9,11 +9,11 @@ from freeloc.errors import FreelocError
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Run the tiny model at several times its trained length, directly and with freeloc."""
+    """Run the tiny model at several times its trained length, with direct sampling and with freeloc."""
     try:
         from freeloc.tiny.demo import run
     except ImportError as error:
-        raise FreelocError(f'the demo needs more packages ({error}): pip install "freeloc[demo]"') from error
+        raise FreelocError(f'the demo requires more packages ({error}): pip install "freeloc[demo]"') from error
     run(arguments.output, arguments.times, arguments.seed, arguments.steps, arguments.method)
 
 
@@ -23,7 +23,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from freeloc.tiny.results import bench as run_bench
         from freeloc.tiny.sizes import full, quick, single_layers
     except ImportError as error:
-        raise FreelocError(f'the bench needs more packages ({error}): pip install "freeloc[bench]"') from error
+        raise FreelocError(f'the bench requires more packages ({error}): pip install "freeloc[bench]"') from error
     long = arguments.full or arguments.layers
     folder = arguments.output or Path("freeloc-bench-full" if long else "freeloc-bench")
     size = single_layers() if arguments.layers else full() if arguments.full else quick()
@@ -34,7 +34,7 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Print every measure of video files: a line per measure, a column per file."""
+    """Print all measures of video files: a row per measure, a column per file."""
     from freeloc.metrics.measures import MEASURES
     from freeloc.metrics.video import read_video
     from freeloc.pictures import drift_chart, write
@@ -63,27 +63,37 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def add(commands: Commands) -> None:
     """Add these commands."""
-    command = commands.add_parser("demo", help="a tiny real model at 4x its trained length, with and without freeloc")
+    command = commands.add_parser("demo", help="sample a tiny model at 4x its trained length, with and without freeloc")
     command.add_argument("--output", type=Path, default=Path("freeloc-demo"), help="folder to write to")
     command.add_argument("--times", type=positive, default=4, help="length, in trained lengths")
     command.add_argument("--steps", type=positive, default=12, help="denoising steps")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--method", help="one on every layer (freeloc methods), instead of the profile's choice")
+    command.add_argument("--method", help="one method on every layer (freeloc methods), instead of the profile")
     command.set_defaults(run=demo)
 
-    command = commands.add_parser("bench", help="methods on the tiny model, measured; goes on where it was stopped")
+    command = commands.add_parser("bench", help="compare methods on the tiny model; continues after an interruption")
     command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
     sizes = command.add_mutually_exclusive_group()
-    sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x: hours, not minutes")
-    sizes.add_argument("--layers", action="store_true", help="one layer at a time treated differently, at 4x: hours")
-    command.add_argument(
-        "--also", nargs="+", default=[], metavar="NAME", help="methods (freeloc methods), or profiles of the tiny model"
+    sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x; runs for hours")
+    sizes.add_argument(
+        "--layers", action="store_true", help="another policy on one layer at a time, at 4x; runs for hours"
     )
-    command.add_argument("--workers", type=positive, default=1, help="processes; two or more have one thread each")
+    command.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="more methods (freeloc methods), or profiles of the tiny model",
+    )
+    command.add_argument(
+        "--workers", type=positive, default=1, help="number of processes; two or more have one thread each"
+    )
     command.set_defaults(run=bench)
 
-    command = commands.add_parser("measure", help="sharpness, motion, flicker, freezing, looping, drift of video files")
+    command = commands.add_parser(
+        "measure", help="measure sharpness, motion, flicker, freezing, looping and drift of videos"
+    )
     command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
     command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
-    command.add_argument("--drift-chart", type=Path, metavar="PNG", help="draw how far colours drift with time")
+    command.add_argument("--drift-chart", type=Path, metavar="PNG", help="draw the drift of colours over time")
     command.set_defaults(run=measure)

@@ -1,4 +1,4 @@
-"""From a model that nobody has described to the first draft of its adapter."""
+"""Inspection of a model without an adapter, and a first draft of its adapter."""
 
 from freeloc.inspection.inspector import Inspection, inspect
 

@@ -1,4 +1,4 @@
-"""Writes what was seen of a model as a file that describes it: a start for whoever adapts it."""
+"""Writes a draft of an adapter from an inspection."""
 
 import re
 
@@ -6,7 +6,7 @@ from freeloc.errors import FreelocError
 from freeloc.inspection.inspector import Inspection
 from freeloc.inspection.rope_search import FoundRope
 
-TEMPLATE = '''"""{title}, as seen in one small model. Check every line: what was not seen is not here.
+TEMPLATE = '''"""{title}, from one small model. Check every line: it describes only what was found there.
 
 {report}
 """
@@ -29,7 +29,7 @@ ADAPTERS = [ADAPTER]
 
 
 def adapter_file(seen: Inspection, name: str | None = None) -> str:
-    """The text of an adapter's file.
+    """The text of a draft of an adapter.
 
     >>> from freeloc import inspect
     >>> from freeloc.testing import examples
@@ -39,12 +39,11 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
     True
 
     Args:
-        seen: see `inspect`.
-        name: of the adapter; by default from the class.
+        seen: the result of `inspect`.
+        name: name of the adapter; by default derived from the class.
 
     Raises:
-        FreelocError: if the token grid could not be told, so that an adapter would be guesswork; or if no path names
-            the modules that attend over it.
+        FreelocError: if the token grid was not found, or no path matches only the modules that attend over it.
     """
     if seen.grid is None or not seen.candidates:
         raise FreelocError(f"no adapter can be written for {seen.model}: {'; '.join(seen.unknown)}")
@@ -52,11 +51,11 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
     name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", re.sub(r"(Transformer.*|Model)$", "", cls) or cls).lower()
     sites = ", ".join(_site(seen, index) for index in range(len(seen.candidates)))
     rope = "None" if seen.rope is None else _rope(seen.rope)
-    words = ["Adapter", "AttentionSite", "TemporalRope", "TokenGrid"]
-    words = [word for word in words if word != "TemporalRope" or seen.rope]
+    names = ["Adapter", "AttentionSite", "TemporalRope", "TokenGrid"]
+    names = [imported for imported in names if imported != "TemporalRope" or seen.rope]
     if "MATMUL" in sites:
-        words.insert(0, "MATMUL")
-    imports = ("import torch\n\n" if "torch.tensor" in rope else "") + f"from freeloc.adapter import {', '.join(words)}"
+        names.insert(0, "MATMUL")
+    imports = ("import torch\n\n" if "torch.tensor" in rope else "") + f"from freeloc.adapter import {', '.join(names)}"
     text = TEMPLATE.format(
         title=cls,
         report=str(seen),
@@ -76,14 +75,14 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
 def _site(seen: Inspection, index: int) -> str:
     site, grid = seen.candidates[index], seen.grid
     assert grid is not None
-    words = [f'"{site.path}"']
+    fields = [f'"{site.path}"']
     if site.kernel == "torch.matmul":
-        words.append("kernel=MATMUL")
+        fields.append("kernel=MATMUL")
     if grid.text_first or grid.text_last:
-        words.append(f'text="{"first" if grid.text_first else "last"}"')
+        fields.append(f'text="{"first" if grid.text_first else "last"}"')
     if grid.tokens[1:] == (1, 1):
-        words.append('tokens="f"')
-    return f"AttentionSite({', '.join(words)})"
+        fields.append('tokens="f"')
+    return f"AttentionSite({', '.join(fields)})"
 
 
 def _grid(seen: Inspection) -> str:
@@ -96,23 +95,23 @@ def _grid(seen: Inspection) -> str:
 
 
 def _rope(rope: FoundRope) -> str:
-    words = [f"channels={rope.channels}"]
+    fields = [f"channels={rope.channels}"]
     if rope.first:
-        words.append(f"first={rope.first}")
+        fields.append(f"first={rope.first}")
     if rope.pairing != "(pair two)":
-        words.append(f'pairing="{rope.pairing}"')
+        fields.append(f'pairing="{rope.pairing}"')
     if rope.within != rope.channels:
-        words.append(f"within={rope.within}")
+        fields.append(f"within={rope.within}")
     if rope.theta is None:
-        speeds = (
+        found = (
             rope.frequencies if (rope.frequencies - rope.frequencies[:1]).abs().max() > 1e-6 else rope.frequencies[0]
         )
-        words.append(f"frequencies_from=lambda model: torch.tensor({_numbers(speeds.tolist())})")
+        fields.append(f"frequencies_from=lambda model: torch.tensor({_numbers(found.tolist())})")
     else:
-        words.append(f"theta={rope.theta!r}")
-        if abs(rope.step - 1) > 1e-4:
-            words.append(f"step=lambda model, given: {rope.step:.7g}")
-    return f"TemporalRope({', '.join(words)})"
+        fields.append(f"theta={rope.theta!r}")
+        if abs(rope.positions_per_frame - 1) > 1e-4:
+            fields.append(f"step=lambda model, given: {rope.positions_per_frame:.7g}")
+    return f"TemporalRope({', '.join(fields)})"
 
 
 def _numbers(values: object) -> str:

@@ -1,4 +1,4 @@
-"""How tokens follow a video, seen by changing it along one axis at a time."""
+"""Finds the order of the tokens, by changing the video along one axis at a time."""
 
 import math
 from collections.abc import Callable
@@ -14,15 +14,16 @@ from freeloc.interception.watch import AttentionCall, observe
 
 
 @dataclass(frozen=True)
-class SeenGrid:
-    """How the tokens of an attention call follow the video.
+class FoundGrid:
+    """How the tokens of an attention call are ordered.
 
     Args:
-        argument: name of the argument that holds the video, or of three that are frames, rows and columns.
+        argument: name of the argument that holds the video, or of the three that hold frames, rows and columns.
         axes: einops names of the video's axes; with ``(f h w)`` where its tokens are packed.
-        tokens: latent frames, rows and columns of tokens; rows and columns are 1 where each place is a sequence.
-        patch: size of a patch along each.
-        text_first, text_last: tokens that no change of the video moves, before and after those that one does.
+        tokens: latent frames, rows and columns of tokens; rows and columns are 1 where each position in the frame is a
+            sequence.
+        patch: size of a patch along each axis.
+        text_first, text_last: number of tokens before and after the video tokens; they do not depend on the video.
     """
 
     argument: str | tuple[str, str, str]
@@ -33,20 +34,20 @@ class SeenGrid:
     text_last: int
 
 
-class WatchedVideo:
-    """A model whose video is changed, and the queries and keys of one of its modules."""
+class GridSearch:
+    """Changes a model's video, and compares the queries and keys of one of its modules."""
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any], video: str) -> None:
         self._model = model
         self._inputs = inputs
         self._video = video
 
-    def grid(self, path: str) -> SeenGrid | None:
-        """How the tokens of this module's first call follow the video; None if they do not, or in another order."""
+    def grid(self, path: str) -> FoundGrid | None:
+        """The grid of the tokens in this module's first call; None if they are not the video's, or in another order."""
         before = self._call(path, lambda video: None)
         video: Tensor = self._inputs[self._video]
-        moved = self._moved(before, path, lambda video: _disturb(video, slice(None)))
-        whole = moved.any(dim=0).nonzero().flatten()
+        changed = self._changed(before, path, lambda video: _perturb(video, slice(None)))
+        whole = changed.any(dim=0).nonzero().flatten()
         if not len(whole) or int(whole[-1]) - int(whole[0]) + 1 != len(whole):
             return None
         first, count = int(whole[0]), len(whole)
@@ -56,44 +57,44 @@ class WatchedVideo:
         for axis, size in enumerate(video.shape):
             if size == 1:
                 continue
-            rows = self._moved(before, path, partial(_disturb_along, axis=axis))
+            rows = self._changed(before, path, partial(_perturb_along, axis=axis))
             if batch is None and axis == 0 and int(rows.any(dim=1).sum()) * size <= len(rows):
                 batch = axis
             elif not (tokens := rows.any(dim=0)[first : first + count]).all():
                 by_axis[axis] = tokens.nonzero().flatten()
         return self._of_axes(by_axis, count, text, video.ndim)
 
-    def _of_axes(self, moved: dict[int, Tensor], count: int, text: tuple[int, int], ndim: int) -> SeenGrid | None:
+    def _of_axes(self, changed: dict[int, Tensor], count: int, text: tuple[int, int], ndim: int) -> FoundGrid | None:
         shape = self._inputs[self._video].shape
         names = ["b", *["c"] * (ndim - 1)]
-        if len(moved) == 1 and (axis := next(iter(moved))) is not None:
+        if len(changed) == 1 and (axis := next(iter(changed))) is not None:
             packed = self._three_numbers(count)
             if packed is not None and shape[axis] == count:
                 names[axis] = "(f h w)"
                 seen = [int(self._inputs[name]) for name in packed]
-                return SeenGrid(packed, " ".join(names), (seen[0], seen[1], seen[2]), (1, 1, 1), *text)
+                return FoundGrid(packed, " ".join(names), (seen[0], seen[1], seen[2]), (1, 1, 1), *text)
             places = [other for other in range(1, ndim) if other != axis][-2:]
             letters = {axis: "f", **dict(zip(places, "hw", strict=False))}
-            frames = count // len(moved[axis])
+            frames = count // len(changed[axis])
             patch = math.ceil(shape[axis] / frames)
             names = [letters.get(index, name) for index, name in enumerate(names)]
-            return SeenGrid(self._video, " ".join(names), (frames, 1, 1), (patch, 1, 1), *text)
-        for order in permutations(moved, 3) if len(moved) == 3 else ():
-            sizes = [count // len(moved[axis]) for axis in order]
-            if math.prod(sizes) == count and self._is_row_major([moved[axis] for axis in order], sizes):
+            return FoundGrid(self._video, " ".join(names), (frames, 1, 1), (patch, 1, 1), *text)
+        for order in permutations(changed, 3) if len(changed) == 3 else ():
+            sizes = [count // len(changed[axis]) for axis in order]
+            if math.prod(sizes) == count and self._is_row_major([changed[axis] for axis in order], sizes):
                 for axis, letter in zip(order, "fhw", strict=True):
                     names[axis] = letter
                 patch = [math.ceil(shape[axis] / size) for axis, size in zip(order, sizes, strict=True)]
                 tokens = sizes[0], sizes[1], sizes[2]
-                return SeenGrid(self._video, " ".join(names), tokens, (patch[0], patch[1], patch[2]), *text)
+                return FoundGrid(self._video, " ".join(names), tokens, (patch[0], patch[1], patch[2]), *text)
         return None
 
     @staticmethod
-    def _is_row_major(moved: list[Tensor], sizes: list[int]) -> bool:
-        """Whether these tokens are frame 0, row 0 and column 0 of tokens in the order of frames, rows, columns."""
+    def _is_row_major(changed: list[Tensor], sizes: list[int]) -> bool:
+        """Whether these are the tokens of frame 0, row 0 and column 0, in the order of frames, rows, columns."""
         grid = torch.arange(math.prod(sizes)).view(*sizes)
         expected = grid[0], grid[:, 0], grid[:, :, 0]
-        return all(torch.equal(found, part.flatten()) for found, part in zip(moved, expected, strict=True))
+        return all(torch.equal(found, part.flatten()) for found, part in zip(changed, expected, strict=True))
 
     def _three_numbers(self, product: int) -> tuple[str, str, str] | None:
         """Names of three whole numbers among the inputs whose product is the number of tokens, frames first."""
@@ -103,7 +104,7 @@ class WatchedVideo:
                 return names
         return None
 
-    def equal_frames(self, grid: SeenGrid, path: str) -> Tensor:
+    def equal_frames(self, grid: FoundGrid, path: str) -> Tensor:
         """Queries and keys of frames with the same content, (2 x batch, heads, frames, tokens_per_frame, head_dim)."""
         axis, frames = grid.axes.replace("(f h w)", "f").split().index("f"), grid.tokens[0]
 
@@ -120,8 +121,8 @@ class WatchedVideo:
         by_frame: Tensor = both.unflatten(2, (frames, -1))
         return by_frame
 
-    def _moved(self, before: AttentionCall, path: str, change: Callable[[Tensor], None]) -> Tensor:
-        """Which tokens of which sequence a change of the video moves, (batch, tokens) bool."""
+    def _changed(self, before: AttentionCall, path: str, change: Callable[[Tensor], None]) -> Tensor:
+        """Which tokens of which sequence depend on a change of the video, (batch, tokens) bool."""
         difference = (self._call(path, change).query - before.query).abs().amax(dim=(1, 3))
         return difference > 1e-4 * difference.max().clamp(min=1e-12)
 
@@ -131,11 +132,11 @@ class WatchedVideo:
         return observe(self._model, self._inputs | {self._video: video}, until=lambda call: call.path == path)[-1]
 
 
-def _disturb_along(video: Tensor, axis: int) -> None:
-    _disturb(video.movedim(axis, 0), slice(0, 1))
+def _perturb_along(video: Tensor, axis: int) -> None:
+    _perturb(video.movedim(axis, 0), slice(0, 1))
 
 
-def _disturb(video: Tensor, where: slice) -> None:
-    """Change what stands there along the first axis, by amounts that differ from number to number."""
+def _perturb(video: Tensor, where: slice) -> None:
+    """Change a part of the video along its first axis, each number by another amount."""
     part = video[where]
     part += torch.linspace(1, 2, part.numel()).view(part.shape)

@@ -1,4 +1,4 @@
-"""What can be seen of a model that nobody has described: its attention calls, and from them a first adapter."""
+"""Inspects a model without an adapter: its attention calls, and what an adapter would say about them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from freeloc.adapter.spec import AttentionSite
 from freeloc.errors import AdapterError, FreelocError
-from freeloc.inspection.grid_search import SeenGrid, WatchedVideo
+from freeloc.inspection.grid_search import FoundGrid, GridSearch
 from freeloc.inspection.rope_search import FoundRope, find_rope
 from freeloc.interception.watch import AttentionCall, observe
 
 
 @dataclass(frozen=True)
-class SeenSite:
-    """The calls of modules that differ in one number of their path, and compute the same.
+class FoundSite:
+    """The calls of modules whose paths differ in one number, and that compute the same function.
 
     Args:
-        path: with ``*`` for the number.
-        first: path of the first of them.
-        calls: how many calls there were in one forward.
-        modules: how many modules made them.
-        query, key: shape of the first call's, (batch, heads, tokens, head_dim).
+        path: path of the modules, with ``*`` for the number.
+        first: path of the first module.
+        calls: number of calls in one forward.
+        modules: number of modules that made them.
+        query, key: shapes in the first call, (batch, heads, tokens, head_dim).
         kernel: name of the function.
-        is_candidate: whether it attends over the whole token grid, as all modules that this path names do.
+        is_candidate: whether all modules that the path matches attend over the whole token grid.
     """
 
     path: str
@@ -40,21 +40,21 @@ class SeenSite:
 
 @dataclass
 class Inspection:
-    """What was seen. Print it; `adapter_file` writes it down as an adapter.
+    """What `inspect` found. Print it, or write it as an adapter with `adapter_file`.
 
     Args:
-        model: qualified name of its class.
-        sites: every attention call, grouped.
-        grid: or None if it could not be told.
-        rope: of the first candidate, or None if no rotation over time was seen.
+        model: qualified name of the model's class.
+        sites: all attention calls, grouped.
+        grid: the token grid, or None if it was not found.
+        rope: the temporal RoPE of the first candidate, or None if no rotation was found.
         heads, head_dim: attribute paths of the model that hold these numbers, or None.
         patch_path: attribute path that holds the patch size, or None.
-        unknown: what could not be told, and why.
+        unknown: what was not found, and why.
     """
 
     model: str
-    sites: list[SeenSite]
-    grid: SeenGrid | None = None
+    sites: list[FoundSite]
+    grid: FoundGrid | None = None
     rope: FoundRope | None = None
     heads: str | None = None
     head_dim: str | None = None
@@ -62,8 +62,8 @@ class Inspection:
     unknown: list[str] = field(default_factory=list)
 
     @property
-    def candidates(self) -> list[SeenSite]:
-        """The sites over the whole grid that an adapter can name."""
+    def candidates(self) -> list[FoundSite]:
+        """The sites over the whole grid that an adapter can describe."""
         return [site for site in self.sites if site.is_candidate]
 
     def __str__(self) -> str:
@@ -82,16 +82,17 @@ class Inspection:
             base = f"theta {self.rope.theta:g}" if self.rope.theta else "no single base"
             lines.append(
                 f"rope: channels {self.rope.first} to {self.rope.first + self.rope.channels - 1} ({self.rope.pairing} "
-                f"within {self.rope.within}), {base}, step {self.rope.step:g}, explained within {self.rope.error:.1e}"
+                f"within {self.rope.within}), {base}, {self.rope.positions_per_frame:g} positions per latent frame, "
+                f"error {self.rope.error:.1e}"
             )
-        return "\n".join(lines + [f"not seen: {problem}" for problem in self.unknown])
+        return "\n".join(lines + [f"not found: {problem}" for problem in self.unknown])
 
 
 def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = None) -> Inspection:
-    """List every attention call of a model, and tell from it what an adapter would say.
+    """List every attention call of a model, and derive from them what an adapter needs to say.
 
-    One forward lists the calls; some more, with the video changed along one axis each, tell layout, grid and text; one
-    with equal frames tells the rotary embedding. What was not seen is not claimed.
+    One forward lists the calls. Further ones, each with the video changed along one axis, show layout, grid and text.
+    One forward with equal frames shows the rotary embedding. What was not found is listed as unknown.
 
     >>> from freeloc.testing import examples
     >>> example = examples("hunyuan-video")[0]
@@ -100,30 +101,30 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     ((8, 2, 3), (1, 2, 2), 5, 256.0)
 
     Args:
-        model: any module, best a small one of its kind.
-        inputs: arguments of its forward: at least 4 latent frames, and sizes that differ from axis to axis.
-        video: name of the argument that holds the noisy video; by default the largest tensor that tokens follow.
+        model: any module, preferably a small one of its kind.
+        inputs: arguments of its forward, with at least 4 latent frames, and another size along each axis.
+        video: name of the argument that holds the noisy video; by default the largest tensor that the tokens depend on.
 
     Raises:
-        FreelocError: if no attention call was seen, there is no video among the inputs, or it has less than 4 frames.
+        FreelocError: if there is no attention call, no video among the inputs, or it has less than 4 frames.
     """
     calls = observe(model, inputs)
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     if not calls:
         raise FreelocError(
             f"{name} made no call of scaled_dot_product_attention, and multiplied no queries with keys: its kernel "
-            "cannot be seen. Look for the function that it calls, and describe it as a freeloc.adapter.Kernel, like "
-            "adapters/wan.py"
+            "cannot be intercepted. Find the function that it calls, and describe it as a freeloc.adapter.Kernel, as "
+            "in adapters/wan.py"
         )
     found = Inspection(name, _sites(calls))
     place = _find_grid(model, inputs, found.sites, _videos(inputs, video))
     if place is None:
         found.unknown.append(
-            "grid: in no self-attention do the tokens follow frames, rows and columns of the video. Are there at least "
-            "4 latent frames, and do their sizes differ?"
+            "grid: no self-attention has tokens in the order of frames, rows and columns of the video. Give at least 4 "
+            "latent frames, and another size along each axis"
         )
         return found
-    watched, site, grid = place
+    search, site, grid = place
     found.grid = grid
     for index, seen in enumerate(found.sites):
         if seen.query[2] == seen.key[2] == site.query[2]:
@@ -134,21 +135,21 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
     found.patch_path = _patch_path(model, grid.patch)
     places = {"heads": found.heads, "head_dim": found.head_dim}
-    found.unknown += [f"{name}: no attribute was found that holds it" for name, path in places.items() if not path]
-    found.rope = find_rope(watched.equal_frames(grid, site.first))
+    found.unknown += [f"{name}: no attribute holds it" for name, path in places.items() if not path]
+    found.rope = find_rope(search.equal_frames(grid, site.first))
     if found.rope is None:
         found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")
     return found
 
 
-def _sites(calls: Sequence[AttentionCall]) -> list[SeenSite]:
-    """Calls by the pattern of their path and by what they compute, in order of their first call."""
+def _sites(calls: Sequence[AttentionCall]) -> list[FoundSite]:
+    """Group calls by the pattern of their path and by what they compute, in order of their first call."""
     groups: dict[tuple[object, ...], list[AttentionCall]] = {}
     for call in calls:
         pattern = re.sub(r"\.\d+(?=\.|$)", ".*", call.path, count=1)
         groups.setdefault((pattern, call.query.shape[1:], call.key.shape[1:], call.kernel), []).append(call)
     return [
-        SeenSite(
+        FoundSite(
             path=str(path),
             first=group[0].path,
             calls=len(group),
@@ -161,13 +162,13 @@ def _sites(calls: Sequence[AttentionCall]) -> list[SeenSite]:
     ]
 
 
-def _unlike(model: nn.Module, site: SeenSite, grid: SeenGrid, calls: Sequence[AttentionCall]) -> str:
-    """Why no adapter can name these modules: the path names others too, which do not attend over the whole grid."""
+def _unlike(model: nn.Module, site: FoundSite, grid: FoundGrid, calls: Sequence[AttentionCall]) -> str:
+    """Why no adapter can describe these modules: the path also matches modules that do not attend over the grid."""
     try:
         named = [path for _, path, _ in AttentionSite(site.path).modules(model)]
     except AdapterError as error:
         return str(error)
-    may_have_text = grid.tokens[1:] != (1, 1)  # more tokens than elsewhere, that is; one place's frames have none
+    may_have_text = grid.tokens[1:] != (1, 1)  # then calls may differ in tokens; temporal attention has no text
     alike = {
         call.path
         for call in calls
@@ -177,12 +178,12 @@ def _unlike(model: nn.Module, site: SeenSite, grid: SeenGrid, calls: Sequence[At
     }
     others = ", ".join(path for path in named if path not in alike)
     return (
-        f"an adapter would name {others} too, and attention there is not the same as in {site.first}" if others else ""
+        f"an adapter would describe {others} too, where attention is not the same as in {site.first}" if others else ""
     )
 
 
 def _videos(inputs: Mapping[str, Any], named: str | None) -> list[str]:
-    """Names of the tensors that may be the video, the largest first; or the one that is said to be."""
+    """Names of the tensors that may be the video, the largest first; or the name that the caller gave."""
     sizes = {
         name: value.numel()
         for name, value in inputs.items()
@@ -196,20 +197,20 @@ def _videos(inputs: Mapping[str, Any], named: str | None) -> list[str]:
 
 
 def _find_grid(
-    model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[SeenSite], videos: Sequence[str]
-) -> tuple[WatchedVideo, SeenSite, SeenGrid] | None:
-    """The first self-attention whose tokens follow one of these arguments, in the order of frames, rows, columns."""
+    model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[FoundSite], videos: Sequence[str]
+) -> tuple[GridSearch, FoundSite, FoundGrid] | None:
+    """The first self-attention whose tokens have the order of frames, rows and columns of one of these arguments."""
     for video in videos:
-        watched = WatchedVideo(model, dict(inputs), video)
+        search = GridSearch(model, dict(inputs), video)
         for site in sites:
-            grid = watched.grid(site.first) if site.query[2] == site.key[2] else None
+            grid = search.grid(site.first) if site.query[2] == site.key[2] else None
             if grid is not None:
-                return watched, site, grid
+                return search, site, grid
     return None
 
 
 def _size_path(model: nn.Module, site: str, value: int, kind: Literal["heads", "head_dim"]) -> str | None:
-    """An attribute path that holds the number of heads, or of channels per head: of the configuration, or of a site."""
+    """An attribute path of the number of heads, or of channels per head, in the configuration, the model or a site."""
     config = _config(model)
     own = {name: getattr(model, name, None) for name in vars(model)}
     of_site = vars(model.get_submodule(site))
@@ -233,6 +234,6 @@ def _patch_path(model: nn.Module, patch: tuple[int, int, int]) -> str | None:
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    """What the model's configuration holds by name: a mapping, or the attributes of an object."""
+    """The model's configuration by name: the items of a mapping, or the attributes of an object."""
     config = getattr(model, "config", None)
     return dict(config) if isinstance(config, Mapping) else dict(getattr(config, "__dict__", {}))

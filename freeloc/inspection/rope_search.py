@@ -1,4 +1,4 @@
-"""Which channels of a head time turns, in which pairs and how fast, seen from queries and keys of equal frames."""
+"""Finds the temporal channels of RoPE, their pairing and their frequencies from queries and keys of equal frames."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,22 +9,22 @@ from torch import Tensor
 from freeloc.errors import FreelocError
 
 CONSERVED = 1e-2
-"""By how much a pair's length may change from frame to frame, as a share of the longest: bfloat16 rounds so much."""
+"""How much a pair's length may change between frames, as a share of the largest: the rounding of bfloat16."""
 
 
 @dataclass(frozen=True)
 class FoundRope:
-    """What was observed of a rotation.
+    """The temporal part of a rotary embedding, as found.
 
     Args:
-        first: first channel of the block over which the pairing goes.
+        first: first channel of the block of paired channels.
         channels: number of temporal channels, the leading pairs of that block.
         within: channels of the block.
         pairing: as in `TemporalRope`.
-        frequencies: radians per latent frame, (heads, pairs), between -pi and pi: faster turns look like slower ones.
-        theta: the base that explains the frequencies of all heads together with `step`, if there is one.
-        step: turn of the first pair, in radians per latent frame.
-        error: of the rotation so described, as a share of the largest value.
+        frequencies: radians per latent frame, (heads, pairs), between -pi and pi: faster rotations are aliased.
+        theta: the base that, with `positions_per_frame`, explains the frequencies of all heads, if there is one.
+        positions_per_frame: positions per latent frame; the rotation of the first pair, in radians per latent frame.
+        error: largest error of the described rotation, as a share of the largest value.
     """
 
     first: int
@@ -33,42 +33,42 @@ class FoundRope:
     pairing: Literal["(pair two)", "(two pair)"]
     frequencies: Tensor
     theta: float | None
-    step: float
+    positions_per_frame: float
     error: float
 
 
 def find_rope(frames: Tensor) -> FoundRope | None:
-    """The rotation between equal frames, or None where nothing turns or no pairing explains what changes.
+    """The rotation between equal frames, or None where nothing rotates or no pairing explains the changes.
 
     >>> from freeloc.attention.backends.sdpa import rotate
     >>> angles = torch.arange(5.0)[:, None, None] * 100 ** -(torch.arange(3) / 3)
     >>> x = torch.randn(2, 4, 1, 6, 16).expand(-1, -1, 5, -1, -1)  # (batch, heads, frames, tokens_per_frame, head_dim)
-    >>> turned = rotate(x, torch.polar(torch.ones_like(angles), angles), span=(4, 10), pairing="(two pair)")
-    >>> found = find_rope(turned)
+    >>> rotated = rotate(x, torch.polar(torch.ones_like(angles), angles), span=(4, 10), pairing="(two pair)")
+    >>> found = find_rope(rotated)
     >>> found.first, found.channels, found.pairing, round(found.theta)
     (4, 6, '(two pair)', 100)
 
     Args:
         frames: queries or keys of frames with the same content, (batch, heads, frames, tokens_per_frame, head_dim), at
-            least 4 frames. The first one is left out: it may stand at an uneven distance.
+            least 4 frames. The first one is not used, since its distance to the second may be different.
 
     Raises:
         FreelocError: if there are fewer frames.
     """
     if frames.shape[2] < 4:
-        raise FreelocError(f"expected at least 4 latent frames, to see a rotation, found {frames.shape[2]}: give more")
+        raise FreelocError(f"expected at least 4 latent frames, to find a rotation, found {frames.shape[2]}: give more")
     frames = frames[:, :, 1:].double()
     change = (frames[:, :, 1:] - frames[:, :, :1]).abs().amax(dim=(0, 1, 2, 3))
-    turned = (change > 1e-4 * frames.abs().max()).nonzero().flatten().tolist()
-    if not turned:
+    rotated = (change > 1e-4 * frames.abs().max()).nonzero().flatten().tolist()
+    if not rotated:
         return None
-    found = [_described(frames, pairs, turned) for pairs in _pairings(frames, turned)]
+    found = [_described(frames, pairs, rotated) for pairs in _pairings(frames, rotated)]
     return min(found, key=lambda rope: (round(rope.error, 3), rope.channels), default=None)
 
 
-def _pairings(frames: Tensor, turned: list[int]) -> list[Tensor]:
-    """Ways (2, pairs) to pair the channels that turn, in which no pair changes its length."""
-    head_dim, first = frames.shape[-1], turned[0]
+def _pairings(frames: Tensor, rotated: list[int]) -> list[Tensor]:
+    """Ways (2, pairs) to pair the rotated channels such that no pair changes its length."""
+    head_dim, first = frames.shape[-1], rotated[0]
     ways = [torch.arange(first - first % 2, head_dim - head_dim % 2).view(-1, 2).mT]
     halves = range(1, (head_dim - first) // 2 + 1)
     ways += [torch.stack([torch.arange(half), torch.arange(half, 2 * half)]) + first for half in halves]
@@ -77,50 +77,50 @@ def _pairings(frames: Tensor, turned: list[int]) -> list[Tensor]:
     return [
         pairs
         for pairs, length in zip(ways, lengths, strict=True)
-        if set(turned) <= set(pairs.flatten().tolist())
+        if set(rotated) <= set(pairs.flatten().tolist())
         and (length - length[:, :, :1]).abs().max() <= CONSERVED * largest
     ]
 
 
-def _described(frames: Tensor, pairs: Tensor, turned: list[int]) -> FoundRope:
-    """Speeds of these pairs, and how well they explain the frames."""
-    count = 1 + max(index for index in range(pairs.shape[1]) if {*pairs[:, index].tolist()} & {*turned})
+def _described(frames: Tensor, pairs: Tensor, rotated: list[int]) -> FoundRope:
+    """Frequencies of these pairs, and how well they explain the frames."""
+    count = 1 + max(index for index in range(pairs.shape[1]) if {*pairs[:, index].tolist()} & {*rotated})
     values = _complex(frames, pairs)[..., :count]
     steps = (values[:, :, 1:] * values[:, :, :-1].conj()).sum(dim=(0, 2, 3))
-    speeds = steps.angle()  # (heads, pairs)
+    frequencies = steps.angle()  # (heads, pairs)
     times = torch.arange(frames.shape[2], dtype=torch.float64)
-    expected = values[:, :, :1] * torch.exp(1j * times[:, None, None] * speeds[:, None, None])
+    expected = values[:, :, :1] * torch.exp(1j * times[:, None, None] * frequencies[:, None, None])
     error = float((values - expected).abs().max() / frames.abs().max())
     interleaved = bool(pairs[1, 0] == pairs[0, 0] + 1) and (pairs.shape[1] == 1 or bool(pairs[0, 1] == pairs[0, 0] + 2))
-    theta, step = _base(speeds, error)
+    theta, positions_per_frame = _base(frequencies, error)
     return FoundRope(
         first=int(pairs[0, 0]),
         channels=2 * count,
         within=2 * count if interleaved else 2 * pairs.shape[1],
         pairing="(pair two)" if interleaved else "(two pair)",
-        frequencies=speeds,
+        frequencies=frequencies,
         theta=theta,
-        step=step,
+        positions_per_frame=positions_per_frame,
         error=error,
     )
 
 
-def _base(speeds: Tensor, error: float) -> tuple[float | None, float]:
-    """The base and the step for which step * base ** (-pair / pairs) are the speeds of every head, or None.
+def _base(frequencies: Tensor, error: float) -> tuple[float | None, float]:
+    """The base with which all heads have the frequencies first * base ** (-pair / pairs), or None; and `first`.
 
-    As exactly as queries and keys let it be told, in which there is this error.
+    The tolerance follows from the error of the queries and keys.
     """
-    mean, pairs = speeds.mean(dim=0), speeds.shape[1]
-    step = float(mean[0])
-    if (speeds - mean).abs().max() > 3e-3 * step or (mean <= 0).any():
-        return None, step
+    mean, pairs = frequencies.mean(dim=0), frequencies.shape[1]
+    first = float(mean[0])
+    if (frequencies - mean).abs().max() > 3e-3 * first or (mean <= 0).any():
+        return None, first
     if pairs == 1:
-        return 10_000.0, step
+        return 10_000.0, first
     theta = float((mean[0] / mean[1]) ** pairs)
-    expected = step * theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    expected = first * theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     fits = bool(((mean - expected).abs() <= 3e-3 * expected + max(1e-5, error / 50)).all())
     rounded = float(f"{theta:.3g}")
-    return (rounded if abs(rounded - theta) < max(1e-5, error) * theta else theta) if fits else None, step
+    return (rounded if abs(rounded - theta) < max(1e-5, error) * theta else theta) if fits else None, first
 
 
 def _complex(frames: Tensor, pairs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measures of long videos, and scorers that judge them by name."""
+"""Measures of long videos, and scorers: named functions that score a video."""
 
 from freeloc.metrics.measures import (
     MEASURES,

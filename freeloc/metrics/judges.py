@@ -1,6 +1,6 @@
-"""Judges of probe videos that need weights of their own, by names of two parts: ``clip:openai/clip-vit-base-patch32``.
+"""Scorers with weights of their own, called judges. Their names have two parts: ``clip:openai/clip-vit-base-patch32``.
 
-They are looked for when the probe starts, not after hours of generating.
+A judge is loaded when the probe starts, so that a missing package is an error before hours of generation.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.metrics.video import write_video
 
 CLIP_FRAMES = 16
-"""Frames of a video that CLIP sees, at most: evenly spaced."""
+"""Largest number of frames that are given to CLIP, evenly spaced over the video."""
 
 VBENCH_DIMENSIONS = (
     "subject_consistency",
@@ -33,10 +33,10 @@ VBENCH_DIMENSIONS = (
     "aesthetic_quality",
     "imaging_quality",
 )
-"""Those of VBench that judge any video."""
+"""The dimensions of VBench that apply to any video."""
 
 VBENCH_PYTHON = "FREELOC_VBENCH_PYTHON"
-"""Environment variable: the Python that has vbench, where it is another than this one."""
+"""Environment variable with the path of the Python that has vbench, if it is not this one."""
 
 _VBENCH = """
 import json, sys, torch
@@ -50,14 +50,14 @@ bench.evaluate(video, "freeloc", prompt_list=[prompt], dimension_list=[dimension
 
 @functools.lru_cache(maxsize=8)
 def judge(name: str) -> Scorer:
-    """The judge that a name of two parts means.
+    """The judge with this name of two parts.
 
     >>> judge("clips:some/model")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     freeloc.errors.ProbeError: no judge is named 'clips:some/model'; did you mean clip? known: clip:MODEL, ...
 
     Raises:
-        ProbeError: if there is none, or what it needs cannot be had.
+        ProbeError: if there is none, or a package or model that it requires is missing.
     """
     family, _, argument = name.partition(":")
     if family not in FAMILIES:
@@ -72,12 +72,12 @@ def judge(name: str) -> Scorer:
 
 
 def clip(model: str) -> Scorer:
-    """How well the frames show the prompt: mean cosine of CLIP's image and text embeddings, -1 to 1.
+    """How well the frames match the prompt: mean cosine of CLIP's image and text embeddings, -1 to 1.
 
-    Source: CLIPScore, arXiv 2104.08718, without its factor of 2.5. Needs transformers.
+    Source: CLIPScore, arXiv 2104.08718, without its factor of 2.5. Requires transformers.
 
     Args:
-        model: a repository or a folder.
+        model: a Hugging Face repository or a folder.
     """
     embed = _clip(model)
 
@@ -85,16 +85,16 @@ def clip(model: str) -> Scorer:
         images, text = embed(video, prompt)
         return float((images @ text).mean())
 
-    return Scorer(f"clip:{model}", score, source="CLIPScore, arXiv 2104.08718: how well frames show the prompt")
+    return Scorer(f"clip:{model}", score, source="CLIPScore, arXiv 2104.08718: how well frames match the prompt")
 
 
 def clip_frames(model: str) -> Scorer:
-    """How alike the frames are: mean of each one's cosine with the first and with the one before, by CLIP's embeddings.
+    """How similar frames are: mean cosine of each frame's CLIP embedding with the first and with the previous frame's.
 
-    Source: background consistency of VBench, arXiv 2311.17982. Needs transformers.
+    Source: background consistency of VBench, arXiv 2311.17982. Requires transformers.
 
     Args:
-        model: a repository or a folder.
+        model: a Hugging Face repository or a folder.
     """
     embed = _clip(model)
 
@@ -105,7 +105,7 @@ def clip_frames(model: str) -> Scorer:
         first, before = images[1:] @ images[0], (images[1:] * images[:-1]).sum(dim=-1)
         return float((first + before).mean() / 2)
 
-    return Scorer(f"clip-frames:{model}", score, source="VBench, arXiv 2311.17982: how alike frames are")
+    return Scorer(f"clip-frames:{model}", score, source="VBench, arXiv 2311.17982: how similar frames are")
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,7 +114,7 @@ def _clip(model: str) -> Callable[[Tensor, str], tuple[Tensor, Tensor]]:
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError as error:
-        raise ProbeError(f"'clip:{model}' needs transformers ({error}): pip install transformers") from error
+        raise ProbeError(f"'clip:{model}' requires transformers ({error}): pip install transformers") from error
     try:
         network: Any = CLIPModel.from_pretrained(model)  # in evaluation mode
         processor: Any = CLIPProcessor.from_pretrained(model)
@@ -135,10 +135,10 @@ def _clip(model: str) -> Callable[[Tensor, str], tuple[Tensor, Tensor]]:
 
 
 def vbench(dimension: str) -> Scorer:
-    """A dimension of VBench, arXiv 2311.17982, by its own package.
+    """A dimension of VBench, arXiv 2311.17982, computed by the package vbench.
 
-    That package is pinned to old versions of others, so it may live in another environment: the environment variable
-    FREELOC_VBENCH_PYTHON says which Python has it. It loads its weights itself, for each video anew.
+    vbench requires old versions of other packages. Therefore it may be installed in another environment; then set the
+    environment variable FREELOC_VBENCH_PYTHON to the Python there. vbench loads its weights again for each video.
 
     Args:
         dimension: one of `VBENCH_DIMENSIONS`.
@@ -169,14 +169,14 @@ def _run_vbench(script: str, *arguments: str) -> None:
         problem = str(error)
     if problem:
         raise ProbeError(
-            f"cannot use VBench with {python}: {problem[:300]}. In an environment of its own: pip install vbench, then "
+            f"cannot use VBench with {python}: {problem[:300]}. In a separate environment: pip install vbench, then "
             f"set {VBENCH_PYTHON} to the Python there"
         )
 
 
 FAMILIES: dict[str, tuple[Callable[[str], Scorer], str, str]] = {
-    "clip": (clip, "MODEL", "how well frames show the prompt: needs transformers"),
-    "clip-frames": (clip_frames, "MODEL", "how alike frames are: needs transformers"),
-    "vbench": (vbench, "DIMENSION", "VBench: needs vbench, perhaps in an environment of its own"),
+    "clip": (clip, "MODEL", "how well frames match the prompt: requires transformers"),
+    "clip-frames": (clip_frames, "MODEL", "how similar frames are: requires transformers"),
+    "vbench": (vbench, "DIMENSION", "VBench: requires vbench, possibly in a separate environment"),
 }
-"""Judges by the first part of their name: how to make one, what the second part is, what it is good for."""
+"""Judges by the first part of their name: how to make one, what the second part is, and what it measures."""

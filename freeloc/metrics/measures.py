@@ -1,8 +1,8 @@
 """Measures of long videos that need no downloaded weights.
 
-A video is a tensor (frames, height, width, 3) with values 0..1; `MEASURES` lists those of one video. By consistency
-alone a video that stands still is the best of all, so read no measure without the others: look at sharpness, motion,
-freezing, looping and drift together, and compare each with its value for true videos.
+A video is a tensor (frames, height, width, 3) with values 0..1. `MEASURES` lists the measures of one video. A still
+video has the best consistency, so use the measures together: look at sharpness, motion, freezing, looping and drift,
+and compare each with its value for real videos.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ BRIGHTNESS = torch.tensor([0.299, 0.587, 0.114])
 
 
 def sharpness(video: Tensor) -> float:
-    """Mean of abs(d2/dx2) + abs(d2/dy2) of brightness: falls when detail is lost, rises with noise.
+    """Mean of abs(d2/dx2) + abs(d2/dy2) of brightness. It falls when detail is lost, and rises with noise.
 
     Source: the modified Laplacian of Nayar and Nakagawa (1994), measure LAP2 of Pertuz et al. (2013).
 
@@ -33,7 +33,7 @@ def sharpness(video: Tensor) -> float:
 
 
 def contrast(video: Tensor) -> float:
-    """Standard deviation of brightness within a frame, mean over frames (RMS contrast, Peli 1990): falls when faded.
+    """Standard deviation of brightness within a frame, mean over frames (RMS contrast, Peli 1990).
 
     >>> contrast(torch.full((2, 8, 8, 3), 0.5))
     0.0
@@ -45,7 +45,7 @@ def dynamic_degree(video: Tensor) -> float:
     """Mean length of the largest 5 % of motions between neighbouring frames, in percent of the frame's shorter side.
 
     Source: VBench's dynamic degree (arXiv 2311.17982) before its threshold, with `motion_field` in place of RAFT.
-    Motion of more than 6 pixels per frame along an axis, of at most 64 along the shorter side, is not found.
+    Frames are reduced to 64 pixels along the shorter side. Motion of more than 6 of these per frame is not found.
 
     >>> dynamic_degree(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     0.0
@@ -57,7 +57,7 @@ def dynamic_degree(video: Tensor) -> float:
 
 
 def motion_smoothness(video: Tensor) -> float:
-    """1 - mean absolute difference of each inner frame from what its neighbours predict (`between`): falls with jerks.
+    """1 - mean absolute difference of each inner frame from its neighbours' prediction (`between`). Falls with jerks.
 
     Source: VBench's motion smoothness (arXiv 2311.17982), with block matching in place of AMT.
 
@@ -69,10 +69,10 @@ def motion_smoothness(video: Tensor) -> float:
 
 
 def flicker(video: Tensor) -> float:
-    """Mean absolute second difference in time of the mean colour of a frame: rises when light or colour flickers.
+    """Mean absolute second difference in time of a frame's mean colour. Rises when light flickers.
 
-    Steady change and motion inside the frame leave it near 0. After the temporal flickering of VBench (arXiv
-    2311.17982), which takes first differences of pixels and so counts motion too.
+    It stays near 0 for steady change and for motion inside the frame. It follows the temporal flickering of VBench
+    (arXiv 2311.17982), which uses first differences of pixels and therefore also counts motion.
 
     >>> round(flicker(torch.tensor([0.0, 1, 0, 1]).view(4, 1, 1, 1).expand(4, 8, 8, 3)), 3)
     2.0
@@ -84,7 +84,7 @@ def flicker(video: Tensor) -> float:
 def frozen_share(video: Tensor, threshold: float = 0.002) -> float:
     """Share of neighbouring frames whose mean absolute difference, of values 0..1, is below `threshold`.
 
-    As ffmpeg's freezedetect.
+    Source: ffmpeg's freezedetect.
 
     >>> frozen_share(torch.rand(1, 8, 8, 3).expand(4, -1, -1, -1))
     1.0
@@ -94,7 +94,7 @@ def frozen_share(video: Tensor, threshold: float = 0.002) -> float:
 
 
 def distance_by_lag(video: Tensor) -> Tensor:
-    """Mean absolute difference of frames so many frames apart, (frames,): the self-similarity of a video over time.
+    """Mean absolute difference of two frames by their distance in frames, (frames,): a video's self-similarity.
 
     >>> frame = torch.zeros(1, 4, 4, 3)
     >>> distance_by_lag(torch.cat([frame, frame + 1, frame, frame + 1])).tolist()
@@ -105,10 +105,10 @@ def distance_by_lag(video: Tensor) -> Tensor:
 
 
 def loop_strength(video: Tensor) -> float:
-    """How far frames come back to what they were: 0 never, 1 exactly.
+    """How closely frames return to earlier content: 0 never, 1 exactly.
 
-    The largest fall of `distance_by_lag` below the maximum that it reached at a shorter lag, as a share of that
-    maximum, over lags of at most half the video. A video that stands still does not loop.
+    The largest fall of `distance_by_lag` below its maximum over shorter lags, as a share of that maximum. Lags are at
+    most half the video. A still video does not loop.
 
     >>> frame = torch.zeros(1, 4, 4, 3)
     >>> loop_strength(torch.cat([frame, frame + 1, frame, frame + 1]))
@@ -120,9 +120,9 @@ def loop_strength(video: Tensor) -> float:
 
 
 def drift_curve(video: Tensor, bins: int = 8) -> Tensor:
-    """How much colours have changed after so many frames, (frames,): 0 not at all, 1 none in common.
+    """How much colours change, by distance in frames, (frames,): 0 not at all, 1 no colour in common.
 
-    Mean total variation distance of the colour histograms (each channel in `bins` bins) of frames so many frames apart.
+    Mean total variation distance between the colour histograms (each channel in `bins` bins) of two frames.
 
     >>> drift_curve(torch.full((3, 4, 4, 3), 0.5)).tolist()
     [0.0, 0.0, 0.0]
@@ -160,7 +160,7 @@ MEASURES: dict[str, Callable[[Tensor], float]] = {
 
 
 def colour_spread(videos: Sequence[Tensor]) -> float:
-    """Standard deviation over videos of their mean colour, mean over channels: falls when all get the same colours.
+    """Standard deviation over videos of their mean colour, mean over channels. Falls when all have the same colours.
 
     >>> colour_spread([torch.zeros(2, 4, 4, 3), torch.zeros(3, 4, 4, 3)])
     0.0
@@ -175,11 +175,11 @@ def denoising_loss(
     sigmas: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.95),
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Rectified-flow loss on real clips, (sigmas, clips): low where a model understands clips of this length.
+    """Rectified-flow loss on real clips, (sigmas, clips): low if a model handles clips of this length well.
 
     Mean over all values of (prediction - (noise - latents)) ** 2 at (1 - sigma) latents + sigma noise (arXiv
-    2403.03206). No sampling is needed, so this is the cheapest measure of all. With the
-    same generator seed, two models or patches see the same noise: compare them clip by clip.
+    2403.03206). It needs no sampling, so it is the cheapest measure. With the same generator seed, two models or
+    patches get the same noise, and can be compared clip by clip.
 
     >>> clean = torch.zeros(2, 4, 3, 8, 8)
     >>> denoising_loss(lambda noisy, sigma: noisy / sigma.view(-1, 1, 1, 1, 1), clean).max() < 1e-9
@@ -189,7 +189,7 @@ def denoising_loss(
         predict: (noisy latents, sigma of shape (clips,)) -> velocity of the latents' shape.
         latents: real clips, (clips, channels, frames, height, width).
         sigmas: noise levels, 0 clean to 1 noise.
-        generator: of the noise, on the CPU.
+        generator: random generator of the noise, on the CPU.
     """
     losses = []
     for sigma in sigmas:
@@ -201,7 +201,7 @@ def denoising_loss(
 
 
 def frame_features(video: Tensor, cells: int = 4) -> Tensor:
-    """What a frame looks like, (frames, 5 cells ** 2): per cell of a grid mean colour, contrast and edges.
+    """Appearance of each frame, (frames, 5 cells ** 2): mean colour, contrast and edges per cell of a grid.
 
     >>> frame_features(torch.rand(3, 16, 20, 3)).shape
     torch.Size([3, 80])
@@ -217,7 +217,7 @@ def frame_features(video: Tensor, cells: int = 4) -> Tensor:
 
 
 def motion_features(video: Tensor, cells: int = 4) -> Tensor:
-    """How a frame moves, (frames - 1, 2 cells ** 2): per cell of a grid the mean motion in pixels of the working size.
+    """Motion of each frame, (frames - 1, 2 cells ** 2): mean motion per cell of a grid, in pixels of the working size.
 
     >>> motion_features(torch.rand(3, 16, 20, 3)).shape
     torch.Size([2, 32])
@@ -227,9 +227,9 @@ def motion_features(video: Tensor, cells: int = 4) -> Tensor:
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Distance of two sets of features (count, channels) as if each were normal (Dowson and Landau 1982, as in FID).
+    """Distance of two sets of features (count, channels), as of two normal distributions (Dowson and Landau 1982; FID).
 
-    |m - m'|**2 + tr(S + S' - 2 (S S') ** 0.5). It is biased upwards for small sets: compare sets of equal size only.
+    |m - m'|**2 + tr(S + S' - 2 (S S') ** 0.5). It is biased upwards for small sets, so compare only sets of equal size.
 
     >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     >>> round(frechet_distance(features, features + 1), 4), abs(round(frechet_distance(features, features), 4))
@@ -245,10 +245,10 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 
 def checked(video: Tensor, frames: int = 1) -> Tensor:
-    """A video as float32 on the CPU, if it is one of at least so many frames.
+    """Check a video, and return it as float32 on the CPU.
 
     Raises:
-        FreelocError: if it is not (frames, height, width, 3) with values 0..1.
+        FreelocError: if it is not (frames, height, width, 3) with values 0..1, or has too few frames.
     """
     if video.ndim != 4 or video.shape[-1] != 3:
         raise FreelocError(f"expected a video (frames, height, width, 3), found shape {tuple(video.shape)}")

@@ -1,17 +1,17 @@
-"""Motion between frames by exhaustive block matching: no weights, exact for whole pixels, at any size of frame."""
+"""Motion between frames by exhaustive block matching. It needs no weights, and is exact for whole pixels."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 RADIUS = 6
-"""Largest displacement that is looked for along an axis, in pixels of the working size."""
+"""Largest displacement that the search includes along an axis, in pixels of the working size."""
 
 WORKING_HEIGHT = 64
-"""Frames are reduced to at most so many pixels along their shorter side before motion is looked for."""
+"""Largest size of a frame's shorter side in the search, in pixels. Larger frames are reduced."""
 
 NOISE = 0.5 / 255
-"""Half a step of 8 bits: a longer displacement must match better by more than that."""
+"""Half a level of 8 bits: a longer displacement must match better by more than that."""
 
 
 def displacements(radius: int = RADIUS) -> Tensor:
@@ -26,19 +26,19 @@ def displacements(radius: int = RADIUS) -> Tensor:
 
 
 def motion_field(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
-    """Where each pixel of a frame went in the next one, (frames - 1, height, width, 2): x and y in pixels.
+    """Displacement of each pixel to the next frame, (frames - 1, height, width, 2): x and y in pixels.
 
-    The displacement whose block of neighbours differs least in mean absolute colour. From short to long, one replaces
-    the best so far only where it is better by more than `NOISE`, so that noise on plain areas is no motion. A change of
-    light can be taken for one.
+    It is the displacement with the smallest mean absolute difference of colours over a block. Displacements are tried
+    from short to long. A longer one must be better by more than `NOISE`, so that noise on plain areas does not count as
+    motion. A change of light may be counted as motion.
 
     >>> frame = torch.rand(1, 16, 20, 3)
-    >>> video = torch.cat([frame, frame.roll(2, dims=2)])  # the whole picture goes right by 2 pixels
+    >>> video = torch.cat([frame, frame.roll(2, dims=2)])  # the whole picture moves right by 2 pixels
     >>> motion_field(video)[0, 8, 10].tolist()
     [2.0, 0.0]
 
     Args:
-        video: (frames, height, width, channels); large frames are best made small before: see `working_size`.
+        video: (frames, height, width, channels). Reduce large frames first, with `working_size`.
         radius: largest displacement along an axis, in pixels.
         block: side of a block, in pixels, odd.
     """
@@ -47,7 +47,7 @@ def motion_field(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
 
 
 def inner(field: Tensor, margin: int = RADIUS) -> Tensor:
-    """A motion field (frames, height, width, 2) without its border, from which pixels leave the frame unseen.
+    """A motion field (frames, height, width, 2) without its border, where pixels leave the frame.
 
     >>> inner(torch.zeros(1, 48, 64, 2)).shape, inner(torch.zeros(1, 8, 8, 2)).shape
     (torch.Size([1, 36, 52, 2]), torch.Size([1, 4, 4, 2]))
@@ -57,13 +57,13 @@ def inner(field: Tensor, margin: int = RADIUS) -> Tensor:
 
 
 def between(video: Tensor, radius: int = RADIUS, block: int = 7) -> Tensor:
-    """Each inner frame as its two neighbours predict it, (frames - 2, height, width, channels).
+    """Prediction of each inner frame from its two neighbours, (frames - 2, height, width, channels).
 
-    A pixel is taken to have come from -d and to go on to +d, with the d for which both neighbours agree best; what it
-    looks like in between is their mean there. The frame itself is not looked at.
+    A pixel is assumed to move from -d to +d, with the d for which both neighbours agree best. The prediction is the
+    mean of both. The inner frame itself is not used.
 
     >>> frame = torch.rand(1, 16, 20, 3)
-    >>> video = torch.cat([frame.roll(step, dims=2) for step in (0, 1, 2)])
+    >>> video = torch.cat([frame.roll(offset, dims=2) for offset in (0, 1, 2)])
     >>> torch.allclose(between(video)[0, 4:-4, 4:-4], video[1, 4:-4, 4:-4])
     True
     """
@@ -90,7 +90,7 @@ def working_size(video: Tensor) -> Tensor:
 def _best(before: Tensor, after: Tensor, tried: Tensor, block: int, both_sides: bool = False) -> Tensor:
     """The displacement of least block difference, (frames, height, width, 2), for frames (frames, channels, ...).
 
-    With `both_sides`, seen from a frame in between: there from -d, and on to +d.
+    With `both_sides`, the displacement is that of a frame in between: from -d to +d.
     """
     count, _, height, width = before.shape
     least = torch.full((count, height, width), torch.inf)
@@ -105,7 +105,7 @@ def _best(before: Tensor, after: Tensor, tried: Tensor, block: int, both_sides: 
 
 
 def _shifted(frames: Tensor, x: int, y: int) -> Tensor:
-    """Frames whose pixel p shows what was at p + (x, y); beyond the border, what is at the border."""
+    """Frames whose pixel p is the original's pixel p + (x, y); beyond the border, the border pixel."""
     height, width = frames.shape[-2:]
     rows = (torch.arange(height) + y).clamp(0, height - 1)
     columns = (torch.arange(width) + x).clamp(0, width - 1)
@@ -113,7 +113,7 @@ def _shifted(frames: Tensor, x: int, y: int) -> Tensor:
 
 
 def _look_up(frames: Tensor, field: Tensor) -> Tensor:
-    """Frames (frames, channels, height, width) whose pixel p shows what was at p + field (frames, height, width, 2)."""
+    """Frames (frames, channels, height, width) whose pixel p is the original's p + field (frames, height, width, 2)."""
     count, channels, height, width = frames.shape
     columns = (torch.arange(width) + field[..., 0].long()).clamp(0, width - 1)
     rows = (torch.arange(height)[:, None] + field[..., 1].long()).clamp(0, height - 1)

@@ -1,4 +1,4 @@
-"""Reading videos from files, GIF by Pillow and everything else by PyAV; writing them."""
+"""Reading video files (GIF with Pillow, all others with PyAV), and writing them."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def read_video(path: str | Path) -> Tensor:
     try:
         frames = _read_gif(path) if path.suffix.lower() == ".gif" else _read_av(path)
     except ImportError as error:
-        raise FreelocError(f'reading videos needs more packages ({error}): pip install "freeloc[video]"') from error
+        raise FreelocError(f'reading videos requires more packages ({error}): pip install "freeloc[video]"') from error
     except (OSError, ValueError) as error:
         raise FreelocError(f"cannot read {path} as a video: {error}") from error
     if not frames:
@@ -48,20 +48,20 @@ def _read_av(path: Path) -> list[Tensor]:
             if not container.streams.video:
                 return []
             frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    except av.FFmpegError as error:  # its kinds share no other base
+    except av.FFmpegError as error:  # the only base class of PyAV's errors
         raise ValueError(error) from error
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError("its frames change their size")
+        raise ValueError("its frames have different sizes")
     return frames
 
 
 def write_video(path: str | Path, video: Tensor, frames_per_second: int = 16) -> None:
-    """Write an MP4 file, H.264, nearly without loss.
+    """Write an MP4 file, H.264, with almost no loss.
 
     Args:
-        path: of the file.
-        video: (frames, height, width, 3) in 0..1; a last odd row or column is left out, since the format has none.
-        frames_per_second: as it will be shown.
+        path: path of the file.
+        video: (frames, height, width, 3) in 0..1. H.264 requires even sizes, so an odd last row or column is left out.
+        frames_per_second: frame rate of the file.
 
     Raises:
         FreelocError: if it cannot be written, or the package that writes it is not installed.
@@ -69,7 +69,7 @@ def write_video(path: str | Path, video: Tensor, frames_per_second: int = 16) ->
     try:
         import av
     except ImportError as error:
-        raise FreelocError(f'writing videos needs more packages ({error}): pip install "freeloc[video]"') from error
+        raise FreelocError(f'writing videos requires more packages ({error}): pip install "freeloc[video]"') from error
     if video.ndim != 4 or video.shape[-1] != 3 or min(video.shape[:3]) < 1 or min(video.shape[1:3]) < 2:
         raise FreelocError(f"expected a video (frames, height, width, 3), found {tuple(video.shape)}")
     even = video[:, : video.shape[1] // 2 * 2, : video.shape[2] // 2 * 2]

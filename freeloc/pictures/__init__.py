@@ -1,6 +1,6 @@
 """Plans, profiles and measurements as figures.
 
-Each function returns a matplotlib figure, for a notebook or for `write`, which makes a PNG file of it.
+Each function returns a matplotlib figure. Show it in a notebook, or save it as a PNG file with `write`.
 """
 
 from freeloc.pictures.charts import curves, drift_chart, scatter

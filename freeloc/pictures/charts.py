@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]
-"""Places, means and standard errors."""
+"""x values, means and standard errors."""
 
 Point = tuple[float, float]
 """Mean and standard error."""
 
 
 def drift_chart(videos: Mapping[str, Sequence[Tensor]], bold: str = "") -> "Figure":
-    """How much colours have changed after so many frames (`freeloc.metrics.drift_curve`): mean over each name's videos.
+    """How much colours change by distance in frames (`freeloc.metrics.drift_curve`): mean over the videos of each name.
 
     >>> still = torch.full((8, 4, 4, 3), 0.5)
     >>> figure = drift_chart({"still": [still], "fading": [still * torch.linspace(0, 1, 8)[:, None, None, None]]})
@@ -28,7 +28,7 @@ def drift_chart(videos: Mapping[str, Sequence[Tensor]], bold: str = "") -> "Figu
     [('still', 0.0), ('fading', 1.0)]
 
     Args:
-        videos: by name, each (frames, height, width, 3) in 0..1; those of one name as long as each other.
+        videos: videos by name, each (frames, height, width, 3) in 0..1. Those of one name have the same length.
         bold: name of a line to compare with, drawn in black.
     """
     lines: dict[str, Curve] = {}
@@ -48,7 +48,7 @@ def curves(
         lines: by name.
         across, up: what the axes show.
         bold: name of a line to compare with, drawn in black.
-        lengths: ticks of a logarithmic axis, in trained lengths; without them it is a plain one.
+        lengths: ticks of a logarithmic axis, in trained lengths; without them the axis is linear.
     """
     figure = empty_figure(9, 5, f"{up}: mean and standard error")
     axes = figure.add_subplot()
@@ -68,7 +68,7 @@ def curves(
 
 
 def scatter(points: Mapping[str, tuple[Point, Point]], across: str, up: str, bold: str = "") -> "Figure":
-    """Two measures against each other: each mean with a cross of standard errors.
+    """One measure against another: each mean with its standard errors as a cross.
 
     Args:
         points: by name, (mean, standard error) across and up.

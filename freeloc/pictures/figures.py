@@ -1,4 +1,4 @@
-"""What all pictures share: a matplotlib figure without a screen, cells of colours, and a PNG file of it."""
+"""Helpers of all pictures: figures without a window, coloured cells, legends, and PNG files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write(figure: "Figure", path: str | Path) -> None:
-    """Write a PNG file, whole or not at all; the same figure gives the same bytes.
+    """Write a PNG file. The write is atomic, and the same figure gives the same bytes.
 
     Raises:
         FreelocError: if it cannot be written.
@@ -31,18 +31,18 @@ def write(figure: "Figure", path: str | Path) -> None:
 
 
 def empty_figure(width: float, height: float, title: str) -> "Figure":
-    """An empty figure that no window shows."""
+    """An empty figure that is not shown in a window."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise FreelocError(f'pictures need matplotlib ({error}): pip install "freeloc[plot]"') from error
+        raise FreelocError(f'pictures require matplotlib ({error}): pip install "freeloc[plot]"') from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(printable(title), parse_math=False)  # an untrusted name is no formula
+    figure.suptitle(printable(title), parse_math=False)  # an untrusted name must not be parsed as a formula
     return figure
 
 
 def draw_cells(axes: "Axes", values: Tensor, colours: list[str]) -> None:
-    """Small whole numbers as cells of these colours."""
+    """Draw a table of small integers as cells; integer i has the colour ``colours[i]``."""
     from matplotlib.colors import ListedColormap
 
     axes.imshow(
@@ -51,15 +51,17 @@ def draw_cells(axes: "Axes", values: Tensor, colours: list[str]) -> None:
 
 
 def add_legend(owner: "Axes | Figure", colours: Mapping[str, str], **place: Any) -> None:
-    """Say what colours stand for, by name; names may be untrusted."""
+    """Add a legend of colours by name. Names may be untrusted."""
     from matplotlib.patches import Patch
 
-    labels = [f" {name}" if name.startswith("_") else name for name in map(printable, colours)]  # else left out
+    labels = [
+        f" {name}" if name.startswith("_") else name for name in map(printable, colours)
+    ]  # matplotlib leaves out labels that start with _
     handles = [Patch(facecolor=colour, edgecolor="#333333") for colour in colours.values()]
     for text in owner.legend(handles, labels, **place).get_texts():
         text.set_parse_math(False)
 
 
 def ticks(count: int) -> list[int]:
-    """Places to name along an axis: all of a few, else every fifth or tenth."""
+    """Ticks of an axis: all if there are few, else every fifth or tenth."""
     return list(range(0, count, 1 if count <= 20 else 5 if count <= 60 else 10))

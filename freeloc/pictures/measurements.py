@@ -1,4 +1,4 @@
-"""Pictures of what a probe measured."""
+"""Pictures of the measurements of a probe."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TableLike(Protocol):
-    """A tensor with named axes, as `freeloc.probing.Table`."""
+    """A tensor with named axes, such as `freeloc.probing.Table`."""
 
     @property
     def values(self) -> Tensor:
@@ -30,15 +30,15 @@ class TableLike(Protocol):
 
 
 class SummaryLike(Protocol):
-    """How sensitive every layer is, each (layers,): as what `freeloc.probing.Sensitivity.summary` returns."""
+    """How sensitive every layer is, such as `freeloc.probing.Summary`; each tensor is (layers,)."""
 
     @property
     def position(self) -> Tensor:
-        """To positions."""
+        """Sensitivity to positions."""
 
     @property
     def context(self) -> Tensor:
-        """To context."""
+        """Sensitivity to context."""
 
     @property
     def position_error(self) -> Tensor:
@@ -54,15 +54,15 @@ class SummaryLike(Protocol):
 
 
 class FactsLike(Protocol):
-    """What measurements are of."""
+    """The origin of measurements, such as `freeloc.probing.ProbeFacts`."""
 
     @property
     def profile(self) -> Profile:
-        """Of the model that was measured."""
+        """The profile of the model that was measured."""
 
 
 class MeasurementsLike(Protocol):
-    """What pictures need of measurements, as `freeloc.probing.Sensitivity`."""
+    """The measurements that pictures show, such as `freeloc.probing.Sensitivity`."""
 
     @property
     def facts(self) -> FactsLike:
@@ -76,11 +76,11 @@ class MeasurementsLike(Protocol):
 
 
 def sensitivity_map(sensitivity: MeasurementsLike, table: str) -> "Figure":
-    """One table of measurements over layers and heads, and over layers and denoising steps: means over the rest.
+    """One table of measurements, over layers and heads and over layers and denoising steps: means over all other axes.
 
     Args:
         sensitivity: the measurements.
-        table: one with heads or steps, such as ``"local.logits"``.
+        table: name of a table with heads or steps, such as ``"local.logits"``.
 
     Raises:
         ProbeError: if it was not measured, or has neither heads nor steps.
@@ -110,7 +110,7 @@ def layer_bars(rows: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> "F
 
     Args:
         rows: (layers,) values and (layers,) standard errors by name. A value that is NaN has no bar.
-        title: of the picture.
+        title: title of the picture.
 
     Raises:
         FreelocError: if matplotlib is not installed.

@@ -13,7 +13,7 @@ FRAME_MASK_COLOURS = {"not attended": "#ffffff", "striped": "#f0b400", "dense": 
 
 
 def plan_tables(plan: FramePlan, title: str = "") -> "Figure":
-    """The two tables of a plan: the positions that pairs of frames get, and which pairs attend.
+    """The two tables of a plan: the positions of pairs of frames, and the frame mask.
 
     >>> import freeloc
     >>> figure = plan_tables(freeloc.frame_plan(freeloc.load_profile("wan2.1"), layer=0, frames=81))
@@ -21,7 +21,7 @@ def plan_tables(plan: FramePlan, title: str = "") -> "Figure":
     ['positions, in latent frames', 'visibility: 52% of pairs of frames']
 
     Raises:
-        FreelocError: if matplotlib is not installed; so with every function here that draws.
+        FreelocError: if matplotlib is not installed.
     """
     figure = empty_figure(10, 4.6, title)
     left, right = figure.subplots(1, 2)

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def layer_chart(profile: Profile, sensitivity: MeasurementsLike | None = None, depth: str | None = None) -> "Figure":
-    """What each layer gets, as coloured cells, and with measurements how sensitive it is, as bars with errors.
+    """The policy of each layer as coloured cells; with measurements also its sensitivity, as bars with standard errors.
 
     >>> import freeloc
     >>> len(layer_chart(freeloc.load_profile("wan2.1")).axes)
     1
 
     Args:
-        profile: which chooses. If heads of a layer differ, there is a row of cells per head.
+        profile: the profile. If heads of a layer differ, there is a row of cells per head.
         sensitivity: measurements of the same model.
-        depth: of the measurements; by default the deepest.
+        depth: the depth whose measurements are shown; by default the one with the highest rank.
 
     Raises:
         ProbeError: if the measurements are of a model with other layers, or the depth was not measured.
@@ -50,7 +50,7 @@ def layer_chart(profile: Profile, sensitivity: MeasurementsLike | None = None, d
 
 
 def policy_colours(profile: Profile) -> dict[Policy, str]:
-    """A colour for each policy that a layer or head gets: its method's, or one of its own where that is taken.
+    """A colour for each policy of a layer or head: its method's colour, or another if that is already used.
 
     >>> import freeloc
     >>> policy_colours(freeloc.load_profile("wan2.1"))
@@ -67,7 +67,7 @@ def policy_colours(profile: Profile) -> dict[Policy, str]:
 
 
 def _draw_policies(axes: "Axes", profile: Profile, heads: int, colours: dict[Policy, str]) -> None:
-    """A coloured cell per layer, in so many rows of heads."""
+    """Draw a coloured cell per layer, in one row per head."""
     names = list(colours)
     policies = [profile.head_policies(layer)[:heads] for layer in range(profile.model.layers)]
     draw_cells(axes, torch.tensor([[names.index(own) for own in layer] for layer in policies]).T, [*colours.values()])
@@ -79,7 +79,7 @@ def _draw_policies(axes: "Axes", profile: Profile, heads: int, colours: dict[Pol
 def _bars(
     profile: Profile, sensitivity: MeasurementsLike, depth: str | None
 ) -> dict[str, tuple[list[float], list[float] | None]]:
-    """Values and standard errors by what they measure; without what was not measured at all."""
+    """Values and standard errors by what they measure. What was not measured is left out."""
     found = sensitivity.summary(depth)
     if len(found.position) != profile.model.layers:
         raise ProbeError(

@@ -1,7 +1,7 @@
-"""Methods to compare with, as plans: what others do about positions and windows beyond the trained length.
+"""Baselines, as plans: what other methods do to positions and windows beyond the trained length.
 
-All of them are pure and the same for every layer. The methods in `BASELINES` change nothing at or below the trained
-length.
+All of them are pure functions, and treat all layers alike. The methods in `BASELINES` change nothing at or below the
+trained length.
 """
 
 import math
@@ -31,7 +31,7 @@ def sliding_window(frames: int, trained_frames: int) -> FramePlan:
 
 
 def clip(frames: int, trained_frames: int) -> FramePlan:
-    """Distances beyond the trained range count as the largest trained one (Shaw et al., arXiv 1803.02155).
+    """Distances beyond the trained range are clipped to the largest trained one (Shaw et al., arXiv 1803.02155).
 
     >>> clip(5, trained_frames=3).positions[-1].tolist()
     [2.0, 2.0, 2.0, 1.0, 0.0]
@@ -41,7 +41,7 @@ def clip(frames: int, trained_frames: int) -> FramePlan:
 
 
 def self_extend(frames: int, trained_frames: int) -> FramePlan:
-    """Exact positions within a window of half the trained range, beyond it floored to groups (arXiv 2401.01325).
+    """Exact positions within a window of half the trained range, floored to groups beyond it (arXiv 2401.01325).
 
     The group is the smallest with which the farthest pair stays inside the trained range.
 
@@ -69,7 +69,7 @@ def position_interpolation(frames: int, trained_frames: int) -> FramePlan:
 
 @dataclass(frozen=True)
 class NtkFrequencies:
-    """A larger base: frequency f_c -> f_c s ** (-2c / (d - 2)) for channel pair c of d channels.
+    """A larger RoPE base: frequency f_c -> f_c s ** (-2c / (d - 2)) for channel pair c of d channels.
 
     The highest frequency stays, the lowest is interpolated (by s). Source: NTK-aware scaled RoPE, described in arXiv
     2309.00071.
@@ -88,7 +88,7 @@ class YarnFrequencies:
     """NTK by parts: frequencies with fewer than `slow` rotations in training are interpolated, above `fast` kept.
 
     Source: arXiv 2309.00071; `slow` and `fast` are its alpha and beta for LLaMA. The clips of video models are so short
-    (the fastest frequency has 3.3 rotations in 21 frames) that nearly all of it is interpolation.
+    (the fastest frequency makes 3.3 rotations in 21 frames) that nearly all frequencies are interpolated.
     """
 
     factor: float
@@ -105,10 +105,10 @@ class YarnFrequencies:
 
 @dataclass(frozen=True)
 class RiflexFrequencies:
-    """The intrinsic frequency, whose period makes videos repeat, slowed to 0.9 rotations in the whole video.
+    """Lowers the intrinsic frequency, whose period makes videos repeat, to 0.9 rotations over the whole video.
 
-    It is the one whose period is closest to `repeats_at` latent frames. A video within that period changes nothing.
-    Source: RIFLEx, arXiv 2502.15894; the 0.9 is its code's.
+    It is the frequency whose period is closest to `repeats_at` latent frames. For a video within that period nothing
+    changes. Source: RIFLEx, arXiv 2502.15894; the 0.9 is from its code.
     """
 
     frames: int
@@ -142,8 +142,8 @@ def riflex(frames: int, trained_frames: int, repeats_at: float | None = None) ->
         frames: latent frames of the video.
         trained_frames: latent frames of the clips that the model was trained on.
         repeats_at: the latent frame at which long videos begin to repeat. The default, 1.5 trained lengths,
-            finds the published frequencies of CogVideoX (period 20, trained on 13) and HunyuanVideo (50 of 33); for
-            other models it is a guess.
+            gives the published frequencies of CogVideoX (period 20, trained on 13 frames) and HunyuanVideo (period 50,
+            trained on 33); for other models it is a guess.
     """
     return _with_frequencies(
         frames, RiflexFrequencies(frames, 1.5 * trained_frames if repeats_at is None else repeats_at)
@@ -153,8 +153,9 @@ def riflex(frames: int, trained_frames: int, repeats_at: float | None = None) ->
 def ultravico(frames: int, trained_frames: int, factor: float = 0.9) -> FramePlan:
     """Positive logits of pairs more than half a trained length apart are multiplied by `factor` (arXiv 2511.20123).
 
-    0.9 as published for Wan, and as in its code the first frame attends to one trained length only. Distances count in
-    frames; the published code counts tokens. Its second factor, for models whose videos repeat, is not included.
+    The factor 0.9 is the published one for Wan. As in the published code, the first frame attends to one trained length
+    only. Distances are in frames; the published code counts tokens. The second factor, for models whose videos repeat,
+    is not included.
 
     >>> ultravico(9, trained_frames=5).decay[0].tolist()
     [1.0, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
@@ -169,8 +170,8 @@ def ultravico(frames: int, trained_frames: int, factor: float = 0.9) -> FramePla
 def reschedule_noise(noise: Tensor, trained_frames: int, generator: torch.Generator | None = None) -> Tensor:
     """FreeNoise's initial noise: beyond the trained length, shuffled repeats of its own first frames.
 
-    Source: arXiv 2310.15169. Of every quarter of a trained length, the frames one trained length earlier
-    come again in another order, so that distant windows share their noise.
+    Each quarter of a trained length repeats the frames one trained length earlier, in shuffled order, so that distant
+    windows share their noise. Source: arXiv 2310.15169.
 
     >>> noise = torch.randn(1, 4, 12, 2, 2)
     >>> again = reschedule_noise(noise, trained_frames=8)
@@ -180,7 +181,7 @@ def reschedule_noise(noise: Tensor, trained_frames: int, generator: torch.Genera
     Args:
         noise: (batch, channels, frames, height, width).
         trained_frames: latent frames of the clips that the model was trained on.
-        generator: of the order, on the CPU.
+        generator: random generator of the order, on the CPU.
     """
     frames, stride = noise.shape[2], max(1, round(trained_frames / 4))
     index = list(range(min(trained_frames, frames)))
@@ -224,4 +225,4 @@ BASELINES = [
     Method("ultravico", _BeyondTraining(ultravico), "UltraViCo, arXiv 2511.20123"),
     Method("freenoise", _BeyondTraining(sliding_window), _FREENOISE, reschedule_noise),
 ]
-"""All of them. FreeNoise fuses overlapping windows; here each frame has one, and its noise is `reschedule_noise`."""
+"""All baselines. FreeNoise fuses overlapping windows; here each frame has one window, and `reschedule_noise`."""

@@ -29,28 +29,28 @@ def relative_positions(frames: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FramePlan:
-    """At which relative position each frame attends to each other frame, and to how much of it.
+    """For each pair of frames: the relative position at which they attend, and which of their tokens attend.
 
     >>> plan = FramePlan.identity(3)
     >>> plan.frames, plan.is_identity, plan.largest_position
     (3, True, 2.0)
 
     Args:
-        positions: (frames, frames) float64; the temporal relative position, in latent frames, that query frame i and
-            key frame j are to have. Fractions are allowed.
-        visibility: (frames, frames) uint8; 0 the pair is not attended, 1 striped (only tokens near each other in raster
-            order), 2 dense.
+        positions: (frames, frames) float64; the temporal relative position of query frame i and key frame j under the
+            plan, in latent frames. Fractions are allowed.
+        visibility: the frame mask, (frames, frames) uint8; 0 not attended, 1 striped (only tokens near each other in
+            raster order), 2 dense.
         stripe: half-width of a stripe as a share of a frame's tokens. Tokens k and l of a striped pair attend to each
             other where ``|k - l| < stripe_tokens(tokens_per_frame)``.
-        frequencies: from the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
-            highest first, to those that it is to have; by default they stay.
-        logit_scale: factor of all logits.
-        decay: (frames, frames) float64; factor of the positive logits of each pair, 1 where it is None.
-        positions_optional: whether the positions only keep distances within the trained range. A model without RoPE,
-            which knows no distances, does without them.
+        frequencies: maps the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
+            highest first, to new ones; by default they are unchanged.
+        logit_scale: factor on all logits.
+        decay: (frames, frames) float64; factor on the positive logits of each pair; None means 1 everywhere.
+        positions_optional: whether the positions only limit distances to the trained range. Such a plan also runs on a
+            model without RoPE, where the positions have no effect.
 
     Raises:
-        FreelocError: if the tables do not fit each other, hold other values, or leave a frame nothing to attend to.
+        FreelocError: if the tables have different sizes or invalid values, or a frame attends to no frame.
     """
 
     positions: Tensor
@@ -115,7 +115,7 @@ class FramePlan:
         return cls(relative_positions(frames), torch.full((frames, frames), DENSE, dtype=torch.uint8))
 
     def same_as(self, other: "FramePlan") -> bool:
-        """Whether both plans ask for the same.
+        """Whether both plans are equal.
 
         >>> FramePlan.identity(3).same_as(FramePlan.identity(3)), FramePlan.identity(3).same_as(FramePlan.identity(4))
         (True, False)
@@ -136,7 +136,7 @@ class FramePlan:
 
     @property
     def largest_position(self) -> float:
-        """Largest distance, in latent frames, at which any attended pair stands."""
+        """Largest relative position of any attended pair, in latent frames."""
         return float(self.positions[self.visibility != NONE].abs().max())
 
     def stripe_tokens(self, tokens_per_frame: int) -> int:
@@ -148,7 +148,7 @@ class FramePlan:
         return max(1, math.ceil(self.stripe * tokens_per_frame))
 
     def token_mask(self, tokens_per_frame: int) -> Tensor:
-        """Which token attends to which, (frames * tokens, frames * tokens) bool. For tests and plots: it is large.
+        """Which token attends to which, (frames * tokens, frames * tokens) bool. It is large: for tests and plots only.
 
         >>> FramePlan.identity(2).token_mask(3).shape
         torch.Size([6, 6])
@@ -166,6 +166,6 @@ class FramePlan:
         1.0
         """
         reach = min(self.stripe_tokens(tokens_per_frame), tokens_per_frame)
-        in_stripe = tokens_per_frame + 2 * sum(tokens_per_frame - step for step in range(1, reach))
+        in_stripe = tokens_per_frame + 2 * sum(tokens_per_frame - offset for offset in range(1, reach))
         dense, striped = int((self.visibility == DENSE).sum()), int((self.visibility == STRIPED).sum())
         return (dense * tokens_per_frame**2 + striped * in_stripe) / (self.frames * tokens_per_frame) ** 2

@@ -1,4 +1,4 @@
-"""Method: a named way to make the plan of a layer. Profiles, ``freeloc.patch`` and plugins refer to it by its name."""
+"""Method: a named function that makes the plan of a layer. Profiles and ``freeloc.patch`` refer to it by name."""
 
 import colorsys
 import hashlib
@@ -15,14 +15,14 @@ from freeloc.errors import FreelocError
 from freeloc.plans.frame_plan import FramePlan
 
 Plans = FramePlan | Sequence[FramePlan]
-"""What a layer gets: one plan, or one for each of its heads."""
+"""The plans of a layer: one plan, or one for each of its heads."""
 
 PlanFunction = Callable[[Any, int, int], Plans]
 """(profile, layer, latent frames) -> plan of the layer, or one plan per head."""
 
 
 class ModelLike(Protocol):
-    """What a method may know of a model."""
+    """What a method may read about a model."""
 
     @property
     def layers(self) -> int:
@@ -42,7 +42,7 @@ class ModelLike(Protocol):
 
 
 class ProfileLike(Protocol):
-    """What a method may read of a profile."""
+    """What a method may read from a profile."""
 
     @property
     def model(self) -> ModelLike:
@@ -51,13 +51,13 @@ class ProfileLike(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A named way to make plans. Plugins bring more of them.
+    """A named function that makes plans. Plugins can register more methods.
 
     >>> method = Method("direct", lambda profile, layer, frames: FramePlan.identity(frames))
     >>> method.colour
     '#bc37c8'
 
-    With settings, which a profile gives to a layer or to heads:
+    A method may have settings, which a profile sets for layers or heads:
 
     >>> from freeloc.plans.baselines import ultravico
     >>> class Decay(BaseModel):
@@ -70,18 +70,18 @@ class Method:
 
     Args:
         name: for ``freeloc.patch(model, method=name)``, and for profiles.
-        plan: (profile, layer, latent frames) -> plan, or one per head; what it needs to know of the model is in
-            ``profile.model``. With a schema of settings: (profile, layer, latent frames, settings).
+        plan: (profile, layer, latent frames) -> plan, or one per head; ``profile.model`` describes the model. With a
+            schema of settings: (profile, layer, latent frames, settings).
         source: publication, or what it does in a few words.
-        noise: what the method does to the initial noise, (noise of shape (batch, channels, frames, height, width),
+        noise: function that prepares the initial noise, (noise of shape (batch, channels, frames, height, width),
             trained latent frames, generator) -> noise. Sampling code applies it: a patch cannot.
-        settings: schema of its settings, a pydantic model; None if it has none. `plan` gets an instance of it.
-        defaults: the settings under a profile (profile -> instance of `settings`). What a policy gives replaces them
-            field by field. By default the schema's own defaults.
-        colour: in pictures, ``"#rrggbb"``; by default one that follows from the name.
+        settings: schema of its settings, a pydantic model; None if it has none. `plan` receives an instance of it.
+        defaults: function from a profile to an instance of `settings`. The settings of a policy replace these field by
+            field. By default the defaults of the schema.
+        colour: colour in pictures, ``"#rrggbb"``; by default one derived from the name.
 
     Raises:
-        FreelocError: if `settings`, `defaults` or `colour` is something else.
+        FreelocError: if `settings`, `defaults` or `colour` is not as described.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Method:
 
 
 def colour_of(name: str) -> str:
-    """A colour that follows from a name: always the same, and for most names another.
+    """A colour derived from a name: always the same for one name, and different for most others.
 
     >>> colour_of("sliding-window"), colour_of("riflex")
     ('#bc3f62', '#cf5299')

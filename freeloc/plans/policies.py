@@ -1,6 +1,6 @@
-"""FreeLOC's own methods, which a profile gives to layers and heads by name: none, VRPR, TSA, and both.
+"""FreeLOC's own methods, which profiles refer to by name: none, VRPR, TSA, and both.
 
-Here they are registered, with the methods to compare with, as any plugin would register its own.
+They are registered here together with the baselines, in the way that any plugin registers its own.
 """
 
 from typing import Protocol
@@ -36,7 +36,7 @@ class BothSettings(BaseModel):
 
 
 class OwnProfileLike(ProfileLike, Protocol):
-    """What the methods of this module read of a profile: the settings that hold where a policy gives none."""
+    """What the methods of this module read from a profile: the settings for policies that have none of their own."""
 
     @property
     def vrpr(self) -> VrprPart:
@@ -44,7 +44,7 @@ class OwnProfileLike(ProfileLike, Protocol):
 
     @property
     def tsa(self) -> TsaSettings | None:
-        """Which frames attend to each other; None: as derived from the trained length."""
+        """Which frames attend to each other; None means that they are derived from the trained length."""
 
 
 def _vrpr_of(profile: OwnProfileLike) -> VrprPart:
@@ -79,15 +79,15 @@ def _both(profile: ProfileLike, layer: int, frames: int, settings: BothSettings)
 
 
 POLICIES = [
-    Method("none", _none, "the layer as the model has it", colour="#bbbbbb"),
+    Method("none", _none, "the unchanged layer", colour="#bbbbbb"),
     Method("vrpr", _vrpr, SOURCE, settings=VrprPart, defaults=_vrpr_of, colour="#0072b2"),
     Method("tsa", _tsa, SOURCE, settings=TsaSettings, defaults=_tsa_of, colour="#e69f00"),
     Method("vrpr+tsa", _both, SOURCE, settings=BothSettings, defaults=_both_of, colour="#009e73"),
 ]
-"""Their colours are distinct for colour-blind readers and in print, after Okabe and Ito."""
+"""The colours are distinct for colour-blind readers and in print, after Okabe and Ito."""
 
 
 @hookimpl
 def freeloc_methods() -> list[Method]:
-    """FreeLOC's own methods, and those to compare with."""
+    """FreeLOC's own methods, and the baselines."""
     return [*POLICIES, *BASELINES]

@@ -1,4 +1,4 @@
-"""TSA: sparser attention with distance: dense, then striped, then the first frames only.
+"""TSA: attention that gets sparser with distance: dense, then striped, then to the first frames only.
 
 Source: FreeLOC, arXiv 2603.25209, tiered sparse attention. Two things differ from the published code: tiers are counted
 in frames, not in tokens, and positions never leave the trained range (the published code keeps true positions up to 24
@@ -15,18 +15,18 @@ from typing_extensions import Self
 from freeloc.plans.frame_plan import DENSE, STRIPED, FramePlan, relative_positions
 
 Frames = Annotated[int, Field(ge=0, le=10**9)]
-"""Far beyond any video, and far below what overflows in a tensor."""
+"""A number of frames. The limit is far beyond any video, and far below what overflows in a tensor."""
 
 
 class TsaSettings(BaseModel):
-    """Three tiers of visibility between frames, each number of frames at most 10**9.
+    """Three tiers of attention by distance between frames. Each number of frames is at most 10**9.
 
     >>> TsaSettings(dense_frames=8, striped_frames=24).stripe
     0.125
 
     Attributes:
         dense_frames: D1; up to this distance every token attends to every token.
-        striped_frames: D2; up to this distance a token attends to those near its own place in the frame.
+        striped_frames: D2; up to this distance a token attends to tokens near its own position in the frame.
         stripe: half-width of the stripe, as a share of a frame's tokens.
         sink_frames: first frames of the video, to which every frame attends densely.
     """
@@ -46,7 +46,7 @@ class TsaSettings(BaseModel):
 
 
 def derive_settings(trained_frames: int) -> TsaSettings:
-    """The published 8 and 24 frames of a model trained on 21, in proportion to its largest trained distance.
+    """Settings in proportion to the trained length: 8 and 24 frames, as published, for a model trained on 21.
 
     >>> derive_settings(trained_frames=21)
     TsaSettings(dense_frames=8, striped_frames=24, stripe=0.125, sink_frames=1)

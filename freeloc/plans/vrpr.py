@@ -1,4 +1,4 @@
-"""VRPR: re-encode relative positions that were never trained into the trained range, fine near and coarse far.
+"""VRPR: re-encode untrained relative positions into the trained range, finely when near and coarsely when far.
 
 Source: FreeLOC, arXiv 2603.25209, video-based relative position re-encoding.
 """
@@ -18,21 +18,22 @@ Flooring = Literal["distance", "position"]
 floor(j / group), which differs from it by at most 1 and is therefore not always monotone."""
 
 MID_GROUP, FAR_GROUP = 2, 8
-"""Published group sizes. The far group doubles where a video is too long for it."""
+"""Published group sizes. The far group is doubled until the video fits."""
 
 LARGEST = 10**9
-"""Of any setting: far beyond any video, and far below what overflows in a tensor."""
+"""Largest value of a setting: far beyond any video, and far below what overflows in a tensor."""
 
 
 class VrprSettings(BaseModel):
-    """Three tiers of distance between frames, each number at most 10**9.
+    """Three tiers of distance between frames. Each number is at most 10**9.
 
     >>> VrprSettings(near_frames=10, mid_frames=14, mid_group=2, far_group=8).mid_frames
     14
 
     Attributes:
         near_frames: W1; up to this distance positions are exact.
-        mid_frames: W2; up to this distance they count in steps of `mid_group` frames, beyond it of `far_group`.
+        mid_frames: W2; up to this distance positions are floored to groups of `mid_group` frames, beyond it of
+            `far_group` frames.
         mid_group: G1, in latent frames.
         far_group: G2, in latent frames.
     """
@@ -54,14 +55,14 @@ class VrprSettings(BaseModel):
 
 
 class VrprPart(BaseModel):
-    """How positions are re-encoded, at any length.
+    """Settings of VRPR for any length.
 
     >>> VrprPart(lengths={"81": VrprSettings(near_frames=10, mid_frames=14, mid_group=2, far_group=8)}).flooring
     'distance'
 
     Attributes:
         flooring: ``"distance"`` as in the paper, ``"position"`` as in its published code.
-        lengths: settings by number of latent frames; every other length follows `derive_settings`.
+        lengths: settings by number of latent frames; for every other length, those of `derive_settings`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -73,10 +74,10 @@ class VrprPart(BaseModel):
 def derive_settings(frames: int, trained_frames: int) -> VrprSettings:
     """Settings for lengths that the paper does not list.
 
-    The rule. Let c = trained_frames - 1, the largest trained distance, and m = frames - 1, the largest one now. Groups
-    are the published 2 and 8; the mid tier is 0.8 c**2 / m frames wide (as published at 2x and 4x); the near window is
-    the widest with which the farthest pair still lies inside the trained range. Where that window would be narrower
-    than 0.4 c, the far group doubles until it is not.
+    Let c = trained_frames - 1, the largest trained distance, and m = frames - 1, the largest distance in the video. The
+    groups are the published 2 and 8. The mid tier is 0.8 c**2 / m frames wide (as published at 2x and 4x). The near
+    window is the widest for which the farthest pair is still inside the trained range. If that window would be narrower
+    than 0.4 c, the far group is doubled until it is not.
 
     >>> derive_settings(161, trained_frames=21)
     VrprSettings(near_frames=9, mid_frames=11, mid_group=2, far_group=16)
@@ -139,15 +140,15 @@ def vrpr_plan(
 
 
 def _tiers(distance: Tensor, settings: VrprSettings, index: Tensor | None = None) -> Tensor:
-    """Distances in frames to re-encoded distances, before the limit. With `index`, floor each frame's own position."""
+    """Re-encoded distances, before clamping. With `index`, each frame's own position is floored, not the distance."""
     near, mid = settings.near_frames, settings.mid_frames
 
-    def steps(group: int) -> Tensor:
+    def groups_apart(group: int) -> Tensor:
         if index is None:
             return distance // group
         return (index[:, None] // group - index[None, :] // group).abs()
 
     mid_shift = near - near // settings.mid_group
     far_shift = mid // settings.mid_group + mid_shift - mid // settings.far_group
-    in_mid, in_far = steps(settings.mid_group) + mid_shift, steps(settings.far_group) + far_shift
+    in_mid, in_far = groups_apart(settings.mid_group) + mid_shift, groups_apart(settings.far_group) + far_shift
     return torch.where(distance <= near, distance, torch.where(distance <= mid, in_mid, in_far))

@@ -1,4 +1,4 @@
-"""Probing: how sensitive each layer of a model is, and which correction it should get."""
+"""Probing: measures how sensitive each layer of a model is, and chooses a correction for it."""
 
 from freeloc.probing.denoising import Objective, diffusion, encode, flow
 from freeloc.probing.depths import Depth, Local, Loss, Output, Video

@@ -1,4 +1,4 @@
-"""The denoising steps of a run, as seen from the calls of its transformers."""
+"""Tracks the denoising steps of a run by the calls of its transformers."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ from freeloc.adapter.spec import Adapter
 from freeloc.errors import ProbeError
 
 TIMES = ("timestep", "timesteps", "t", "sigma")
-"""Names of the argument that tells a model how noisy its input is."""
+"""Names of the argument with the timestep or noise level of the model's input."""
 
 UNTIL = ("r_timestep", "timestep_r")
-"""Names of the time that a flow map jumps to (AnyFlow, MeanFlow): where both times are equal it predicts velocity."""
+"""Names of the target time of a flow map (AnyFlow, MeanFlow). If both times are equal, it predicts velocity."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Call:
 
     Args:
         model: the transformer.
-        arguments: of its forward, by name.
+        arguments: the arguments of its forward, by name.
     """
 
     model: nn.Module
@@ -42,28 +42,28 @@ class Steps:
 
     def __init__(self, first_calls: Sequence[int] = (), ends: bool = True) -> None:
         self.number = -1
-        """Of the step that is running."""
+        """Number of the current step."""
         self.is_first = False
-        """Whether the call that is running is the first of its step."""
+        """Whether the current call is the first of its step."""
         self.calls: dict[int, Call] = {}
-        """The first calls of the steps that were asked for."""
-        self._wanted = frozenset(first_calls)
+        """The first calls of the requested steps, by number of the step."""
+        self._requested = frozenset(first_calls)
         self._ends = ends
         self._last: tuple[int, Any] | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether the run may end: all calls that were asked for have been seen."""
-        return self._ends and bool(self._wanted) and self._wanted <= self.calls.keys()
+        """Whether the run may end early: all requested calls are known."""
+        return self._ends and bool(self._requested) and self._requested <= self.calls.keys()
 
     def note(self, model: nn.Module, arguments: dict[str, Any]) -> None:
-        """A call begins."""
+        """Record the start of a call."""
         given = next((arguments[name] for name in TIMES if arguments.get(name) is not None), None)
         now = (id(model), given.flatten().tolist() if isinstance(given, Tensor) else given)
         self.is_first = given is None or now != self._last
         self._last = now
         self.number += self.is_first
-        if self.is_first and self.number in self._wanted:
+        if self.is_first and self.number in self._requested:
             self.calls[self.number] = Call(model, _copied(arguments))
 
 
@@ -75,7 +75,7 @@ class _Enough(BaseException):
 def watched(
     found: Sequence[tuple[nn.Module, Adapter]], first_calls: Sequence[int] = (), ends: bool = True
 ) -> Iterator[Steps]:
-    """Counts the steps of a run inside the block, and keeps the first call of some; then the run may be ended early."""
+    """Count the steps of a run inside the block, and keep the first calls of some; with `ends`, stop after these."""
     steps = Steps(first_calls, ends)
     removers = [model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True) for model, _ in found]
     try:
@@ -99,7 +99,7 @@ def _noting(model: nn.Module, steps: Steps) -> Callable[..., None]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The first tensor of a model's output; a list of samples of the same shape as one tensor."""
+    """The first tensor of a model's output. A list of samples of the same shape becomes one tensor."""
     if isinstance(output, Tensor):
         return output
     values = list(output.values()) if isinstance(output, Mapping) else output

@@ -1,4 +1,4 @@
-"""The work of a probe in small pieces, each saved as soon as it is done, and shared among processes."""
+"""Cells: a probe's work in small parts, each saved as soon as it is measured, and shared by several processes."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from freeloc.errors import ProbeError
 from freeloc.files import replacing
 from freeloc.probing.table import read_tensors, write_tensors
 
-# Set by accelerate launch and torchrun; by mpirun, with which accelerate starts several processes on CPUs.
+# Set by accelerate launch and torchrun, and by mpirun, with which accelerate starts several processes on CPUs.
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 
@@ -22,11 +22,11 @@ Cell = dict[str, Tensor]
 
 
 class Cells:
-    """The pieces of one probe, by name.
+    """The cells of one probe, by name.
 
     Args:
-        folder: where they are saved; None keeps them in memory only.
-        settings: everything that the numbers depend on; a folder with other settings is refused.
+        folder: folder of the saved cells; None keeps them in memory only.
+        settings: everything that the measurements depend on. A folder with other settings is refused.
 
     Raises:
         ProbeError: if the folder holds another probe, or cannot be written, or several processes have no folder.
@@ -40,11 +40,11 @@ class Cells:
             _claim(self.folder, settings)
         elif self.processes > 1:
             raise ProbeError(
-                f"expected folder=... for a probe in {self.processes} processes: what they measure meets there"
+                f"expected folder=... for a probe in {self.processes} processes: they share their measurements there"
             )
 
     def all(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
-        """All of these. Missing ones are made; of several processes each makes its share."""
+        """All cells of these names. Missing ones are measured; several processes share this work."""
         share = names[self.process :: self.processes]
         for name in _progress([name for name in share if not self.has(name)], title):
             self.get(name, make)
@@ -52,11 +52,11 @@ class Cells:
         return {name: self.get(name, make) for name in names}
 
     def has(self, name: str) -> bool:
-        """Whether this piece exists."""
+        """Whether this cell exists."""
         return name in self._known or (self.folder is not None and self._path(name).exists())
 
     def get(self, name: str, make: Callable[[str], Cell]) -> Cell:
-        """One piece, made if it is missing."""
+        """One cell, which is measured if it is missing."""
         if name not in self._known:
             if self.folder is None:
                 self._known[name] = make(name)
@@ -70,7 +70,7 @@ class Cells:
         return (self.folder or Path()) / f"{name}.safetensors"
 
     def _await(self, names: Sequence[str], title: str) -> None:
-        """Wait until the other processes have made theirs."""
+        """Wait for the cells of the other processes."""
         missing = [name for name in names if not self.has(name)]
         for name in _progress(missing, f"{title}, others"):
             while not self.has(name):
@@ -82,7 +82,7 @@ def _from_environment(names: Sequence[str], default: int) -> int:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Mark a folder as this probe's, or check that it is."""
+    """Record the settings in a new folder, or check that an existing one has the same settings."""
     path = folder / "probe.json"
     text = json.dumps(settings, indent=1, sort_keys=True)
     try:
@@ -93,17 +93,19 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ProbeError(f"cannot keep a probe in {folder}: {error}") from error
-    wanted = json.loads(text)
-    if found != wanted:
-        names = found.keys() | wanted.keys() if isinstance(found, dict) else wanted.keys()
-        changed = [name for name in sorted(names) if not isinstance(found, dict) or found.get(name) != wanted.get(name)]
+    expected = json.loads(text)
+    if found != expected:
+        names = found.keys() | expected.keys() if isinstance(found, dict) else expected.keys()
+        changed = [
+            name for name in sorted(names) if not isinstance(found, dict) or found.get(name) != expected.get(name)
+        ]
         raise ProbeError(
             f"{folder} holds a probe with another {', '.join(changed)}: give another folder, or remove that one"
         )
 
 
 def _progress(things: Iterable[T], title: str) -> Iterable[T]:
-    """With a progress bar, where tqdm is installed."""
+    """Add a progress bar if tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a diffusion transformer was trained to predict, from which its loss on any real video follows."""
+"""Training objectives of diffusion transformers, with which probing computes the loss on real videos."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from freeloc.errors import ProbeError
 
 @dataclass(frozen=True)
 class Objective:
-    """How clean latents and noise are mixed at a noise level (0 clean, 1 noise), and what the model is to predict.
+    """How clean latents and noise are mixed at a noise level (0 clean, 1 noise), and what the model predicts.
 
     Args:
         signal, noise: level -> share of the latents and of the noise in the model's input.
-        target: (latents, noise, level) -> what the model is to predict.
-        timestep: level -> the timestep that the model gets.
+        target: (latents, noise, level) -> what the model should predict.
+        timestep: level -> the timestep that is passed to the model.
     """
 
     signal: Callable[[float], float]
@@ -32,7 +32,7 @@ class Objective:
         return self.signal(level) * latents + self.noise(level) * noise
 
     def numbers(self, levels: Sequence[float]) -> list[list[float]]:
-        """Numbers by which objectives differ, per level: signal, noise, timestep, target of latents and of noise."""
+        """Numbers that identify the objective, per level: signal, noise, timestep, target of latents and of noise."""
         one, none = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
         return [
             [
@@ -54,7 +54,8 @@ def flow(timesteps: float = 1000.0, *, inverted: bool = False) -> Objective:
 
     Args:
         timesteps: the timestep of pure noise: 1000 as in most of diffusers, 1 in Cosmos 2 and some original code.
-        inverted: time runs from noise at 0 to clean latents at `timesteps`, and latents - noise is predicted: Mochi.
+        inverted: whether time runs from noise at 0 to clean latents at `timesteps`, and the model predicts
+            latents - noise, as in Mochi.
     """
     return Objective(
         signal=lambda level: 1 - level,
@@ -72,8 +73,8 @@ def diffusion(alphas_cumprod: Tensor, prediction: str) -> Objective:
     (50.0, 1.0)
 
     Args:
-        alphas_cumprod: of every timestep, (timesteps,).
-        prediction: what the model predicts.
+        alphas_cumprod: cumulative product of alphas of every timestep, (timesteps,).
+        prediction: ``epsilon`` or ``v_prediction``.
     """
     if prediction not in ("epsilon", "v_prediction"):
         raise ProbeError(
@@ -94,10 +95,10 @@ def diffusion(alphas_cumprod: Tensor, prediction: str) -> Objective:
 
 
 def objective_of(model_or_pipeline: object) -> Objective:
-    """The objective that a pipeline's scheduler stands for; rectified flow for a bare transformer.
+    """The objective of a pipeline's scheduler; rectified flow for a transformer without a pipeline.
 
     Raises:
-        ProbeError: if the scheduler stands for another one.
+        ProbeError: if the scheduler is of another kind.
     """
     scheduler: Any = getattr(model_or_pipeline, "scheduler", None)
     if scheduler is None:
@@ -107,20 +108,20 @@ def objective_of(model_or_pipeline: object) -> Objective:
     if "Flow" in type(scheduler).__name__ or prediction.startswith("flow"):
         return flow(float(config.get("num_train_timesteps", 1000)), inverted=bool(config.get("invert_sigmas")))
     if getattr(scheduler, "alphas_cumprod", None) is None:
-        raise ProbeError(f"what a model with {type(scheduler).__name__} predicts is not known: give objective=...")
+        raise ProbeError(f"the objective of a model with {type(scheduler).__name__} is not known: give objective=...")
     return diffusion(scheduler.alphas_cumprod, prediction)
 
 
 def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
-    """Latents of a real video as a diffusers VAE makes them and its pipeline scales them.
+    """Latents of a real video, encoded by a diffusers VAE and scaled as its pipeline does.
 
     Args:
-        vae: such as ``pipe.vae``.
+        vae: a VAE, such as ``pipe.vae``.
         video: (frames, height, width, 3) in 0..1. The VAE may require 4n + 1 frames, and sizes that its stride divides.
         axes: einops names of the axes of one sample of the transformer's input: ``"f c h w"`` for CogVideoX.
 
     Raises:
-        ProbeError: if the VAE does not say the scale of its latents, or says one for each frame.
+        ProbeError: if the configuration of the VAE has no scale of its latents, or one for each frame.
     """
     if video.ndim != 4 or video.shape[-1] != 3 or video.min() < 0 or video.max() > 1:
         raise ProbeError(f"expected a video (frames, height, width, 3) in 0..1, found {tuple(video.shape)}")
@@ -133,19 +134,19 @@ def encode(vae: Any, video: Tensor, axes: str = "c f h w") -> Tensor:
     if mean is not None and std is not None:
         if not len(mean) == len(std) == len(latents):
             raise ProbeError(
-                f"expected {type(vae).__name__} to say mean and deviation of each of {len(latents)} channels, found "
+                f"expected {type(vae).__name__} to have mean and deviation of each of {len(latents)} channels, found "
                 f"{len(mean)} and {len(std)}: scale its latents as its pipeline does"
             )
         mean, std = (value.to(latents).view(-1, 1, 1, 1) for value in (mean, std))
         scaled = (latents - mean) / std * float(config.get("scaling_factor") or 1)
         return einops.rearrange(scaled, f"c f h w -> {axes}")
     if config.get("scaling_factor") is None:
-        raise ProbeError(f"{type(vae).__name__} says no scale of its latents: scale them as its pipeline does")
+        raise ProbeError(f"{type(vae).__name__} has no scale of its latents: scale them as its pipeline does")
     scaled = (latents - float(config.get("shift_factor") or 0)) * float(config["scaling_factor"])
     return einops.rearrange(scaled, f"c f h w -> {axes}")
 
 
 def _of_channels(vae: Any, name: str) -> Tensor | None:
-    """What a VAE says of its latents' channels: in its config, or as a buffer (LTX-Video)."""
+    """A value per channel of the latents, from the configuration of a VAE or from a buffer (LTX-Video)."""
     value = vae.config[name] if name in vae.config else getattr(vae, name, None)
     return None if value is None else torch.as_tensor(value).flatten()

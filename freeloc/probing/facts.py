@@ -1,4 +1,4 @@
-"""The header of a file of measurements, and whether it fits the file's tensors."""
+"""The header of a file of measurements, and the check that it fits the file's tensors."""
 
 import re
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ from freeloc.untrusted import brief, check_version, parsed, printable, problems
 SCHEMA_VERSION = 1
 
 LARGEST_HEADER = 10_000_000
-"""Characters of a header, at most."""
+"""Largest length of a header, in characters."""
 
 TABLE_NAME = re.compile(r"[a-z0-9-]+\.[A-Za-z0-9 _-]+")
-"""``depth.measure``, of letters that cannot lead out of a folder as a file name."""
+"""``depth.measure``, with characters that are safe in a file name."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class ProbeFacts(BaseModel):
-    """The origin of the numbers.
+    """The origin of measurements: model, run, settings and versions.
 
     Attributes:
-        profile: that the model was probed with: its sizes, its trained length, and the settings of the methods.
-        fingerprint: of the weights; see `freeloc.probing.subject.fingerprint`.
-        latent_frames: length of the generated videos or of the clips.
-        prompts: what `run` was called with.
-        seed: of everything that freeloc drew itself: sampled tokens, noise of clips.
-        settings: of each depth, by its name.
-        versions: of the libraries that affect the numbers.
-        command: that started the probe.
+        profile: the profile that the model was probed with: its sizes, trained length, and settings of methods.
+        fingerprint: fingerprint of the weights; see `freeloc.probing.subject.fingerprint`.
+        latent_frames: lengths of the generated videos or of the clips.
+        prompts: the prompts that `run` was called with.
+        seed: random seed of freeloc's own samples: sampled tokens, noise of clips.
+        settings: settings by name of the depth.
+        versions: versions of the libraries that affect the measurements.
+        command: the command that started the probe.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
@@ -66,7 +66,7 @@ def read_header(text: str, where: str) -> Header:
     """Read a header.
 
     Raises:
-        ProbeError: if it is none.
+        ProbeError: if the text is not a header.
     """
     refused = f"{where} holds no measurements of freeloc"
     if len(text) > LARGEST_HEADER:
@@ -77,7 +77,7 @@ def read_header(text: str, where: str) -> Header:
             raise ProbeError(f"{refused}: expected metadata that is a JSON object, found {brief(content)}")
         check_version(content.get("schema_version"), SCHEMA_VERSION, where, "measurements of ")
         header = Header.model_validate(content)
-        header.model_dump_json()  # what is nested so deep that it could not be written again
+        header.model_dump_json()  # fails if it is nested too deeply to be written again
     except ValidationError as error:
         raise ProbeError(f"{refused}:\n{problems(error)}") from None
     except FreelocError as error:

@@ -1,8 +1,8 @@
-"""Numbers of one attention call that tell how a layer depends on positions and on context. Nothing of size L x L.
+"""Measures of one attention call: how a layer depends on positions and on context. They need no L x L matrix.
 
-Sources: FreeLOC, arXiv 2603.25209, for what is measured. The difference of logits is exact without logits, since
-||Q M^T||^2 = <Q^T Q, M^T M>: two Gram matrices of head_dim x head_dim give it for every shift. What depends on the
-softmax is computed for some query tokens of every frame, or for all, a few at a time.
+Source of the measures: FreeLOC, arXiv 2603.25209. The difference of logits is exact, but needs no logits: since
+||Q M^T||^2 = <Q^T Q, M^T M>, two Gram matrices of head_dim x head_dim give it for every shift. What depends on the
+softmax is computed for a sample of query tokens from every frame, or for all, in blocks.
 """
 
 import math
@@ -17,10 +17,10 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.interception.watch import LayerCall
 
 LARGEST_BLOCK = 2**23
-"""Logits in memory at a time, at most."""
+"""Largest number of logits in memory at a time."""
 
 SMALLEST = torch.finfo(torch.float64).tiny
-"""Instead of 0 in a denominator."""
+"""Replaces 0 in a denominator."""
 
 
 def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
@@ -34,11 +34,11 @@ def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
     torch.Size([2, 2])
 
     Args:
-        call: queries and keys as they reach the kernel, rotated by the model.
-        shifts: of the keys, in latent frames.
+        call: an attention call, with the queries and keys that the model has rotated.
+        shifts: shifts of the keys, in latent frames.
 
     Returns:
-        0 throughout for a model without RoPE, whose logits no shift of positions changes.
+        0 everywhere for a model without RoPE, since its logits do not depend on positions.
     """
     rope = call.rope
     heads, head_dim = call.query.shape[1], call.query.shape[-1]
@@ -61,14 +61,15 @@ def logits_difference(call: LayerCall, shifts: Sequence[int]) -> Tensor:
 
 
 class Context(NamedTuple):
-    """How a layer's attention spreads: means over query tokens, (heads,) float64, and standard errors of these.
+    """How a layer's attention is spread: means over query tokens, (heads,) float64, and their standard errors.
 
     Attributes:
-        entropy: of the attention, in nats.
-        windowed: the same if attention were limited to the window.
+        entropy: entropy of the attention, in nats.
+        windowed: entropy of the attention limited to a window.
         change: ||windowed - entropy|| / ||entropy|| over query tokens.
-        beyond: share of the attention of video tokens to video tokens farther than the trained range.
-        distance: mean distance of the video tokens attended to, in latent frames.
+        beyond: share of the attention to video tokens that goes to tokens beyond the trained range.
+        distance: mean distance of the attended video tokens, in latent frames.
+        errors: standard errors by name.
     """
 
     entropy: Tensor
@@ -80,7 +81,7 @@ class Context(NamedTuple):
 
 
 def context(call: LayerCall, window: Tensor, trained_frames: int, rows: int | None = 256, seed: int = 0) -> Context:
-    """`Context` of the video's query tokens, on a random sample of them or exactly.
+    """Measure the `Context` of the video's query tokens, for a random sample of them or for all.
 
     >>> q, k, v = torch.randn(3, 1, 2, 36, 24)  # (batch, heads, tokens, head_dim)
     >>> layout = TokenLayout(frames=6, height=2, width=3)
@@ -91,11 +92,11 @@ def context(call: LayerCall, window: Tensor, trained_frames: int, rows: int | No
     (True, [0.0, 0.0])
 
     Args:
-        call: queries and keys as they reach the kernel, rotated by the model.
-        window: (frames, frames) bool; the key frames that each query frame would see. Text is always seen.
+        call: an attention call, with the queries and keys that the model has rotated.
+        window: (frames, frames) bool; the key frames in the window of each query frame. Text is always included.
         trained_frames: latent frames of the clips that the model was trained on.
-        rows: query tokens to sample, the same number from every frame; None for all.
-        seed: of the sample.
+        rows: number of query tokens to sample, equally many from every frame; None for all.
+        seed: random seed of the sample.
     """
     layout = call.layout
     sample = _sample(layout, rows, seed)
@@ -108,12 +109,12 @@ def context(call: LayerCall, window: Tensor, trained_frames: int, rows: int | No
             of = tokens // layout.tokens_per_frame  # (rows,) query frames
             blocks.append(_of_rows(logits, layout, window[of], distance[of], trained_frames).cpu())
         found.append(torch.cat(blocks, dim=1).flatten(0, 1))
-    left_out = 1 - len(sample) / (layout.frames * layout.tokens_per_frame)
-    return _summarised(torch.stack(found), math.sqrt(left_out))
+    excluded = 1 - len(sample) / (layout.frames * layout.tokens_per_frame)
+    return _summarised(torch.stack(found), math.sqrt(excluded))
 
 
 def _of_rows(logits: Tensor, layout: TokenLayout, window: Tensor, distance: Tensor, trained_frames: int) -> Tensor:
-    """Entropy, windowed entropy, share beyond, mean distance of logits (batch, rows, tokens), (batch, rows, 4)."""
+    """Entropy, windowed entropy, share beyond and mean distance, (batch, rows, 4), of logits (batch, rows, tokens)."""
     weights = logits.softmax(dim=-1)
     video = weights[..., layout.video].unflatten(-1, (layout.frames, -1)).sum(dim=-1).double()  # (batch, rows, frames)
     video = video / video.sum(dim=-1, keepdim=True)
@@ -131,18 +132,18 @@ def _of_rows(logits: Tensor, layout: TokenLayout, window: Tensor, distance: Tens
 
 
 def _entropy(logits: Tensor, weights: Tensor) -> Tensor:
-    """logsumexp - mean logit."""
+    """Entropy of softmax(logits): logsumexp - mean logit."""
     mean = (weights * logits.masked_fill(weights == 0, 0)).sum(dim=-1)
     entropy: Tensor = logits.logsumexp(dim=-1) - mean
     return entropy
 
 
 def _summarised(values: Tensor, correction: float) -> Context:
-    """Means over samples (heads, samples, 4), and their errors, which vanish with `correction` where all were taken."""
+    """Means over samples (heads, samples, 4), and their errors times `correction`, 0 if all tokens were sampled."""
     entropy, windowed = values[..., 0], values[..., 1]
     size = entropy.square().mean(dim=-1).clamp(min=SMALLEST)
     change = ((windowed - entropy).square().mean(dim=-1) / size).sqrt()
-    # Of a ratio of means, to first order; then of its root.
+    # The error of a ratio of means, to first order; then of its square root.
     spread = (windowed - entropy).square() - change.square()[:, None] * entropy.square()
     count = values.shape[1]
     error = spread.std(dim=-1) / math.sqrt(count) / size / (2 * change).clamp(min=1e-12)
@@ -153,7 +154,7 @@ def _summarised(values: Tensor, correction: float) -> Context:
 
 
 def _sample(layout: TokenLayout, rows: int | None, seed: int) -> Tensor:
-    """Numbers of random video tokens, the same number from every frame; of all tokens for None."""
+    """Indices of random video tokens, equally many from every frame; of all tokens for None."""
     every = torch.arange(layout.frames * layout.tokens_per_frame).view(layout.frames, -1)
     if rows is None:
         return every.flatten()
@@ -163,7 +164,7 @@ def _sample(layout: TokenLayout, rows: int | None, seed: int) -> Tensor:
 
 
 def _blocks(call: LayerCall, sample: Tensor, head: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Video tokens a few at a time, each time with their logits to all tokens in one head, (batch, rows, tokens)."""
+    """Blocks of video tokens with their logits to all tokens in one head, (batch, rows, tokens)."""
     query, key = call.query[:, head], _exact(call.key[:, head])
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
     mask = call.mask
@@ -180,5 +181,5 @@ def _blocks(call: LayerCall, sample: Tensor, head: int) -> Iterator[tuple[Tensor
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In at least float32."""
+    """The tensor in at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

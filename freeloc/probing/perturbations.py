@@ -1,6 +1,6 @@
-"""Perturbations of one layer, as plans: its keys are shifted in time, or its attention is limited to a window.
+"""Perturbations of a layer, as plans: shift its keys in time, or limit its attention to a window.
 
-Source: FreeLOC, arXiv 2603.25209, its two probes.
+Source: the two probes of FreeLOC, arXiv 2603.25209.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ WINDOW = "window"
 
 
 def default_shifts(trained_frames: int) -> tuple[int, ...]:
-    """The published 20 and 40 latent frames either way of a model trained on 21, in proportion to its trained range.
+    """Shifts in proportion to the trained range: 20 and 40 latent frames, as published, for a model trained on 21.
 
     >>> default_shifts(trained_frames=21)
     (-40, -20, 20, 40)
@@ -26,7 +26,7 @@ def default_shifts(trained_frames: int) -> tuple[int, ...]:
 
 
 def shifted(frames: int, shift: int) -> FramePlan:
-    """Every key frame is moved `shift` latent frames later.
+    """The plan that moves every key frame `shift` latent frames later.
 
     >>> shifted(3, shift=20).positions[0].tolist()
     [-20.0, -21.0, -22.0]

@@ -41,7 +41,7 @@ def probe(
 
     >>> import torch, freeloc
     >>> from freeloc.tiny.model import load_transformer
-    >>> from freeloc.tiny.world import prompt_embeds
+    >>> from freeloc.tiny.synthetic import prompt_embeds
     >>> transformer = load_transformer()
     >>> def run(prompt):
     ...     noise = torch.randn(1, 3, 24, 20, 28, generator=torch.Generator().manual_seed(0))
@@ -52,24 +52,23 @@ def probe(
     torch.Size([8, 4])
 
     Args:
-        model_or_pipeline: a transformer, also wrapped, or a pipeline; all its transformers are probed as one.
-        run: generates a long video with it, or calls the transformer: the same each time for one prompt, so it must
-            seed its noise. Depth ``video`` needs the video that it returns, of two prompts or more.
-        depth: name of a registered depth, ``"local"``, ``"output"``, ``"video"`` or a plugin's; or a `Depth` with
-            settings of its own: `Local`, `Output`, `Loss`, `Video` ... ``Loss`` needs clips.
-        prompts: run is called once with each; by default once without.
-        profile: says the trained length and the methods' settings: as in `freeloc.patch`.
+        model_or_pipeline: a transformer, also wrapped, or a pipeline. All transformers of a pipeline are probed as one.
+        run: generates a long video, or calls the transformer. It must do the same each time for one prompt, so it must
+            seed its noise. Depth ``video`` requires that it returns the video, and two prompts or more.
+        depth: name of a registered depth, ``"local"``, ``"output"``, ``"video"`` or a plugin's; or a `Depth` object
+            with its settings: `Local`, `Output`, `Loss`, `Video` ... ``Loss`` requires clips.
+        prompts: `run` is called once with each; by default once without a prompt.
+        profile: the source of the trained length and the settings of methods, as in `freeloc.patch`.
         adapter: describes the model; by default found from its class.
-        folder: where every piece of the work is kept as soon as it is done. A probe that was stopped goes on there;
-            with `accelerate launch` or `torchrun` several processes share the work.
-        run_settings: what `run` depends on beside the prompt (frames, size, steps ...), as JSON can hold it: noted with
-            the measurements. A probe with others does not go on in the folder.
-        seed: of what freeloc draws itself: sampled tokens, the noise of clips.
+        folder: folder in which each part of the measurements is saved as soon as it is done. An interrupted probe
+            continues from there. With `accelerate launch` or `torchrun`, several processes share the work.
+        run_settings: what `run` depends on besides the prompt (frames, size, steps ...), as JSON values. They are saved
+            with the measurements. A folder with other settings is refused.
+        seed: random seed of freeloc's own samples: sampled tokens, noise of clips.
 
     Raises:
-        ProbeError: if there is no such depth, or it lacks an argument; if the run does not call the model, or is not
-            the same each time as far as can be seen, or is no longer than the trained length; if the folder holds
-            another probe.
+        ProbeError: if there is no such depth, or it lacks an argument; if the run does not call the model, is different
+            each time, or is not longer than the trained length; if the folder holds another probe.
         ProfileError, AdapterError, PatchError: as `freeloc.patch`.
     """
     chosen = find_depth(depth)
@@ -82,19 +81,19 @@ def probe(
     labels = [str(prompt) for prompt in prompts]
     if len(set(labels)) < len(labels):
         raise ProbeError("expected each prompt once, found one twice")
-    print_of_model = "-".join(fingerprint(transformer)[: 64 // len(found)] for transformer, _ in found)
+    weights = "-".join(fingerprint(transformer)[: 64 // len(found)] for transformer, _ in found)
     subject = Subject(model_or_pipeline, found, run, prompts, loaded, seed)
     settings = chosen.settings(subject)
-    what = {"model": print_of_model, "prompts": labels, "seed": seed, chosen.name: settings}
+    recorded = {"model": weights, "prompts": labels, "seed": seed, chosen.name: settings}
     decides = {"model", "vrpr", "tsa"} | ({"policies"} if loaded.policies else set())
-    what["profile"] = loaded.model_dump(mode="json", include=decides)
+    recorded["profile"] = loaded.model_dump(mode="json", include=decides)
     of_run = {"run": _json(run_settings)} if run_settings else {}
-    what |= of_run
-    subject.cells = Cells(Path(folder) / chosen.name if folder else None, what)
+    recorded |= of_run
+    subject.cells = Cells(Path(folder) / chosen.name if folder else None, recorded)
     tables = _named(chosen, chosen.measure(subject))
     facts = ProbeFacts(
         profile=loaded,
-        fingerprint=print_of_model,
+        fingerprint=weights,
         latent_frames=sorted(subject.latent_frames),
         prompts=labels,
         seed=seed,
@@ -106,7 +105,7 @@ def probe(
 
 
 def _named(depth: Depth, tables: dict[str, Table]) -> dict[str, Table]:
-    """The tables of a depth, whose names say so: files with other names are not read."""
+    """Check that the names of a depth's tables begin with its name: files with other names cannot be read."""
     for name in tables:
         if not TABLE_NAME.fullmatch(name) or not name.startswith(f"{depth.name}."):
             raise ProbeError(
@@ -117,7 +116,7 @@ def _named(depth: Depth, tables: dict[str, Table]) -> dict[str, Table]:
 
 
 def _json(settings: Mapping[str, Any]) -> Any:
-    """Settings as a file gives them back."""
+    """Settings as they are when they are read from a file."""
     try:
         return json.loads(json.dumps(dict(settings)))
     except (TypeError, ValueError) as error:
@@ -125,14 +124,14 @@ def _json(settings: Mapping[str, Any]) -> Any:
 
 
 def _command() -> str:
-    """As it was started, without the folder that the script is in."""
+    """The command line of this process, without the folder of the script."""
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     started = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
     return shlex.join([*started, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:
-    """Of the libraries that have a part in the numbers."""
+    """Versions of the libraries that affect the measurements."""
     installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
     names = ("freeloc", "torch", "diffusers", "transformers", "accelerate")
     return {"python": platform.python_version()} | {name: installed[name] for name in names if name in installed}

@@ -1,4 +1,4 @@
-"""What a depth's numbers are read as: the sensitivities of layers, and the rule that chooses policies by them."""
+"""The summary of a depth's measurements (sensitivities of layers), and the rule that chooses policies from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,25 +10,25 @@ from freeloc.probing.statistics import mean_and_error
 
 @dataclass(frozen=True)
 class Rule:
-    """How sensitive a layer must be for a correction, and which correction it then gets.
+    """How sensitive a layer must be to get a correction, and which correction it gets.
 
-    Depths ``local`` and ``output`` say which layers depend more on positions and on context than others: a layer is
-    sensitive where its number is at least a share of the mean over layers. Depths ``loss`` and ``video`` say what harms
-    or helps: there a difference counts where it is more than so many standard errors.
+    Depths ``local`` and ``output`` compare layers: a layer is sensitive if its number is at least a share of the mean
+    over layers. Depths ``loss`` and ``video`` measure harm and benefit: a difference counts if it is larger than a
+    number of standard errors.
 
-    - ``local``, ``output``, ``video``: VRPR where a layer is sensitive to positions, TSA beside it where it is
-      sensitive to context, nothing where it is neither.
-    - ``loss``: of the policies that were measured on one layer while all others have the base policy (VRPR, unless
-      other policies were asked for), the one with the lowest loss, if it is lower than the base policy's by more than
-      `errors`; else the base policy. Where VRPR was not measured, as on a model without RoPE, the base is ``none``.
+    - ``local``, ``output``, ``video``: VRPR if the layer is sensitive to positions, VRPR and TSA if it is sensitive to
+      context, none if it is sensitive to neither.
+    - ``loss``: each policy was measured on one layer while all others had the base policy (VRPR, unless other policies
+      were given). The layer gets the policy with the lowest loss, if that is lower than the base policy's by more than
+      `errors`; else the base policy. If VRPR was not measured, as on a model without RoPE, the base is ``none``.
 
     >>> print(Rule(position=0.8, for_context="sliding-window"))
     position=0.8, context=1.0, errors=3.0, scorer=None, for_context=sliding-window
 
     Args:
-        position, context: shares of the mean.
-        errors: standard errors.
-        scorer: of ``video``; by default the first.
+        position, context: thresholds, as shares of the mean.
+        errors: threshold, in standard errors.
+        scorer: the scorer of ``video`` that decides; by default the first.
         for_neither, for_position, for_context, without_rope: policies that ``local``, ``output`` and ``video`` choose
             for a layer that is sensitive to neither, to positions, to context, and to context in a model without RoPE.
     """
@@ -44,8 +44,8 @@ class Rule:
 
     def __str__(self) -> str:
         thresholds = ("position", "context", "errors", "scorer")
-        told = [(part.name, getattr(self, part.name), part.default) for part in fields(self)]
-        return ", ".join(f"{name}={value}" for name, value, usual in told if name in thresholds or value != usual)
+        shown = [(part.name, getattr(self, part.name), part.default) for part in fields(self)]
+        return ", ".join(f"{name}={value}" for name, value, usual in shown if name in thresholds or value != usual)
 
     def policy(self, position: bool, context: bool, has_rope: bool) -> str:
         """The policy of a layer that is or is not sensitive to positions and to context.
@@ -59,21 +59,21 @@ class Rule:
 
 
 USUAL = Rule()
-"""The rule with its usual thresholds."""
+"""The rule with its default thresholds."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How sensitive every layer is, (layers,), or every head, (layers, heads): larger is more.
+    """How sensitive every layer is, (layers,), or every head, (layers, heads). Larger is more sensitive.
 
     Attributes:
         position, context: ``local``: difference of logits under shifts; change of entropy by the window. ``output``:
-            change of the output. ``loss``: how much the loss rises if the layer is left alone instead of having VRPR;
-            how much it falls if it has TSA too, or TSA alone without RoPE. ``video``: by how much the score falls.
-            NaN where nothing was measured, as positions of a model without RoPE.
-        position_error, context_error: standard errors over clips or prompts; NaN where there is one.
-        more: other numbers by name, each with its standard errors. ``loss``: by how much the loss falls with each
-            policy that was measured beside ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa``.
+            change of the output. ``loss``: rise of the loss if the layer has no correction instead of VRPR; fall of the
+            loss if it has VRPR and TSA instead (without RoPE, TSA instead of none). ``video``: fall of the score. NaN
+            where nothing was measured, such as positions of a model without RoPE.
+        position_error, context_error: standard errors over clips or prompts; NaN if there is only one.
+        more: other measures by name, each with its standard errors. ``loss``: fall of the loss with each measured
+            policy other than ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa``.
     """
 
     position: Tensor
@@ -98,7 +98,7 @@ class Summary:
         return cls(position, context, position_error, context_error, others)
 
     def columns(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """All numbers and their standard errors by name; without what was not measured where there is something else.
+        """All measures and their standard errors by name. Measures without any number are left out, unless all are.
 
         >>> import torch
         >>> list(Summary.of_samples(position=torch.full((8, 1), torch.nan), context=torch.ones(8, 1)).columns())

@@ -1,4 +1,4 @@
-"""Scorers by name: those that plugins bring, and judges with weights of their own."""
+"""Scorers by name: registered ones, and judges with weights of their own."""
 
 from freeloc.errors import ProbeError
 from freeloc.metrics.judges import FAMILIES, judge
@@ -13,8 +13,8 @@ def find_scorer(scorer: str | Scorer) -> Scorer:
     False
 
     Raises:
-        RegistryError: if none has that name (near names are suggested).
-        ProbeError: if it is a judge with weights of its own that cannot be had: see `freeloc.metrics.judges`.
+        RegistryError: if none has that name (the message suggests similar names).
+        ProbeError: if it is a judge that cannot be loaded: see `freeloc.metrics.judges`.
     """
     if isinstance(scorer, Scorer):
         return scorer

@@ -1,4 +1,4 @@
-"""Sensitivity: what follows from the measurements of a probe, depth by depth."""
+"""Sensitivity: the measurements of a probe, with summaries, a choice of policies, and a profile from it."""
 
 import itertools
 from collections import Counter
@@ -23,49 +23,49 @@ if TYPE_CHECKING:
 
 
 class Sensitivity(Measurements):
-    """What a probe measured, and what follows from it: `freeloc.probe` returns one, `load` reads one.
+    """The measurements of a probe, and the results from them. `freeloc.probe` returns one, and `load` reads one.
 
-    Printing one gives a line per layer: how sensitive it is, and the policy that `to_profile` would choose.
+    Printing it shows a line per layer: how sensitive it is, and the policy that `to_profile` would choose.
     """
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, profile: Profile | None = None) -> str:
-        """A line per layer: how sensitive it is, and its policy. Where there is none, it says why; it never raises.
+        """A line per layer: how sensitive it is, and its policy. If there is no policy, it says why. Never raises.
 
         Args:
-            profile: whose policies are shown; by default those that would be chosen.
+            profile: the profile whose policies are shown; by default those that `to_profile` would choose.
         """
         facts = self.facts
         title = f"{printable(facts.profile.model.name)}, {' and '.join(map(str, facts.latent_frames))} latent frames"
         try:
             depth = self._depth(None)
             columns = {name: _by_layer(values) for name, (values, _) in depth.summarize(self).columns().items()}
-        except Exception as error:  # any plugin's depth, on any file's tables
+        except Exception as error:  # a plugin's depth may fail in any way on the tables of a file
             return f"{title}\n{_why(error)}"
         why = []
         try:
             chosen = depth.choose(self, USUAL) if profile is None else _policies_of(profile)
-        except Exception as error:  # the numbers are shown all the same
+        except Exception as error:  # the numbers are shown anyway
             chosen, why = [], [f"no policy: {_why(error)}"]
         widths = {name: max(10, len(printable(name))) for name in columns}
         head = " ".join(f"{printable(name):>{width}}" for name, width in widths.items())
         lines = [f"{title}, depth {depth.name}", f"{'layer':>5} {head}  policy"]
         rows = itertools.zip_longest(zip(*columns.values(), strict=False), chosen, fillvalue=())
         for layer, (numbers, own) in enumerate(rows):
-            told = " ".join(f"{value:{width}.4g}" for value, width in zip(numbers, widths.values(), strict=False))
-            lines.append(f"{layer:5} {told}  {_told(own)}")
+            text = " ".join(f"{value:{width}.4g}" for value, width in zip(numbers, widths.values(), strict=False))
+            lines.append(f"{layer:5} {text}  {_shown(own)}")
         return "\n".join(lines + why)
 
     def summary(self, depth: str | Depth | None = None, heads: bool = False, scorer: str | None = None) -> Summary:
         """How sensitive each layer or head is to positions and to context: see `Summary`.
 
         Args:
-            depth: its name, or a `Depth` that need not be registered; by default the one with the highest rank of those
-                that were measured.
-            heads: of each head.
-            scorer: of depth ``video``; by default the first.
+            depth: name of a depth, or a `Depth` object, also one that is not registered; by default the measured depth
+                with the highest rank.
+            heads: True for each head, False for each layer.
+            scorer: the scorer of depth ``video``; by default the first.
 
         Raises:
             ProbeError: if the depth was not measured, or is not installed.
@@ -76,12 +76,12 @@ class Sensitivity(Measurements):
         """The policy of each head of each layer; unless `heads`, all heads of a layer get the same one.
 
         Raises:
-            ProbeError: as `to_profile`.
+            ProbeError: for the same reasons as `to_profile`.
         """
         return self._depth(depth).choose(self, rule, heads)
 
     def picture(self, depth: str | Depth | None = None) -> "Figure":
-        """The picture that a depth makes of its measurements.
+        """A picture of the measurements of a depth.
 
         Raises:
             ProbeError: if the depth was not measured, or is not installed.
@@ -90,18 +90,18 @@ class Sensitivity(Measurements):
         return self._depth(depth).picture(self)
 
     def compare(self, other: "Sensitivity") -> dict[tuple[str, str], tuple[float, float]]:
-        """Rank correlation over layers of positions and of context, for every depth of this with every one of `other`.
+        """Rank correlation over layers of the sensitivities to positions and to context, for each pair of depths.
 
-        1 where both put the layers in the same order, 0 where they have nothing to do with each other. Depths that are
+        The keys are (depth of this, depth of `other`). 1 means the same order of layers, 0 no relation. Depths that are
         not installed are left out.
 
         Raises:
-            ProbeError: if they are of models with other numbers of layers.
+            ProbeError: if the models have different numbers of layers.
         """
         mine, its = self.facts.profile.model, other.facts.profile.model
         if mine.layers != its.layers:
             raise ProbeError(
-                f"expected measurements of models with as many layers, found {mine.layers} of {mine.name} and "
+                f"expected measurements of models with equally many layers, found {mine.layers} of {mine.name} and "
                 f"{its.layers} of {its.name}"
             )
         first, second = ({depth.name: depth for depth in installed_depths(found.depths)} for found in (self, other))
@@ -123,17 +123,17 @@ class Sensitivity(Measurements):
         """Choose a policy for each layer by a stated rule.
 
         Args:
-            path: where to write the profile, a ``.json`` file, and beside it the measurements it rests on.
-            depth: whose measurements decide; by default the one with the highest rank of those that were measured.
-            rule: with thresholds of your own.
-            heads: choose for each head.
+            path: path of a ``.json`` file for the profile. The measurements are written beside it.
+            depth: the depth whose measurements decide; by default the measured depth with the highest rank.
+            rule: a rule with other thresholds or policies.
+            heads: whether to choose for each head.
 
         Raises:
-            ProbeError: if the depth was not measured, or not in every layer, or once where a standard error decides; if
-                it is not installed; if the path does not end in ``.json``.
+            ProbeError: if the depth was not measured, not in every layer, or only once where a standard error decides;
+                if it is not installed; if the path does not end in ``.json``.
             ProfileError: if not all layers were measured.
         """
-        if path is not None and Path(path).suffix != ".json":  # the measurements' file, or their folder, might be it
+        if path is not None and Path(path).suffix != ".json":  # it might be the file or the folder of the measurements
             raise ProbeError(f"expected a path that ends in .json for the profile, found {printable(str(path))}")
         found, rule = self._depth(depth), rule or USUAL
         content = self._content(found, rule, found.choose(self, rule, heads))
@@ -147,7 +147,7 @@ class Sensitivity(Measurements):
         return profile
 
     def _content(self, depth: Depth, rule: Rule, policies: list[list[str]]) -> dict[str, object]:
-        """What the profile says, without evidence."""
+        """The content of the profile, without evidence."""
         usual = [Counter(of_heads).most_common(1)[0][0] for of_heads in policies]
         facts, count, samples = self.facts, depth.count_of(self), depth.samples
         layers = {
@@ -173,7 +173,7 @@ class Sensitivity(Measurements):
         }
 
     def _depth(self, name: str | Depth | None) -> Depth:
-        """The depth of this name, or of those that were measured the one with the highest rank."""
+        """The depth of this name; by default the measured depth with the highest rank."""
         if isinstance(name, Depth):
             return name
         if name is None:
@@ -196,7 +196,7 @@ class Sensitivity(Measurements):
 
 
 def _by_layer(values: Tensor) -> list[float]:
-    """A number per layer: means over heads and whatever else there is."""
+    """A number per layer: means over all other axes."""
     found: list[float] = values.flatten(1).mean(dim=1).tolist() if values.ndim > 1 else values.tolist()
     return found
 
@@ -206,7 +206,7 @@ def _policies_of(profile: Profile) -> list[list[str]]:
 
 
 def _why(error: Exception) -> str:
-    """What went wrong, in our words or in those of a plugin."""
+    """The message of an error; for an error of a plugin with its type."""
     return str(error) if isinstance(error, ProbeError) else f"{type(error).__name__}: {printable(str(error))}"
 
 
@@ -220,7 +220,7 @@ def _differing(policies: list[list[str]], usual: list[str]) -> dict[str, dict[st
     return found
 
 
-def _told(policies: Sequence[str]) -> str:
-    """What the heads of a layer get."""
+def _shown(policies: Sequence[str]) -> str:
+    """The policy of a layer, or the number of heads of each policy."""
     counts = Counter(policies).most_common()
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{policy} x{count}" for policy, count in counts) or "?"

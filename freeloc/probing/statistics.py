@@ -1,4 +1,4 @@
-"""Means with standard errors, and how well two orders agree."""
+"""Means with standard errors, and rank correlation."""
 
 import torch
 from torch import Tensor

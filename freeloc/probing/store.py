@@ -1,4 +1,4 @@
-"""Store: what a probe measured, as named tensors in one file, with all that says what they are of."""
+"""Measurements: the tables of a probe with their origin, and the file that holds them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from freeloc.untrusted import printable
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a probe measured. `freeloc.probing.Sensitivity` adds what can be concluded from it.
+    """The measurements of a probe. `freeloc.probing.Sensitivity` adds summaries and a choice of policies.
 
     Args:
-        tables: by name: ``local.logits``, ``loss.value`` ...: docs/probe-your-model.md lists them.
-        facts: see `ProbeFacts`.
+        tables: tables by name, ``local.logits``, ``loss.value`` ... (docs/probe-your-model.md lists them).
+        facts: the origin of the measurements.
     """
 
     tables: Mapping[str, Table]
@@ -28,7 +28,7 @@ class Measurements:
 
     @property
     def depths(self) -> list[str]:
-        """The depths that were probed, by name; one of a plugin may not be installed here."""
+        """Names of the depths that were probed. A plugin's depth may not be installed here."""
         return list(dict.fromkeys(name.split(".")[0] for name in self.tables))
 
     def table(self, name: str) -> Table:
@@ -46,7 +46,7 @@ class Measurements:
         return {name: table for name, table in self.tables.items() if name.split(".")[0] == depth}
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a safetensors file. The write is atomic.
 
         Raises:
             ProbeError: if it cannot be written.
@@ -62,10 +62,10 @@ class Measurements:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read such a file.
+        """Read a file that `save` wrote.
 
         Raises:
-            ProbeError: if it cannot be read, or is something else.
+            ProbeError: if it cannot be read, or is not such a file.
         """
         tensors, metadata = read_tensors(Path(path))
         where = printable(str(path))
@@ -78,10 +78,10 @@ class Measurements:
             raise ProbeError(f"{where} holds no measurements of freeloc: {error}") from None
 
     def merge(self, other: "Measurements") -> Self:
-        """The measurements of both. Where both have a table, the prompts or clips of the other follow those of this.
+        """The measurements of both. If both have a table, the prompts or clips of `other` are appended.
 
         Raises:
-            ProbeError: if they are of different weights, or cannot be put side by side.
+            ProbeError: if they are of different weights, or have tables that cannot be joined.
         """
         mine, its = self.facts, other.facts
         if mine.fingerprint != its.fingerprint:

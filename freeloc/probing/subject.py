@@ -1,4 +1,4 @@
-"""Subject: the model that is probed, how to run it, and where the pieces of the work are saved."""
+"""Subject: the model that is probed, how to run it, and the cells in which measurements are saved."""
 
 import functools
 import hashlib
@@ -34,12 +34,12 @@ class Subject:
     """A model that is being probed.
 
     Args:
-        pipeline: that was given, or the transformer itself.
+        pipeline: the pipeline or transformer that the caller gave.
         found: its transformers, with their adapters.
-        run: generates something, given a prompt if there are any.
-        prompts: one run each; none for one run without a prompt.
-        profile: says the trained length and the settings of the methods.
-        seed: of everything that freeloc draws itself.
+        run: generates a video; its argument is a prompt if there are any.
+        prompts: one run for each; if empty, one run without a prompt.
+        profile: the source of the trained length and of the settings of methods.
+        seed: random seed of freeloc's own samples.
     """
 
     pipeline: object
@@ -49,11 +49,11 @@ class Subject:
     profile: Profile
     seed: int
     cells: Cells = field(init=False)
-    """The pieces of the work."""
+    """The saved measurements."""
     latent_frames: set[int] = field(default_factory=set)
     """Lengths of a run's videos, in latent frames; the same in all runs."""
-    _seen: set[int] = field(default_factory=set)
-    """Lengths seen so far while one piece is made."""
+    _lengths: set[int] = field(default_factory=set)
+    """Lengths of the calls so far, while one cell is measured."""
 
     @property
     def shape(self) -> ModelShape:
@@ -80,33 +80,33 @@ class Subject:
 
     @property
     def prompt_labels(self) -> list[Label]:
-        """A label per run."""
+        """A label for each run."""
         return [str(prompt) for prompt in self.prompts] or ["run"]
 
     def generate(self, prompt: int) -> Any:
-        """One run."""
+        """Run once, with this prompt."""
         return self.run(self.prompts[prompt]) if self.prompts else self.run()
 
     def measure(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
-        """These pieces, read from disk if they are there, else made.
+        """These cells, read from disk if they exist, else measured.
 
         Raises:
-            ProbeError: if a run makes no call, or its video is too short, or not as long as those before.
+            ProbeError: if a run makes no call, or its video is too short, or not as long as the previous ones.
         """
 
-        def noted(name: str) -> Cell:
-            self._seen.clear()
-            return self._checked(make(name) | {"latent frames": torch.tensor(sorted(self._seen))})
+        def recorded(name: str) -> Cell:
+            self._lengths.clear()
+            return self._checked(make(name) | {"latent frames": torch.tensor(sorted(self._lengths))})
 
         for name in filter(self.cells.has, names):
-            self._checked(self.cells.get(name, noted))
-        found = self.cells.all(names, noted, title)
-        for cell in found.values():  # those of other processes, too
+            self._checked(self.cells.get(name, recorded))
+        found = self.cells.all(names, recorded, title)
+        for cell in found.values():  # including those of other processes
             self._checked(cell)
         return found
 
     def _checked(self, cell: Cell) -> Cell:
-        """The piece, if its video is longer than the trained clips and as long as the others."""
+        """Check that a cell's video is longer than the trained clips and as long as the others, and return the cell."""
         frames = set(cell["latent frames"].tolist())
         if not frames:
             raise self.no_call()
@@ -114,31 +114,31 @@ class Subject:
             raise ProbeError(
                 f"expected a run longer than the trained {self.trained_frames} latent frames, found {max(frames)}: at "
                 f"that length no correction changes anything. Run it with {self.trained_frames + 1} latent frames or "
-                "more, best several times the trained length"
+                "more, preferably several times the trained length"
             )
         if self.latent_frames and frames != self.latent_frames:
             both = [" and ".join(map(str, sorted(lengths))) for lengths in (self.latent_frames, frames)]
             raise ProbeError(
                 f"expected every run to be as long as the others, found {both[0]} latent frames and then {both[1]}: if "
-                "the folder holds pieces of another length, give another folder"
+                "the folder holds measurements of another length, give another folder"
             )
         self.latent_frames = frames
         return cell
 
     @contextmanager
     def under(self, plan: PlanOfLayer, observer: Observer | None = None) -> Iterator[None]:
-        """The model has these plans inside the block, and the observer is given its attention calls."""
+        """Patch the model with these plans inside the block; the observer receives its attention calls."""
 
-        def noting(layer: int, frames: int) -> Plans:
-            self._seen.add(frames)
+        def recording(layer: int, frames: int) -> Plans:
+            self._lengths.add(frames)
             return plan(layer, frames)
 
         correction = Correction(
-            self.profile.model.name, lambda layer: "probe", noting, backends_named("auto"), observer
+            self.profile.model.name, lambda layer: "probe", recording, backends_named("auto"), observer
         )
         hooks = install(self.found, correction)
         try:
-            # An observer that counts would make a compiled model compile again and again.
+            # An observer that counts calls would make a compiled model compile again and again.
             with torch.compiler.set_stance("force_eager"):
                 yield
         finally:
@@ -146,20 +146,20 @@ class Subject:
                 hook.remove()
 
     def no_call(self) -> ProbeError:
-        """The error of a run that never called a transformer."""
+        """The error for a run that never called a transformer."""
         names = " or ".join(sorted({type(model).__name__ for model, _ in self.found}))
         return ProbeError(f"expected the run to call {names}, found no call: does it run another copy of the model?")
 
     def first_calls(self, prompt: int, steps: Sequence[int]) -> dict[int, Call]:
-        """The transformers' calls at these denoising steps of a run, the first one of each step.
+        """The first call of a transformer at each of these denoising steps of a run.
 
         Raises:
-            ProbeError: if the run gives other numbers than before, or makes no call.
+            ProbeError: if the run makes other calls than before, or no call.
         """
-        with torch.compiler.set_stance("force_eager"), watched(self.found, steps) as seen:
+        with torch.compiler.set_stance("force_eager"), watched(self.found, steps) as counted:
             self.generate(prompt)
-        self.require_same(prompt, steps, seen.calls)
-        return seen.calls
+        self.require_same(prompt, steps, counted.calls)
+        return counted.calls
 
     def require_same(self, prompt: int, steps: Sequence[int], calls: Mapping[int, Call]) -> None:
         """Check that a run of a prompt makes the same calls at these steps as the first run of it.
@@ -174,30 +174,30 @@ class Subject:
         if known.shape != trace.shape or not torch.allclose(known, trace, rtol=1e-3, atol=1e-3):
             raise ProbeError(
                 "expected every run of a prompt to be the same, found other inputs of the transformer than before: "
-                "make the run seed the generator that it draws its noise from"
+                "seed the generator of its noise in the run"
             )
 
 
 def one_layer(
     layer: int, changed: Callable[[int], FramePlan], rest: Callable[[int], FramePlan], head: int | None, heads: int
 ) -> PlanOfLayer:
-    """Plans that differ in one layer, or in one head of it. `changed` and `rest` are functions of the latent frames."""
+    """Plans that are `changed` in one layer, or in one head of it, and `rest` elsewhere, as functions of the frames."""
 
-    def plan(asked: int, frames: int) -> Plans:
-        if asked != layer:
+    def plan(number: int, frames: int) -> Plans:
+        if number != layer:
             return rest(frames)
         if head is None:
             return changed(frames)
-        return [changed(frames) if number == head else rest(frames) for number in range(heads)]
+        return [changed(frames) if index == head else rest(frames) for index in range(heads)]
 
     return plan
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of the names, shapes and first values of all weights, 64 hex digits: quick, and tells checkpoints apart.
+    """A digest of the names, shapes and first values of all weights, 64 hex digits. It is fast to compute.
 
     Raises:
-        ProbeError: if there are weights that cannot be read.
+        ProbeError: if weights are not loaded.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -209,7 +209,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _loaded(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A weight; if it is empty on ``meta``, the one that accelerate keeps elsewhere."""
+    """A weight; if it is offloaded by accelerate (on ``meta``), the stored one."""
     if not tensor.is_meta:
         return tensor
     path, _, own = name.rpartition(".")
@@ -218,12 +218,12 @@ def _loaded(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     weights = next((weights for weights in maps if weights is not None), None)
     if weights is None:
         raise ProbeError(f"expected a model with its weights loaded, found {name} on the device 'meta'")
-    kept: Tensor = weights[own]
-    return kept
+    stored: Tensor = weights[own]
+    return stored
 
 
 def _trace(arguments: dict[str, Any]) -> Tensor:
-    """A few numbers by which the tensors of two calls can be told apart."""
+    """A few numbers that identify the tensors of a call."""
     parts = [part for value in arguments.values() for part in (value if isinstance(value, list) else [value])]
     tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
     return torch.stack([tensor.flatten()[:3].double().cpu().sum() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""Tensors whose axes have names, and the files that hold tensors."""
+"""Table: a tensor with named axes; and files of tensors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,15 @@ Label = str | int | float
 
 @dataclass(frozen=True)
 class Table:
-    """A tensor whose axes have names, and whose places along them have labels.
+    """A tensor with named axes, and labels along each axis.
 
     >>> table = Table(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), {"layers": [0, 1], "steps": [0, 5]})
     >>> table.mean("steps").values.tolist(), table.at(layers=1).values.tolist()
     ([1.5, 4.0], [3.0, 5.0])
 
     Args:
-        values: NaN where nothing was measured.
-        axes: labels by name, in the order of the tensor's axes.
+        values: the tensor; NaN where nothing was measured.
+        axes: labels by name of the axis, in the order of the tensor's axes.
 
     Raises:
         ProbeError: if the labels do not fit the tensor.
@@ -46,20 +46,20 @@ class Table:
         """The labels of an axis.
 
         Raises:
-            ProbeError: if there is no such axis, or nothing on it.
+            ProbeError: if there is no such axis, or it is empty.
         """
         if not self.axes.get(axis):
             raise ProbeError(f"expected labels on the axis '{axis}', found the axes {brief(list(self.axes))}")
         return self.axes[axis]
 
     def mean(self, *axes: str) -> "Table":
-        """Mean over axes, leaving out what was not measured."""
+        """Mean over these axes, ignoring NaN."""
         kept = {name: labels for name, labels in self.axes.items() if name not in axes}
         over = [index for index, name in enumerate(self.axes) if name in axes]
         return Table(self.values.nanmean(dim=over) if over else self.values, kept)
 
     def over(self, *axes: str) -> "Table":
-        """Mean over all axes but these, in this order.
+        """Mean over all other axes; the result has these axes in this order.
 
         Raises:
             ProbeError: if there is no such axis.
@@ -71,7 +71,7 @@ class Table:
         return Table(found.values.permute(order), {name: found.axes[name] for name in axes})
 
     def at(self, **places: Label) -> "Table":
-        """The part at these labels.
+        """The part of the table at these labels.
 
         Raises:
             ProbeError: if there is no such axis or label.
@@ -86,7 +86,7 @@ class Table:
         return found
 
     def without(self, **places: Label) -> "Table":
-        """All but what is at these labels.
+        """The table without the parts at these labels.
 
         Raises:
             ProbeError: if there is no such axis.
@@ -103,16 +103,18 @@ class Table:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all.
+    """Write a safetensors file. The write is atomic.
 
     Raises:
         ProbeError: if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # views may share their memory
+        own = {
+            name: tensor.contiguous().clone() for name, tensor in tensors.items()
+        }  # safetensors refuses tensors that share memory
         with replacing(path) as part:
-            part.write_bytes(save(own, metadata))  # save_file would let nobody else read it
+            part.write_bytes(save(own, metadata))  # save_file would make it readable by the owner only
     except (OSError, ValueError, SafetensorError) as error:
         raise ProbeError(f"cannot write {path}: {error}") from error
 
@@ -121,11 +123,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its metadata.
 
     Raises:
-        ProbeError: if it is none.
+        ProbeError: if it is not such a file.
     """
     where = f"cannot read the measurements {printable(str(path))}"
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write to it
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
             raise ProbeError(f"{where}: expected a safetensors file, found a folder or a device")
         with safe_open(path, framework="pt") as file:
             names = file.keys()

@@ -1,4 +1,4 @@
-"""What differs between two profiles, in words."""
+"""The differences between two profiles, as lines of text."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,11 @@ from freeloc.profile.schema import Profile
 from freeloc.untrusted import printable
 
 CHOICE = ("layers", "heads")
-"""Fields that say which layer and head gets what: compared layer by layer, whatever the order in the file."""
+"""The fields that choose policies. They are compared layer by layer, regardless of their order in the file."""
 
 
 def differences(first: Profile, second: Profile) -> list[str]:
-    """A line per field that differs, and per change of policy with the layers or heads that it is for.
+    """One line for each field that differs, and for each change of policy, with its layers or heads.
 
     >>> import freeloc
     >>> wan = freeloc.load_profile("wan2.1")
@@ -31,7 +31,7 @@ def differences(first: Profile, second: Profile) -> list[str]:
 
 
 def _fields(content: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Values by the names of the fields that lead to them, with dots."""
+    """Values of nested fields by their path, with dots."""
     found: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, dict) and value:
@@ -51,7 +51,7 @@ def _layers(first: Profile, second: Profile) -> Iterator[str]:
 
 
 def _heads(first: Profile, second: Profile) -> Iterator[str]:
-    """Heads that differ where their layer does not say it already."""
+    """Changes of layers in which heads have policies of their own."""
     for layer in range(min(first.model.layers, second.model.layers)):
         if {str(layer)}.isdisjoint({*first.heads, *second.heads}):
             continue

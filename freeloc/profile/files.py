@@ -1,4 +1,4 @@
-"""Reading profiles: by name, from a file, with an error that says what is wrong where."""
+"""Reading profiles by name, from files or from repositories, with errors that say which fields are wrong."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,21 @@ def load_profile(name_or_path: str | Path | Profile) -> Profile:
 
     Args:
         name_or_path: an installed profile's name; a path; or ``"owner/name"`` or ``"owner/name@revision"`` of a
-            repository that holds a profile (see `freeloc.profile.hub`): it is kept in huggingface_hub's cache, and
-            found there without a network. A file of that path comes first.
+            Hugging Face repository (see `freeloc.profile.hub`), which is cached and later read without a network. An
+            existing file with that path takes precedence.
 
     Raises:
-        ProfileError: if there is no such profile (near names are suggested) or it is malformed: the message names the
-            first fields that are wrong, their values, and what is allowed.
+        ProfileError: if there is no such profile (the message suggests similar names) or it is malformed (the message
+            names the first wrong fields, their values, and what is allowed).
     """
     return name_or_path if isinstance(name_or_path, Profile) else _read(profile_path(name_or_path))
 
 
 def profile_path(name_or_path: str | Path) -> Path:
-    """Where the file of a profile is: see `load_profile`.
+    """The path of a profile's file. For the argument see `load_profile`.
 
     Raises:
-        ProfileError: if nothing has that name.
+        ProfileError: if there is no such profile.
     """
     try:
         path, name = Path(name_or_path), str(name_or_path)
@@ -48,7 +48,7 @@ def profile_path(name_or_path: str | Path) -> Path:
         if printable(name) == name:
             way_out = "; or give the path of a .json file, or a Hugging Face repository, owner/name"
             return registry().profiles.get(name, way_out)
-    except (TypeError, OSError):  # OSError: where the name is too long for a file
+    except (TypeError, OSError):  # OSError: if the name is too long for a file
         pass
     except RegistryError as error:
         raise ProfileError(str(error)) from error
@@ -56,15 +56,15 @@ def profile_path(name_or_path: str | Path) -> Path:
 
 
 def measurements_path(name_or_path: str | Path) -> Path | None:
-    """Where the measurements that a profile rests on are: beside its file, in the same repository, or None: nowhere.
+    """The path of the measurements behind a profile, beside its file or in the same repository; None if there are none.
 
-    >>> measurements_path("wan2.1")  # a published choice: nobody measured it
+    >>> measurements_path("wan2.1")  # a published profile without measurements
 
     Raises:
-        ProfileError: if there is no such profile, or its measurements are others or cannot be had.
+        ProfileError: if there is no such profile, or if its measurements have another digest or cannot be read.
     """
     path = profile_path(name_or_path)
-    if _read(path).evidence is None:  # whatever lies beside it
+    if _read(path).evidence is None:  # then a file beside it is not its own
         return None
     beside = path.with_suffix(".safetensors")
     if not _is_file(beside) and hub.is_repository(str(name_or_path)) and not Path(name_or_path).is_file():
@@ -77,7 +77,7 @@ def measurements_path(name_or_path: str | Path) -> Path | None:
 
 
 def _read(path: Path) -> Profile:
-    """The profile in a file, with the measurements beside it the ones that it names."""
+    """The profile in a file. It checks that measurements beside the file are the ones that the profile names."""
     where = printable(str(path))
     text = _text(path, where)
     try:
@@ -88,7 +88,7 @@ def _read(path: Path) -> Profile:
     measurements = path.with_suffix(".safetensors")
     if profile.evidence and _is_file(measurements) and (found := digest(measurements)) != profile.evidence.sha256:
         raise ProfileError(
-            f"{printable(str(measurements))} holds other measurements than the profile beside it rests on: expected "
+            f"{printable(str(measurements))} does not hold the measurements of the profile beside it: expected "
             f"sha256 {profile.evidence.sha256[:12]}..., found {found[:12]}...: get both files from the same place, or "
             "remove the measurements, which are not needed to use the profile"
         )
@@ -105,7 +105,7 @@ def _is_file(path: Path) -> bool:
 def _text(path: Path, where: str) -> str:
     try:
         regular = path.is_file()
-        if not regular and path.exists():  # opening a pipe would wait for somebody to write to it
+        if not regular and path.exists():  # opening a pipe would wait for a writer
             found = "a folder or a device"
         else:
             with path.open("rb") as file:
@@ -141,7 +141,7 @@ def digest(path: Path) -> str:
 
 
 def validated(content: Any, where: str) -> Profile:
-    """A profile from what a JSON file holds, or an error that names the first fields that are wrong."""
+    """A profile from the content of a JSON file, or an error that names the first wrong fields."""
     version = content.get("schema_version") if isinstance(content, dict) else 1
     try:
         check_version(version, SCHEMA_VERSION, where)
@@ -162,20 +162,20 @@ def with_choice(
     where: str = "the choice",
     **changes: Any,
 ) -> Profile:
-    """A profile with another choice of layers and heads: among its own policies and all registered methods.
+    """A copy of a profile with other policies for layers and heads, its own ones or any registered methods.
 
-    Policies that nothing uses any more are left out, and the version of the schema is the oldest that can say it.
+    Definitions of policies that are no longer used are removed. The schema version is the oldest that suffices.
 
     >>> changed = with_choice(load_profile("tiny-wan"), {"riflex": [0, 1, 2], "vrpr": [3, 4, 5, 6, 7]})
     >>> changed.policy(0), changed.schema_version
     ('riflex', 2)
 
     Args:
-        profile: gives all the rest.
-        layers: by policy.
-        heads: by layer, then by policy; by default none differ from their layer.
-        where: what the error calls it.
-        changes: other fields.
+        profile: the profile to copy.
+        layers: layers by policy.
+        heads: heads by layer and policy; by default all heads get the policy of their layer.
+        where: name of the new profile in error messages.
+        changes: other fields to replace.
 
     Raises:
         ProfileError: if there is no such policy, or a layer or head has none or two.

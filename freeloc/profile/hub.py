@@ -1,7 +1,7 @@
 """Profiles in Hugging Face repositories: ``freeloc.load_profile("somebody/their-profile")``.
 
-A repository that shares a profile holds `PROFILE_FILE` and, where it was measured, `MEASUREMENTS_FILE`. It may be the
-model's own repository. What was loaded once is in huggingface_hub's cache, and is found there without a network.
+A repository that shares a profile holds `PROFILE_FILE` and, if the profile was measured, `MEASUREMENTS_FILE`. It may be
+the model's own repository. Files are kept in huggingface_hub's cache, and are later read without a network.
 """
 
 import re
@@ -16,7 +16,7 @@ _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision
 
 
 class NoSuchFileError(ProfileError):
-    """A repository without the file that was asked for."""
+    """The repository does not have the requested file."""
 
 
 def is_repository(name: str) -> bool:
@@ -32,23 +32,23 @@ def is_repository(name: str) -> bool:
 
 
 def download(repository: str, file: str = PROFILE_FILE) -> Path:
-    """A file of a repository in the local cache, brought there if need be.
+    """The path of a repository's file in the local cache. It is downloaded if necessary.
 
     Args:
         repository: owner/name, of the main branch, or owner/name@revision: a branch, a tag or a commit.
-        file: its name there.
+        file: name of the file in the repository.
 
     Raises:
         NoSuchFileError: if the repository holds no such file.
-        ProfileError: if huggingface_hub is not installed, there is no such repository or revision, or the file can be
-            had neither from the network nor from the cache.
+        ProfileError: if huggingface_hub is not installed, there is no such repository or revision, or the file is
+            neither in the cache nor can be downloaded.
     """
     refusal = ProfileError
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise ProfileError(
-            f"'{repository}' looks like a Hugging Face repository, and reading those needs huggingface_hub ({error}): "
+            f"'{repository}' looks like a Hugging Face repository, which requires huggingface_hub ({error}): "
             'pip install "freeloc[hub]"; or give the path of a .json file'
         ) from error
     match = _REPOSITORY.fullmatch(repository)
@@ -56,9 +56,9 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
         raise ProfileError(f"expected a repository as owner/name or owner/name@revision, found '{repository:.100}'")
     try:
         return Path(hf_hub_download(match["name"], file, revision=match["revision"], library_name="freeloc"))
-    except errors.LocalEntryNotFoundError:  # before its base below
+    except errors.LocalEntryNotFoundError:  # must come before its base class below
         problem = "it is not in the local cache, and the network cannot be reached or is switched off"
-    except errors.GatedRepoError:  # before its base below
+    except errors.GatedRepoError:  # must come before its base class below
         problem = "its owner must give you access: see its page, then run 'hf auth login'"
     except errors.RepositoryNotFoundError:
         problem = "there is no such repository, or it is private: check its name, or run 'hf auth login'"

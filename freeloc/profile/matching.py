@@ -1,4 +1,4 @@
-"""Which profile fits a model, and what to use where none does."""
+"""Finding the profile that fits a model, and making a default one where none does."""
 
 from torch import nn
 
@@ -10,16 +10,16 @@ from freeloc.profile.schema import POLICIES, Policy, Profile, version_for
 from freeloc.registry import registry
 
 KINDS = ("published", "probed", "default")
-"""Of provenance, the best first."""
+"""The kinds of provenance, the preferred one first."""
 
 NOT_MEASURED = "freeloc.default_profile(model, trained_latent_frames=...) makes one that is not measured."
 
 
 def require_fit(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
-    """Refuse a model that a profile was not made for.
+    """Require that a profile was made for this kind of model.
 
     Raises:
-        ProfileError: with both numbers, and the installed profiles that would fit.
+        ProfileError: if it was not. The message has the numbers of both, and the installed profiles that fit.
     """
     wrong = [
         f"{getattr(profile.model, name)} {name}, found {getattr(shape, name)}"
@@ -42,7 +42,7 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
     for name, _, path in registry().profiles.things():
         try:
             profile = load_profile(path)
-        except ProfileError:  # reported to whoever asks for it, or for the list
+        except ProfileError:  # reported when the user loads it or lists profiles
             continue
         same = (profile.model.layers, profile.model.heads, profile.model.head_dim)
         if profile.adapter in adapter_names and same == (shape.layers, shape.heads, shape.head_dim):
@@ -51,16 +51,17 @@ def fitting_profiles(shape: ModelShape, adapter_names: tuple[str, ...]) -> list[
 
 
 def fitting_profile(transformer: nn.Module, adapter: Adapter, any_layers: bool = False) -> Profile:
-    """What is used where no profile is given: of the installed ones that fit the model, the one of the best kind.
+    """The installed profile that is used for a model when the user gives none.
 
-    A published one comes before probed ones, these before default ones: so one more profile for a model does not
-    change what its users have, unless it is of a better kind.
+    Published profiles are preferred to probed ones, and these to default ones. So installing one more profile for a
+    model does not change its results, unless the new one is of a better kind.
 
-    With `any_layers`, for when a method replaces the choice of layers, several of the best kind will do if they agree
-    on the methods' settings: their settings in a default profile.
+    With `any_layers`, which is for a method that replaces the choice of layers, there may be several profiles of the
+    best kind if they have the same settings. Then a default profile with these settings is used.
 
     Raises:
-        ProfileError: if none fits, several of the best kind do, or those that fit differ in the trained length.
+        ProfileError: if no profile fits, if several of the best kind fit, or if those that fit have different trained
+            lengths.
         AdapterError: with `any_layers`, if none fits.
     """
     fitting = fitting_profiles(adapter.shape(transformer), (adapter.name, adapter.family))
@@ -92,7 +93,7 @@ def default_profile(
     *,
     adapter: Adapter | None = None,
 ) -> Profile:
-    """The same policy on every layer of any model that an adapter describes. Not measured, and says so.
+    """A profile with the same policy on every layer, for any model that an adapter describes. It is not measured.
 
     Args:
         model: a transformer or a pipeline.
@@ -103,7 +104,7 @@ def default_profile(
 
     Raises:
         AdapterError: if no adapter describes the model, or its trained length is not known.
-        ProfileError: if the policy or the length makes no sense.
+        ProfileError: if the policy does not exist, or the length is not a positive number.
     """
     if not isinstance(policy, str) or policy not in (*POLICIES, *registry().methods.owners):
         raise ProfileError(

@@ -1,4 +1,4 @@
-"""From a profile to the plan of one layer at one length. Pure: no model is needed."""
+"""From a profile to the plan of one layer at one length. These are pure functions: they need no model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from freeloc.registry import registry
 
 
 def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = None) -> FramePlan:
-    """The plan that a profile gives a layer for a video of so many latent frames.
+    """The plan of a layer under a profile, for a video with a given number of latent frames.
 
     >>> from freeloc import load_profile
     >>> plan = frame_plan(load_profile("wan2.1"), layer=0, frames=81)
@@ -20,10 +20,10 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
     (20.0, 0.28)
 
     Args:
-        profile: see `Profile`.
+        profile: the profile.
         layer: 0 to ``profile.model.layers - 1``.
         frames: latent frames of the video, at least 1.
-        head: one of the layer's heads; by default the layer's own plan, which most profiles give to all its heads.
+        head: index of a head; by default the plan of the layer, which most profiles use for all its heads.
 
     Raises:
         FreelocError: if there is no such layer or head.
@@ -52,14 +52,14 @@ def policy_plan(profile: Profile, policy: Policy, frames: int, layer: int = 0, h
     20.0
 
     Args:
-        profile: whose definitions and settings hold.
-        policy: one that the profile defines, or any registered method.
+        profile: the profile that has the definitions and settings.
+        policy: a policy that the profile defines, or any registered method.
         frames: latent frames of the video.
         layer: for a method that treats layers differently.
         head: for a method that treats heads differently.
 
     Raises:
-        ProfileError: if there is no such policy, or its method requires settings and gets none.
+        ProfileError: if there is no such policy, or its method requires settings and has none.
         FreelocError: without a head, if the method gives heads different plans.
     """
     plans = policy_plans(profile, policy, frames, layer)
@@ -75,10 +75,10 @@ def policy_plan(profile: Profile, policy: Policy, frames: int, layer: int = 0, h
 
 
 def policy_plans(profile: Profile, policy: Policy, frames: int, layer: int = 0) -> Plans:
-    """What a policy gives a layer: one plan, or one per head. At or below the trained length it is the identity.
+    """The plans of a layer under a policy: one plan, or one per head. Up to the trained length it is the identity.
 
     Raises:
-        ProfileError: if there is no such policy, or its method requires settings and gets none.
+        ProfileError: if there is no such policy, or its method requires settings and has none.
         FreelocError: if the method returns something else.
     """
     resolved = resolve_policy(profile, policy)
@@ -90,8 +90,10 @@ def policy_plans(profile: Profile, policy: Policy, frames: int, layer: int = 0) 
 
 
 def _require_plans(plans: object, method: str, frames: int, heads: int) -> None:
-    """Refuse what a method returned unless it is one plan for so many frames, or one per head."""
-    expected = f"expected of the method '{method}' a FramePlan of {frames} latent frames, or {heads}, one per head"
+    """Require that a method returned one plan for this number of frames, or one per head."""
+    expected = (
+        f"expected the method '{method}' to return a FramePlan of {frames} latent frames, or {heads}, one per head"
+    )
     if isinstance(plans, Sequence) and len(plans) != heads:
         raise FreelocError(f"{expected}, found {len(plans)}")
     for plan in plans if isinstance(plans, Sequence) else [plans]:
@@ -106,10 +108,10 @@ def _of_head(plans: Plans, head: int) -> FramePlan:
 
 
 def resolve_method(method: str | Method | PlanFunction | None) -> tuple[str | None, PlanFunction]:
-    """The plan function of what `patch` was asked for, and its name, which is None for the profile's own choice.
+    """The name and the plan function of the `method` argument of `patch`. The name is None for the profile's choice.
 
     Raises:
-        RegistryError: if no method has that name (near names are suggested).
+        RegistryError: if no method has that name (the message suggests similar names).
     """
     if method is None:
         return None, layer_plans
@@ -143,10 +145,10 @@ def methods_used(method_or_profile: str | Method | PlanFunction | Profile | None
 
 
 def require_settings(method: str | Method | PlanFunction | None, profile: Profile) -> None:
-    """Refuse a method whose settings a profile does not say, or without a method a profile whose policies cannot be.
+    """Require that the profile has all settings that the method, or without one each of its policies, requires.
 
     Raises:
-        ProfileError: which says what is missing.
+        ProfileError: if it does not. The message says what is missing.
     """
     if method is None:
         methods_used(profile)
@@ -156,21 +158,21 @@ def require_settings(method: str | Method | PlanFunction | None, profile: Profil
 
 
 def require_noise(method_or_profile: str | Method | PlanFunction | Profile | None, noise_prepared: bool) -> None:
-    """Refuse a method that starts from noise of its own where that noise is not prepared: it would be another method.
+    """Refuse a method that requires noise of its own where that noise is not prepared: it would be another method.
 
     Args:
-        method_or_profile: what is to be used.
-        noise_prepared: whether the caller made the method's noise.
+        method_or_profile: the method, or the profile whose methods count.
+        noise_prepared: whether the caller prepared the method's noise.
 
     Raises:
-        PatchError: which says how to make it.
+        PatchError: if it is not prepared. The message says how to prepare it.
     """
     for method in methods_used(method_or_profile):
         if method.noise and not noise_prepared:
             raise PatchError(
                 f"the method '{method.name}' requires initial noise of its own, which freeloc.patch cannot make: "
                 f"expected noise_prepared=True, found False. Make it where the latents are made, from latents (batch, "
-                f"channels, frames, height, width), then say so:\n    {_noise_line(method)}\n"
+                f"channels, frames, height, width), then pass noise_prepared=True:\n    {_noise_line(method)}\n"
                 f"    freeloc.patch(..., noise_prepared=True)"
             )
 

@@ -1,4 +1,4 @@
-"""From the name of a policy to its method and settings: looked up and checked once per profile."""
+"""Resolves the name of a policy to its method and settings, once per profile."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ from freeloc.untrusted import MOST_LINES, brief, printable, problems
 
 @dataclass(frozen=True)
 class Resolved:
-    """A method and the settings that it gets: what the name of a policy means under a profile."""
+    """The meaning of a policy's name under a profile: a method and its settings."""
 
     method: Method
     settings: BaseModel | None
@@ -31,11 +31,11 @@ class Resolved:
 
 
 _RESOLVED: dict[int, dict[Policy, Resolved]] = {}
-"""By id of the profile: beside it because profiles are values, which are copied, compared and saved without this."""
+"""By id of the profile. It is not stored in the profile, since profiles are copied, compared and saved."""
 
 
 def resolve_policy(profile: Profile, policy: Policy) -> Resolved:
-    """What a policy is: one that the profile defines, or a registered method with the profile's settings.
+    """The method and settings of a policy that the profile defines, or of a registered method.
 
     >>> from freeloc import load_profile
     >>> resolve_policy(load_profile("wan2.1"), "tsa").settings
@@ -54,7 +54,7 @@ def resolve_policy(profile: Profile, policy: Policy) -> Resolved:
 
 
 def resolved_with(profile: Profile, method: Method) -> Resolved:
-    """A method with the settings that it gets where no policy gives it any.
+    """A method with its default settings under a profile.
 
     Raises:
         ProfileError: if it requires settings that have no default.
@@ -70,7 +70,7 @@ def resolved_with(profile: Profile, method: Method) -> Resolved:
 
 
 def wrong_policies(profile: Profile) -> str:
-    """What is wrong with a profile's policies, a line each, the first ten; empty if nothing is."""
+    """The first ten problems of a profile's policies, one per line; empty if there are none."""
     found = [line for name in profile.policies for line in _wrong_definition(profile, name)]
     for name in profile.used_policies:
         if name not in profile.policies:
@@ -112,13 +112,13 @@ def _resolved(profile: Profile, policy: Policy) -> Resolved:
         raise ProfileError(problems(error, f"{place}.settings")) from None
     except _UnknownSettingsError as error:
         raise ProfileError(f"  {place}.settings: {error}") from None
-    except Exception as error:  # of a plugin's schema, on values that it did not expect
-        words = printable(f"{type(error).__name__}: {error}")
-        raise ProfileError(f"  {place}.settings: the method '{method.name}' cannot read them: {words}") from error
+    except Exception as error:  # a plugin's schema may fail in any way on unexpected values
+        cause = printable(f"{type(error).__name__}: {error}")
+        raise ProfileError(f"  {place}.settings: the method '{method.name}' cannot read them: {cause}") from error
 
 
 def _method(profile: Profile, policy: Policy) -> Method:
-    """A registered method, for a name that the profile does not define."""
+    """The registered method of a name that the profile does not define."""
     try:
         return registry().methods.get(policy)
     except RegistryError as error:
@@ -129,11 +129,11 @@ def _method(profile: Profile, policy: Policy) -> Method:
 
 
 class _UnknownSettingsError(ValueError):
-    """Settings that the method does not have."""
+    """The method does not have such a setting."""
 
 
 def _settings(profile: Profile, method: Method, given: Mapping[str, Any]) -> BaseModel | None:
-    """An instance of the method's schema: what is given, else the defaults under this profile."""
+    """An instance of the method's schema: the given settings, and for all others the defaults under this profile."""
     schema = method.settings
     fields = schema.model_fields if schema else {}
     known = {*fields, *(field.alias for field in fields.values() if field.alias)}

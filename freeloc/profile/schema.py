@@ -25,28 +25,28 @@ from freeloc.plans.vrpr import VrprPart
 from freeloc.profile.text import as_json
 
 SCHEMA_VERSION = 2
-"""The newest. Version 1 knows the `POLICIES` only, and files of it are read as ever."""
+"""The newest version of the schema. Version 1 supports the `POLICIES` only; its files are still read."""
 
 LARGEST_FILE = 1_000_000
-"""Bytes of a profile, at most."""
+"""Largest size of a profile's file, in bytes."""
 
 MOST_PLACES = 10_000
-"""Layers of a model, heads of a layer, and channels of a head, at most."""
+"""Largest number of layers of a model, of heads of a layer, and of channels of a head."""
 
 MOST_POLICIES = 100
-"""Of a profile's own, at most."""
+"""Largest number of policies that a profile can define."""
 
 Policy = str
-"""Name of what a layer or head gets: one that the profile defines in `Profile.policies`, or of a registered method."""
+"""Name of a policy that the profile defines in `Profile.policies`, or of a registered method."""
 
 POLICIES: tuple[Policy, ...] = ("none", "vrpr", "tsa", "vrpr+tsa")
-"""FreeLOC's own, which every version of the schema knows."""
+"""FreeLOC's own policies, which every version of the schema supports."""
 
 Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,5})$")]
-"""As JSON writes the number of a layer where it is a name."""
+"""Number of a layer as the name of a JSON field."""
 
 Place = Annotated[int, Field(ge=0, le=1_000_000)]
-"""Number of a layer or head. How many the model has is checked later, in better words."""
+"""Number of a layer or head. A later check, with a clearer message, compares it with the model."""
 
 Places = Annotated[list[Place], Field(max_length=MOST_PLACES)]
 
@@ -58,12 +58,12 @@ def _shown(name: str) -> str:
 
 
 Name = Annotated[str, Field(max_length=500), AfterValidator(_shown)]
-"""What messages, reports and titles show as it is."""
+"""A name that messages, reports and titles can show unchanged."""
 
 PolicyName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]
 
 Text = Annotated[str, Field(max_length=LARGEST_FILE)]
-"""Where its length is bounded, pydantic also refuses half of a surrogate pair, which cannot be printed."""
+"""With a bound on the length, pydantic also refuses half of a surrogate pair, which cannot be printed."""
 
 
 class _Part(BaseModel):
@@ -71,10 +71,10 @@ class _Part(BaseModel):
 
 
 class ModelFacts(_Part):
-    """The model that a profile is for.
+    """The properties of the model that a profile is for.
 
     Attributes:
-        name: for people, such as a checkpoint's name.
+        name: a name for people, such as the checkpoint's.
         layers: number of transformer layers.
         heads: attention heads per layer.
         head_dim: channels per head.
@@ -89,16 +89,17 @@ class ModelFacts(_Part):
 
 
 def _finite(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    json.dumps(settings, allow_nan=False)  # which raises a ValueError
+    json.dumps(settings, allow_nan=False)  # raises a ValueError
     return settings
 
 
 class PolicyPart(_Part):
-    """A method with settings of its own, for layers and heads to share.
+    """A policy that a profile defines: a method with settings of its own.
 
     Attributes:
-        method: a registered one (``freeloc methods``).
-        settings: by field of the method's schema; what is not given stays as `freeloc.plans.method.Method.defaults`.
+        method: name of a registered method (``freeloc methods``).
+        settings: settings by field of the method's schema; the others are those of
+            `freeloc.plans.method.Method.defaults`.
     """
 
     method: PolicyName
@@ -109,9 +110,9 @@ class Provenance(_Part):
     """Where a profile comes from.
 
     Attributes:
-        kind: ``"published"`` (a source says so), ``"probed"`` (measured on the model), ``"default"`` (not measured).
+        kind: ``"published"`` (from a publication), ``"probed"`` (measured on the model), ``"default"`` (not measured).
         source: the publication, or the command, model, prompts and seeds of the measurement.
-        notes: what a user should know.
+        notes: notes for users.
     """
 
     kind: Literal["published", "probed", "default"]
@@ -120,11 +121,11 @@ class Provenance(_Part):
 
 
 class Evidence(_Part):
-    """The measurements that a choice rests on: the file of the same name that ends in ``.safetensors``.
+    """The measurements behind a profile's choice: a file of the same name that ends in ``.safetensors``.
 
     Attributes:
-        sha256: of that file, 64 hex digits.
-        rule: how the choice was made from them.
+        sha256: SHA-256 of that file, 64 hex digits.
+        rule: how the choice was made from the measurements.
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -140,17 +141,17 @@ class Profile(_Part):
     (30, 'vrpr+tsa', 'vrpr', 'published')
 
     Attributes:
-        schema_version: of this format. 2 has `policies`, and any registered method beside the four `POLICIES`.
+        schema_version: version of this format. Version 2 adds `policies`, and supports any registered method.
         adapter: name or family of the adapter that describes the model.
-        model: what the model must look like.
-        policies: methods with settings of their own, by names that `layers` and `heads` may use.
+        model: the properties that the model must have.
+        policies: methods with settings of their own, by names that `layers` and `heads` can use.
         layers: for each policy (a name of `policies`, or of a method such as ``none``, ``vrpr``, ``tsa`` and
             ``vrpr+tsa``) the layers that get it; each layer once.
-        heads: by layer, heads that get another policy than their layer.
-        vrpr: settings of the re-encoding where a policy gives none.
-        tsa: settings of the sparse attention where a policy gives none; by default
+        heads: by layer, the heads that get another policy than their layer.
+        vrpr: settings of VRPR, for policies without settings of their own.
+        tsa: settings of TSA, for policies without settings of their own; by default
             `freeloc.plans.tsa.derive_settings`.
-        provenance: where all this comes from.
+        provenance: where the profile comes from.
         evidence: the measurements, if there are any.
     """
 
@@ -222,20 +223,20 @@ class Profile(_Part):
 
     @property
     def used_policies(self) -> list[Policy]:
-        """Those that a layer or head gets, each once: FreeLOC's own first, then in the order of the file."""
+        """The policies of layers and heads, each once: FreeLOC's own first, then in the order of the file."""
         groups = [self.layers, *self.heads.values()]
         used = dict.fromkeys(name for group in groups for name, places in group.items() if places)
         return [*(name for name in POLICIES if name in used), *(name for name in used if name not in POLICIES)]
 
     def policy(self, layer: int) -> Policy:
-        """What this layer gets."""
+        """The policy of this layer."""
         for policy, layers in self.layers.items():
             if layer in layers:
                 return policy
         raise ProfileError(f"expected a layer from 0 to {self.model.layers - 1}, found {layer}")
 
     def head_policies(self, layer: int) -> list[Policy]:
-        """What each head of this layer gets."""
+        """The policy of each head of this layer."""
         found = [self.policy(layer)] * self.model.heads
         for policy, heads in self.heads.get(str(layer), {}).items():
             for head in heads:
@@ -243,10 +244,10 @@ class Profile(_Part):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, whole or not at all, in the oldest version of the schema that can say it.
+        """Write the profile as JSON, in the oldest version of the schema that supports it. The write is atomic.
 
         Raises:
-            ProfileError: if it cannot be written, or would be too large to be read again.
+            ProfileError: if the file cannot be written, or would be too large to read.
         """
         path = Path(path)
         content = self.model_dump(exclude_none=True)
@@ -254,7 +255,7 @@ class Profile(_Part):
         for name in ("policies", "heads"):
             if not content[name]:
                 del content[name]
-        for name, policy in self.policies.items():  # None may be one of its settings
+        for name, policy in self.policies.items():  # None may be the value of a setting
             content["policies"][name] = policy.model_dump(exclude_unset=True)
         data = as_json(content)
         if len(data) > LARGEST_FILE:
@@ -271,7 +272,7 @@ class Profile(_Part):
 
 
 def version_for(policies: Iterable[str], layers: Iterable[str], heads: Mapping[str, Iterable[str]]) -> int:
-    """The oldest version of the schema that has these policies.
+    """The oldest version of the schema that supports these policies.
 
     >>> version_for([], ["vrpr", "none"], {}), version_for([], ["vrpr"], {"3": ["riflex"]})
     (1, 2)

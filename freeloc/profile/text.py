@@ -1,4 +1,4 @@
-"""JSON as profiles are written: for people who read it in a pull request."""
+"""The JSON format of profile files, which is easy to read in a pull request."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def as_json(content: Any) -> bytes:
-    """Indented JSON, a line per list of numbers, in UTF-8: invisible characters are escaped.
+    """Indented JSON in UTF-8, with each list of numbers on one line, and invisible characters escaped.
 
     >>> print(as_json({"layers": {"vrpr": [0, 1]}}).decode(), end="")
     {
@@ -25,7 +25,7 @@ def _escaped(letter: re.Match[str]) -> str:
 
 
 def _one_line_per_list(text: str) -> str:
-    """Indented JSON with each list of numbers on one line: 30 layers are one line of a diff, not 30."""
+    """Put each list of numbers on one line: 30 layers are one line of a diff, not 30."""
     lines: list[str] = []
     inside = False
     for line in text.split("\n"):

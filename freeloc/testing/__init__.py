@@ -1,6 +1,6 @@
-"""Conformance: what must be true of an adapter, on a small random model, and of an attention backend.
+"""The conformance suite: checks of an adapter on a small random model, and of an attention backend.
 
-A whole test of an adapter::
+A complete test of an adapter::
 
     from freeloc.testing import conformance
     from my_package.examples import EXAMPLE

@@ -1,4 +1,4 @@
-"""Calls of attention on which backends are checked: every kind of plan, grid, text and mask, small."""
+"""The small attention calls on which backends are checked: every kind of plan, grid, text and mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,17 +28,17 @@ Mask = Literal["", "bool keys", "bool pairs", "float keys", "float pairs", "noth
 
 @dataclass(frozen=True, eq=False)
 class BackendCase:
-    """One call.
+    """One attention call.
 
     Args:
-        name: what it is about.
-        plan: of the layer, or one for each head.
-        height, width: of the grid, in tokens.
-        text_first, text_last: text tokens.
-        mask: bool or additive, of keys or of pairs; or one that hides every key that some queries may attend to.
+        name: what the call tests.
+        plan: the plan of the layer, or one for each head.
+        height, width: size of the grid, in tokens.
+        text_first, text_last: number of text tokens before and after the video.
+        mask: bool or additive, of keys or of pairs; or a mask that hides every key of some queries.
         per_head: whether each head has frequencies of its own.
-        scale: of the logits.
-        strided: whether the tensors are views of (batch, tokens, heads, head_dim), as most models make them.
+        scale: scale of the logits.
+        strided: whether the tensors are views of (batch, tokens, heads, head_dim), as in most models.
     """
 
     name: str
@@ -58,11 +58,11 @@ class BackendCase:
 
     @property
     def layout(self) -> TokenLayout:
-        """What the tokens are."""
+        """The order of the tokens."""
         return TokenLayout(FRAMES, self.height, self.width, self.text_first, self.text_last)
 
     def prepared(self) -> LayerPlan:
-        """The plan, made ready."""
+        """The prepared plan."""
         frequencies = self.rope.frequencies(self.head_dim)
         if self.per_head:
             frequencies = frequencies * torch.linspace(0.5, 1, self.heads, dtype=torch.float64)[:, None]
@@ -79,7 +79,7 @@ class BackendCase:
         return [query, key, value, self._mask(generator, dtype)]
 
     def _mask(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor | None:
-        """Unless nothing is to be left, every query keeps the first token of its own frame, or itself."""
+        """The mask. Except with "nothing left", every query keeps the first token of each frame, or itself."""
         if not self.mask:
             return None
         tokens, video = self.layout.tokens, self.layout.video
@@ -100,7 +100,7 @@ class BackendCase:
 
 
 def _cases() -> list[BackendCase]:
-    window = replace(TSA, visibility=TSA.visibility.clamp(max=1) * 2)  # what is striped becomes dense
+    window = replace(TSA, visibility=TSA.visibility.clamp(max=1) * 2)  # striped pairs become dense
     mixed = BackendCase("VRPR and TSA", BOTH)
     cases = [
         BackendCase("no correction", FramePlan.identity(FRAMES)),
@@ -132,4 +132,4 @@ def _cases() -> list[BackendCase]:
 
 
 CASES = _cases()
-"""All of them: a second or two on a CPU."""
+"""All cases. They run in a second or two on a CPU."""

@@ -1,6 +1,6 @@
-"""Checks of an attention backend: it must compute what ``reference`` does, or say that it cannot.
+"""Checks of an attention backend: it must compute what ``reference`` computes, or refuse the call.
 
-A whole test of one::
+A complete test of a backend::
 
     from freeloc.testing import check_backend
 
@@ -19,32 +19,32 @@ from freeloc.testing.requirements import ConformanceError
 from freeloc.testing.suite import Result
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-"""The error allowed to an element of the output: absolute, plus as much again relative to its size."""
+"""The allowed error of an element of the output, absolute plus relative: tolerance * (1 + abs(expected))."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Those that are checked by default."""
+"""The dtypes that are checked by default."""
 
 
 def run_backend_checks(
     backend: Backend, device: str | torch.device = "cpu", dtypes: Sequence[torch.dtype] = DTYPES
 ) -> list[Result]:
-    """Every call of the grid, in every dtype: what the backend computes against ``reference`` in float64.
+    """Compare a backend with ``reference`` in float64, on every case in every dtype.
 
     >>> from freeloc.attention import sdpa
     >>> all(result.met for result in run_backend_checks(sdpa.BACKEND, dtypes=[torch.float32]))
     True
 
-    The grid has positions of VRPR, hidden and striped frames, other frequencies, scaled and decayed logits, odd grids,
-    text on either side, masks, plans and frequencies of each head, and tensors that are not contiguous.
+    The cases have positions of VRPR, hidden and striped frames, other frequencies, scaled and decayed logits, odd
+    grids, text on either side, masks, plans and frequencies for each head, and tensors that are not contiguous.
 
     Args:
-        backend: to check.
-        device: where it runs.
-        dtypes: of the tensors: float64, float32, float16 or bfloat16.
+        backend: the backend to check.
+        device: the device of the tensors.
+        dtypes: the dtypes of the tensors: float64, float32, float16 or bfloat16.
 
     Returns:
-        A result per call and dtype. A call that `Backend.can` refuses is passed, and not met: `Result.expected` is the
-        reason.
+        A result per case and dtype. If `Backend.can` refuses a call, the result is passed but not met, and
+        `Result.expected` is the reason.
     """
     return [_result(backend, case, torch.device(device), dtype) for dtype in dtypes for case in CASES]
 
@@ -52,7 +52,7 @@ def run_backend_checks(
 def check_backend(
     backend: Backend, device: str | torch.device = "cpu", dtypes: Sequence[torch.dtype] = DTYPES
 ) -> list[str]:
-    """Check that a backend is right in every call that it does not refuse.
+    """Check that a backend computes every call correctly that it does not refuse.
 
     >>> from freeloc.attention import sdpa
     >>> check_backend(sdpa.BACKEND, dtypes=[torch.float32])
@@ -62,10 +62,10 @@ def check_backend(
         backend, device, dtypes: see `run_backend_checks`.
 
     Returns:
-        What it refuses: ``"mask of keys, float32: supports no mask"``.
+        The refused calls with reasons, such as ``"mask of bool keys, float32: supports no mask"``.
 
     Raises:
-        ConformanceError: which names each call that is wrong; or says that all of them are refused.
+        ConformanceError: if calls are wrong (the message names each), or if all calls are refused.
     """
     results = run_backend_checks(backend, device, dtypes)
     wrong = [f"  {result.check}: {result.problem}" for result in results if not result.passed]
@@ -98,16 +98,16 @@ def _result(backend: Backend, case: BackendCase, device: torch.device, dtype: to
             return Result(backend.name, name, blocked="can", expected=reason)
         before = [None if tensor is None else tensor.clone() for tensor in tensors]
         found = backend.compute(query, key, value, plan, layout, mask, case.scale)
-    except Exception as error:  # any backend may fail in any way: that is what was found
+    except Exception as error:  # a backend may fail in any way; the failure is the result
         return Result(backend.name, name, problem=f"{type(error).__name__}: {error}")
     for label, tensor, old in zip(("queries", "keys", "values", "mask"), tensors, before, strict=True):
         if tensor is not None and old is not None and not torch.equal(tensor, old):
-            return Result(backend.name, name, problem=f"expected the {label} to stay as they are, found them changed")
+            return Result(backend.name, name, problem=f"expected the {label} to be unchanged, found them changed")
     return Result(backend.name, name, problem=_difference(found, case, dtype))
 
 
 def _difference(found: Tensor, case: BackendCase, dtype: torch.dtype) -> str:
-    """How an output differs from the reference's for the same inputs, or nothing."""
+    """How an output differs from the reference's for the same inputs; empty if it does not."""
     tensors = [
         tensor if tensor is None or tensor.dtype == torch.bool else tensor.double() for tensor in case.tensors(dtype)
     ]
@@ -115,9 +115,9 @@ def _difference(found: Tensor, case: BackendCase, dtype: torch.dtype) -> str:
     assert query is not None
     assert key is not None
     assert value is not None
-    wanted = reference.attend(query, key, value, case.prepared(), case.layout, mask, case.scale)
-    error = (found.double().cpu() - wanted).abs()
-    allowed = TOLERANCE[dtype] * (1 + wanted.abs())
+    expected = reference.attend(query, key, value, case.prepared(), case.layout, mask, case.scale)
+    error = (found.double().cpu() - expected).abs()
+    allowed = TOLERANCE[dtype] * (1 + expected.abs())
     if bool((error <= allowed).all()):
         return ""
     if not found.isfinite().all():

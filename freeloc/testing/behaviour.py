@@ -1,4 +1,4 @@
-"""Checks of what a correction does to the model. Each docstring is a requirement."""
+"""Checks of how a correction changes the model. Each docstring is a requirement."""
 
 import copy
 
@@ -21,7 +21,7 @@ from freeloc.testing.requirements import error_of, needs, require
 
 @needs(check_every_site_calls_its_kernel)
 def check_the_identity_changes_nothing(case: Case) -> None:
-    """Under plans that change nothing the output is the unpatched model's, bit for bit."""
+    """Under plans that change nothing, the output is bit for bit the unpatched model's."""
     inputs = case.inputs()
     before = case.run(inputs)
     found = case.run_patched(inputs, cases.everything)
@@ -32,20 +32,20 @@ def check_the_identity_changes_nothing(case: Case) -> None:
 
 @needs(check_the_layout_adds_up, check_every_tensor_of_the_call_is_described, check_the_identity_changes_nothing)
 def check_the_engine_is_the_models_attention(case: Case) -> None:
-    """Where no frame moves and each sees all, the engine gives what the model's own kernel does, masks included."""
+    """With true positions and all pairs attended, freeloc's attention equals the model's kernel, including masks."""
     before = case.run(case.inputs())
     found = case.run_patched(case.inputs(), cases.everything_through_the_engine)
     error = error_of(found, before)
     require(
         error <= 1e-3,
-        f"kernel: through the engine the output differs by {error:.1e} of the largest: look at mask, scale, "
+        f"kernel: through freeloc's attention the output differs by {error:.1e} of the largest: look at mask, scale, "
         "valid_keys, segments and output",
     )
 
 
 @needs(check_each_token_is_where_it_should_be)
 def check_fast_equals_reference(case: Case) -> None:
-    """On the model's own queries and keys the engine equals dense logits in float64, under every policy."""
+    """On the model's queries and keys, the default attention equals the reference implementation under every policy."""
     policies: tuple[Policy, ...] = ("vrpr", "tsa", "vrpr+tsa")
     for call in case.calls():
         for policy in policies if call.rope else ("tsa",):
@@ -54,12 +54,12 @@ def check_fast_equals_reference(case: Case) -> None:
             rest = plan, call.prepared(plan).rope, call.layout, call.mask, call.scale, call.frequencies
             expected = attend_reference(call.query, call.key, call.value, *rest)
             error = error_of(found, expected)
-            require(error <= 1e-4, f"{call.path}, {policy}: fast and slow differ by {error:.1e} of the largest")
+            require(error <= 1e-4, f"{call.path}, {policy}: expected the reference, found {error:.1e} of the largest")
 
 
 @needs(check_each_token_is_where_it_should_be)
-def check_text_is_neither_hidden_nor_turned(case: Case) -> None:
-    """Text tokens see what they saw, and every video token still sees all text, under plans that hide and move."""
+def check_text_is_neither_hidden_nor_rotated(case: Case) -> None:
+    """Under plans with masks and rotations, text tokens attend as before, and video tokens attend to all text."""
     call = case.first_call()
     text = torch.ones(call.query.shape[2], dtype=torch.bool)
     text[call.layout.video] = False
@@ -72,14 +72,16 @@ def check_text_is_neither_hidden_nor_turned(case: Case) -> None:
     for plan in plans:
         rest = call.prepared(plan), call.layout, call.mask, call.scale
         found = attend(call.query, call.key, call.value, *rest)
-        require(error_of(found[:, :, text], own[:, :, text]) <= 1e-4, "text tokens are not answered by the model's own")
-        moved = (attend(call.query, call.key, other, *rest) - found)[:, :, ~text].abs().amax(dim=-1)
-        require((moved > 0).all(), "some video tokens do not see the text")
+        require(
+            error_of(found[:, :, text], own[:, :, text]) <= 1e-4, "the output of text tokens is not the model's own"
+        )
+        changed = (attend(call.query, call.key, other, *rest) - found)[:, :, ~text].abs().amax(dim=-1)
+        require((changed > 0).all(), "some video tokens do not attend to the text")
 
 
 @needs(check_the_layout_adds_up)
 def check_unpatching_restores_all(case: Case) -> None:
-    """After a correction, also one that failed midway, the model is what it was: hooks, attributes, weights, output."""
+    """After a correction, also one that failed midway, hooks, attributes, weights and output are as before."""
     before, state = case.run(case.inputs()), _state(case)
     found = case.run_patched(case.inputs(), case.strongest)
     require(error_of(found, before) > 1e-6, "the correction changed nothing")
@@ -98,7 +100,7 @@ def check_unpatching_restores_all(case: Case) -> None:
 
 @needs(check_the_layout_adds_up)
 def check_two_models_do_not_see_each_other(case: Case) -> None:
-    """Patching one model leaves another one of its class, and a copy made before, as they are."""
+    """Patching one model changes neither another model of its class nor an earlier copy."""
     others = case.example.model(), copy.deepcopy(case.model)
     before = case.run(case.inputs())
     with patch(case.model, case.profile(), adapter=case.adapter, method=case.strongest):
@@ -109,7 +111,7 @@ def check_two_models_do_not_see_each_other(case: Case) -> None:
 
 
 class _MidwayError(Exception):
-    """What a hook raises in the middle of a forward."""
+    """The error that a hook raises in the middle of a forward."""
 
 
 def _fail(*anything: object) -> None:
@@ -117,7 +119,7 @@ def _fail(*anything: object) -> None:
 
 
 def _state(case: Case) -> list[object]:
-    """Everything about a model's modules that patching could leave behind."""
+    """The state of a model's modules that patching could change."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
     found: list[object] = []
     for path, module in case.model.named_modules():

@@ -1,4 +1,4 @@
-"""What the checks have in common: a model, runs of it, and the attention calls of its sites."""
+"""Case: an example with its adapter, runs of its model, and the attention calls of its sites."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 2, 3
 
 @dataclass(frozen=True)
 class SiteCall(LayerCall):
-    """One attention call of a site, as the adapter sees it."""
+    """One attention call of a site, read as the adapter describes it."""
 
     def video(self, tensor: Tensor) -> Tensor:
         """The video tokens of query, key or value, (batch, heads, frames, tokens_per_frame, head_dim)."""
@@ -37,7 +37,7 @@ class SiteCall(LayerCall):
         return frames
 
     def prepared(self, plan: FramePlan) -> PreparedPlan:
-        """A plan made ready for this call."""
+        """A plan prepared for this call."""
         return PreparedPlan(plan, self.rope, self.query.shape[-1], self.frequencies)
 
 
@@ -50,7 +50,7 @@ class Case:
         self.model = example.model()
 
     def profile(self, policy: Policy = "none") -> Profile:
-        """The same policy on every layer, as if trained on `TRAINED` frames."""
+        """A profile with the same policy on every layer, with `TRAINED` as the trained length."""
         return default_profile(self.model, policy, TRAINED, adapter=self.adapter)
 
     def plan(self, policy: Policy, frames: int = FRAMES) -> FramePlan:
@@ -58,11 +58,11 @@ class Case:
         return policy_plan(self.profile(), policy, frames)
 
     def strongest(self, profile: Profile, layer: int, frames: int) -> FramePlan:
-        """The strongest correction that the model can have."""
+        """The strongest correction that the model supports."""
         return policy_plan(profile, "tsa" if self.adapter.rope_of(self.model) is None else "vrpr+tsa", frames)
 
     def inputs(self, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH, batch: int = 2) -> dict[str, Any]:
-        """Inputs of so many tokens."""
+        """Inputs for a grid of this size."""
         return self.example.inputs(frames, height, width, batch)
 
     def run(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
@@ -71,12 +71,12 @@ class Case:
             return _first_tensor((model or self.model)(**inputs))
 
     def run_patched(self, inputs: Mapping[str, Any], method: Callable[[Profile, int, int], FramePlan]) -> Tensor:
-        """The same under a method."""
+        """The model's first output tensor when it is patched with a method."""
         with patch(self.model, self.profile(), adapter=self.adapter, method=method):
             return self.run(inputs)
 
     def calls(self, inputs: Mapping[str, Any] | None = None, mute: bool = False) -> list[SiteCall]:
-        """Every attention call of a site in a run in which nothing is corrected, or in which all of them give zeros."""
+        """Every attention call of a site in an uncorrected run; with `mute`, all of them return zeros."""
         found: list[SiteCall] = []
 
         def note(call: LayerCall) -> Tensor:
@@ -103,18 +103,18 @@ class Case:
         return FramePlan.identity(frames)
 
     def first_call(self, inputs: Mapping[str, Any] | None = None) -> SiteCall:
-        """That of the first layer, before tokens could tell each other anything."""
+        """The call of the first layer, before attention has mixed the tokens."""
         path = next(path for _, _, path, _ in self.adapter.places(self.model))
         return next(call for call in self.calls(inputs) if call.path == path)
 
     def muted_calls(self, inputs: Mapping[str, Any]) -> list[SiteCall]:
-        """That of the first module of each site, where no site before it let tokens tell each other anything."""
+        """The call of the first module of each site, in a run in which no site has mixed the tokens."""
         firsts = [next(path for _, path, _ in site.modules(self.model)) for site in self.adapter.sites]
         calls = self.calls(inputs, mute=True)
         return [next(call for call in calls if call.path == path) for path in firsts]
 
     def change_video(self, inputs: dict[str, Any], change: Callable[[Tensor], object]) -> dict[str, Any]:
-        """Inputs whose video was changed in place by a function of (frames, height, width, ...), before patches."""
+        """Inputs with a changed video. The function changes (frames, height, width, ...), before patches, in place."""
         video = inputs[self.example.video]
         whole = [video] if isinstance(video, Tensor) else list(video)
         changed = [self._change(tensor, change) for tensor in whole]
@@ -124,10 +124,10 @@ class Case:
         axes = self.example.axes or self.adapter.grid.axes
         rest = " ".join(name for name in axes.replace("(", "").replace(")", "").split() if name not in "fhw")
         sizes = {"f": FRAMES, "h": HEIGHT, "w": WIDTH} if "(" in axes else {}
-        moved = einops.rearrange(video, f"{axes} -> f h w {rest}", **sizes).clone()
-        change(moved)
-        shape = dict(zip(["f", "h", "w", *rest.split()], moved.shape, strict=True))
-        return einops.rearrange(moved, f"f h w {rest} -> {axes}", **shape)
+        arranged = einops.rearrange(video, f"{axes} -> f h w {rest}", **sizes).clone()
+        change(arranged)
+        shape = dict(zip(["f", "h", "w", *rest.split()], arranged.shape, strict=True))
+        return einops.rearrange(arranged, f"f h w {rest} -> {axes}", **shape)
 
 
 def everything(profile: Profile, layer: int, frames: int) -> FramePlan:
@@ -136,20 +136,20 @@ def everything(profile: Profile, layer: int, frames: int) -> FramePlan:
 
 
 def everything_through_the_engine(profile: Profile, layer: int, frames: int) -> FramePlan:
-    """A plan that changes nothing worth the name, and has to be executed."""
+    """A plan with a negligible change, so that it is executed."""
     plan = FramePlan.identity(frames)
     return FramePlan(plan.positions, plan.visibility, logit_scale=1 + 1e-9)
 
 
 def almost_everything(profile: Profile, layer: int, frames: int) -> FramePlan:
-    """All but one pair of frames see each other: every call is taken over."""
+    """A plan that hides the other frames from frame 0, so that every call is intercepted."""
     visibility = FramePlan.identity(frames).visibility.clone()
     visibility[0, 1:] = NONE
     return FramePlan(FramePlan.identity(frames).positions, visibility)
 
 
 def local(profile: Profile, layer: int, frames: int) -> FramePlan:
-    """Each frame sees itself alone."""
+    """A plan in which each frame attends to itself only."""
     return FramePlan(FramePlan.identity(frames).positions, torch.eye(frames, dtype=torch.uint8) * DENSE)
 
 

@@ -1,4 +1,4 @@
-"""All checks, each after those that it needs."""
+"""All checks, each after the checks that it depends on."""
 
 from freeloc.testing import behaviour, description
 from freeloc.testing.requirements import Check

@@ -1,4 +1,4 @@
-"""Checks of what an adapter says. Each docstring is a requirement; who raises nothing found it to be true."""
+"""Checks of an adapter's description. Each docstring is a requirement; a check raises an error if it is not met."""
 
 import functools
 import math
@@ -30,14 +30,14 @@ def check_it_matches_its_class_only(case: Case) -> None:
 
 
 def check_importing_it_is_light(case: Case) -> None:
-    """Looking the adapter up imports neither its models nor, unless the plugin is part of it, their package."""
+    """Looking up the adapter imports neither its models nor their package, unless the plugin is in that package."""
     imported = _imported_with_the_adapters(case.adapter.classes)
     require(imported == "[]", f"importing the adapters imports {imported}, which takes seconds")
 
 
 @functools.cache
 def _imported_with_the_adapters(classes: tuple[str, ...]) -> str:
-    """Which modules and packages of these classes a fresh Python has loaded once the adapters are looked up."""
+    """The modules and packages of these classes that a new Python process imports to look up the adapters."""
     code = f"""
 import sys, freeloc
 from importlib.metadata import entry_points
@@ -53,7 +53,7 @@ print(sorted((modules | packages) & set(sys.modules)))
 
 
 def check_every_site_is_named(case: Case) -> None:
-    """Each path leads to modules, each module once, and no other module attends over the whole token grid."""
+    """Each path matches modules, each module once, and no other module attends over the whole token grid."""
     try:
         paths = [path for _, _, path, _ in case.adapter.places(case.model)]
     except AdapterError as error:
@@ -67,22 +67,22 @@ def check_every_site_is_named(case: Case) -> None:
         if not inside and call.query.shape[2] == call.key.shape[2] >= whole:
             others[call.path] = call.query.shape[2]
     near = "; ".join(f"{path} over {tokens} tokens" for path, tokens in others.items())
-    require(not others, f"sites: {len(paths)} are named, and these attend over the whole video too: {near}")
+    require(not others, f"sites: {len(paths)} are named, but these also attend over the whole video: {near}")
 
 
 @needs(check_it_matches_its_class_only, check_every_site_is_named)
 def check_every_site_calls_its_kernel(case: Case) -> None:
-    """In a run of the model every site makes the call that the adapter describes, and is given a layer's number."""
+    """In a run of the model, every site makes the call that the adapter describes, and every layer has a number."""
     calls = case.calls()
     silent = {path for _, _, path, _ in case.adapter.places(case.model)} - {call.path for call in calls}
-    require(not silent, f"kernel: no call was seen in {', '.join(sorted(silent))}")
+    require(not silent, f"kernel: found no call in {', '.join(sorted(silent))}")
     layers, shape = {call.layer for call in calls}, case.adapter.shape(case.model)
     require(layers == set(range(shape.layers)), f"layers: expected 0 to {shape.layers - 1}, found {sorted(layers)}")
 
 
 @needs(check_every_site_calls_its_kernel)
 def check_every_tensor_of_the_call_is_described(case: Case) -> None:
-    """The kernel gets no tensor (a mask, lengths) that the adapter has no word for, but for one that it has, twice."""
+    """The adapter describes every tensor that is passed to the kernel, such as a mask or lengths."""
     kernels = {path: site.kernel for site, _, path, _ in case.adapter.places(case.model)}
     for call in case.calls():
         kernel = kernels[call.path]
@@ -96,7 +96,7 @@ def check_every_tensor_of_the_call_is_described(case: Case) -> None:
 
 @needs(check_every_site_calls_its_kernel)
 def check_the_sizes_are_the_models_own(case: Case) -> None:
-    """Heads and channels per head are read as the queries have them."""
+    """The adapter reads the numbers of heads and of channels per head that the queries have."""
     shape = case.adapter.shape(case.model)
     for call in case.calls():
         heads, head_dim = call.query.shape[1], call.query.shape[3]
@@ -106,7 +106,7 @@ def check_the_sizes_are_the_models_own(case: Case) -> None:
 
 @needs(check_every_site_calls_its_kernel)
 def check_the_layout_adds_up(case: Case) -> None:
-    """A sequence is text and frames x height x width tokens, at any size, and only a site with text has more."""
+    """At any size, a sequence has frames x height x width tokens, and only a site with text has more."""
     sites = {path: site for site, _, path, _ in case.adapter.places(case.model)}
     extra: dict[str, set[int]] = {}
     for frames, height, width in ((FRAMES, HEIGHT, WIDTH), (5, 1, 4), (TRAINED + 1, 3, 2)):
@@ -120,7 +120,7 @@ def check_the_layout_adds_up(case: Case) -> None:
             )
             extra.setdefault(call.path, set()).add(call.query.shape[2] - math.prod(expected))
     for path, counts in extra.items():
-        several = f"grid: {path} has, by the video's size, {sorted(counts)} more tokens than the grid"
+        several = f"grid: depending on the video's size, {path} has {sorted(counts)} more tokens than the grid"
         require(len(counts) == 1 and min(counts) >= 0, several)
         text, count = sites[path].text, counts.pop()
         require((text != "none") == (count > 0), f"text: '{text}', but {path} has {count} more tokens than the grid")
@@ -134,12 +134,12 @@ def check_each_token_is_where_it_should_be(case: Case) -> None:
     if calls[0].layout.height == HEIGHT:
         parts.append((2, 1))
     for frame, row in parts:
-        changed = case.change_video(case.inputs(), functools.partial(_disturb, frame=frame, row=row))
+        changed = case.change_video(case.inputs(), functools.partial(_perturb, frame=frame, row=row))
         for before, after in zip(calls, case.muted_calls(changed), strict=True):
-            _require_moved(before, after, frame, row)
+            _require_changed(before, after, frame, row)
 
 
-def _require_moved(before: SiteCall, after: SiteCall, frame: int, row: int | None) -> None:
+def _require_changed(before: SiteCall, after: SiteCall, frame: int, row: int | None) -> None:
     """Between these calls, the queries of one frame, or one row of it, must differ, and no others."""
     layout = before.layout
     width = layout.tokens_per_frame if row is None else layout.width
@@ -147,28 +147,28 @@ def _require_moved(before: SiteCall, after: SiteCall, frame: int, row: int | Non
     expected = torch.arange(first, first + width)
     difference = (after.query - before.query).abs().amax(dim=(0, 1, 3))
     found = (difference > 1e-4 * difference.max()).nonzero().flatten()
-    what = f"latent frame {frame}" + ("" if row is None else f", row {row}")
+    part = f"latent frame {frame}" + ("" if row is None else f", row {row}")
     require(
         torch.equal(found, expected),
-        f"text, axes: changing {what} should change tokens {_span(expected)} of {before.path}, it changed "
+        f"text, axes: changing {part} should change tokens {_span(expected)} of {before.path}, it changed "
         f"{_span(found)} of {len(difference)}: is the text ({layout.text_first} first, {layout.text_last} last) at the "
-        "other end, or the order of the axes another?",
+        "other end, or do the axes have another order?",
     )
 
 
 @needs(check_each_token_is_where_it_should_be)
 def check_scores_depend_on_distance_only(case: Case) -> None:
-    """Between equal frames a constant shift of all positions leaves the first layer's scores as they are."""
+    """Between equal frames, a constant shift of all positions does not change the first layer's scores."""
     call = case.first_call(case.change_video(case.inputs(), _equal_frames))
     if call.rope is None:
         return
     query, key = call.video(call.query)[:, :, 1:].double(), call.video(call.key)[:, :, 1:].double()
-    scores = torch.einsum("bhiqd,bhjkd->bhijqk", query, key)  # the first frame may stand at an uneven distance
+    scores = torch.einsum("bhiqd,bhjkd->bhijqk", query, key)  # the first frame may have another distance
     error = error_of(scores[:, :, 1:, 1:], scores[:, :, :-1, :-1])
     require(
         error <= 10 * case.example.tolerance,
         f"rope: between equal frames, shifting all by one frame changes scores by {error:.1e} of the largest: the "
-        "model has absolute positions beside its rotary ones",
+        "model also has absolute positions",
     )
 
 
@@ -178,13 +178,13 @@ def check_our_rotation_is_the_models_own(case: Case) -> None:
     call = case.first_call(case.change_video(case.inputs(), _equal_frames))
     if call.rope is None:
         found = find_rope(torch.cat([call.video(call.query), call.video(call.key)]))
-        require(found is None, f"rope: none is described, and between equal frames there is a rotation: {found}")
+        require(found is None, f"rope: none is described, but between equal frames there is a rotation: {found}")
     problem = rotation_problem(call, case.example.tolerance)
     require(not problem, f"rope: {problem}")
 
 
-def _disturb(video: Tensor, frame: int, row: int | None) -> None:
-    """Change one latent frame of tokens, or one row of tokens in it, of a video before patches."""
+def _perturb(video: Tensor, frame: int, row: int | None) -> None:
+    """Change one latent frame of a video, or one row of tokens in it, before patches."""
     patch_frames, patch_height = video.shape[0] // FRAMES, video.shape[1] // HEIGHT
     frames = slice(frame * patch_frames, (frame + 1) * patch_frames)
     rows = slice(None) if row is None else slice(row * patch_height, (row + 1) * patch_height)

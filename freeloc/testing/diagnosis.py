@@ -1,4 +1,4 @@
-"""Which word of a rope is wrong, from queries and keys of equal frames."""
+"""Finds the wrong field of a TemporalRope, from queries and keys of equal frames."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from freeloc.testing.cases import SiteCall
 
 
 def rotation_problem(call: SiteCall, tolerance: float) -> str:
-    """What is wrong with the described rotation between equal frames, or nothing."""
+    """What is wrong with the described rotation between equal frames; empty if nothing is."""
     if call.rope is None:
         return ""
     error = max(_error(call.video(tensor), call.rope, call.frequencies) for tensor in (call.query, call.key))
@@ -28,16 +28,16 @@ def rotation_problem(call: SiteCall, tolerance: float) -> str:
 
 
 def _error(frames: Tensor, rope: TemporalRope, frequencies: Tensor) -> float:
-    """Frames 2, 3 ... from frame 1, turned as described; the first may stand at an uneven distance."""
+    """Error of frames 2, 3 ... computed from frame 1 by the described rotation. Frame 0 may have another distance."""
     later = torch.arange(frames.shape[2] - 2, dtype=torch.float64) + 1
     angles = (later[:, None] * frequencies[..., None, :])[..., None, :]  # ([heads,] frames, 1, pairs)
     base = frames[:, :, 1:2].double().expand(-1, -1, len(later), -1, -1)
-    turned = rotate(base, torch.polar(torch.ones_like(angles), angles), rope.span(frames.shape[-1]), rope.pairing)
-    return float((turned - frames[:, :, 2:]).abs().max() / frames.abs().max())
+    rotated = rotate(base, torch.polar(torch.ones_like(angles), angles), rope.span(frames.shape[-1]), rope.pairing)
+    return float((rotated - frames[:, :, 2:]).abs().max() / frames.abs().max())
 
 
 def _channels(frames: Tensor, rope: TemporalRope) -> str:
-    """Whether other channels change from frame to frame than those described."""
+    """A hint if the channels that change from frame to frame are not those described."""
     head_dim = frames.shape[-1]
     change = (frames[:, :, 2:] - frames[:, :, 1:2]).abs().amax(dim=(0, 1, 2, 3))
     found = (change > 1e-3 * change.max()).nonzero().flatten().tolist()
@@ -46,28 +46,28 @@ def _channels(frames: Tensor, rope: TemporalRope) -> str:
     described = sorted(names[: rope.pairs(head_dim)].flatten().tolist())
     if set(found) <= set(described):
         return ""
-    return f"channels: time turns {_ranges(found)} of a head, the adapter describes {_ranges(described)}"
+    return f"channels: the rotated ones of a head are {_ranges(found)}, the adapter describes {_ranges(described)}"
 
 
 def _pairing(frames: Tensor, rope: TemporalRope) -> str:
-    """Whether the described pairs keep their length, and if not whether others do."""
+    """A hint if the described pairs do not keep their length, and whether the other pairing does."""
     if _stretch(frames, rope) < 1e-2:
         return ""
     other = replace(rope, pairing="(two pair)" if rope.pairing == "(pair two)" else "(pair two)")
     if _stretch(frames, other) < 1e-2:
         return f"pairing: the described {rope.pairing} does not fit, {other.pairing} does"
-    return f"pairing, channels: the pairs {rope.pairing} of channels {rope.span(frames.shape[-1])} are not turned"
+    return f"pairing, channels: the pairs {rope.pairing} of channels {rope.span(frames.shape[-1])} are not rotated"
 
 
 def _frequencies(pairs: Tensor, frequencies: Tensor) -> str:
-    """What the frequencies are, if these pairs (batch, heads, frames, tokens, pairs) are right."""
+    """A hint about the frequencies, given that these pairs (batch, heads, frames, tokens, pairs) are right."""
     found = (pairs[:, :, 2] * pairs[:, :, 1].conj()).sum(dim=(0, 2)).angle()  # (heads, pairs)
     described = frequencies.expand_as(found)
     worst = int((found - described).abs().amax(dim=0).argmax())
-    text = f"pair {worst} turns by {found[0, worst]:.4g} radians a frame, described {described[0, worst]:.4g}"
+    text = f"pair {worst} rotates by {found[0, worst]:.4g} radians per frame, described {described[0, worst]:.4g}"
     base = found.mean(dim=0).clamp(min=1e-12)
     theta = float((base[0] / base[1]) ** len(base)) if len(base) > 1 else 0.0
-    return f"theta, step, frequencies: {text}; one base for all pairs would be theta={theta:.4g} at step {base[0]:.4g}"
+    return f"theta, step, frequencies: {text}; with one base for all pairs, theta={theta:.4g} and step={base[0]:.4g}"
 
 
 def _pairs(frames: Tensor, rope: TemporalRope) -> Tensor:
@@ -79,7 +79,7 @@ def _pairs(frames: Tensor, rope: TemporalRope) -> Tensor:
 
 
 def _stretch(frames: Tensor, rope: TemporalRope) -> float:
-    """By how much the lengths of pairs change from frame to frame, as a share of the longest."""
+    """How much the lengths of pairs change from frame to frame, as a share of the largest."""
     lengths = _pairs(frames, rope).abs()
     return float((lengths[:, :, 2:] - lengths[:, :, 1:2]).abs().max() / lengths.max())
 

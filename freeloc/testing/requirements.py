@@ -1,4 +1,4 @@
-"""What every check is made of."""
+"""Helpers that all checks use."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from freeloc.testing.cases import Case
 
 Check = Callable[[Case], None]
 NEEDS: dict[str, tuple[str, ...]] = {}
-"""By name of a check: those without which it says nothing."""
+"""Names of the checks that a check depends on, by its name."""
 
 
 class ConformanceError(AssertionError):
-    """A requirement that an adapter does not meet: which word, what was expected, what was found."""
+    """An adapter or backend does not meet a requirement: which field, what was expected, and what was found."""
 
 
 def require(holds: object, problem: str) -> None:
-    """Raise a ConformanceError unless something holds."""
+    """Raise a ConformanceError unless the condition holds."""
     if not holds:
         raise ConformanceError(problem)
 
 
 def needs(*checks: Check) -> Callable[[Check], Check]:
-    """Says of a check what must hold before it can tell anything."""
+    """Declare the checks that a check depends on."""
 
     def note(check: Check) -> Check:
         NEEDS[check.__name__] = tuple(needed.__name__ for needed in checks)

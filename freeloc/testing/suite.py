@@ -1,4 +1,4 @@
-"""Runs the checks: for pytest, and for the command."""
+"""Runs the checks, for pytest and for the command line."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from freeloc.testing.requirements import NEEDS, Check, ConformanceError
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found.
+    """The result of a check.
 
     Args:
         example: label of the example.
         check: name of the check.
-        problem: what is wrong, if anything.
-        blocked: what kept the check from saying anything, if anything did.
-        expected: the reason why a problem was to be expected, if it was.
+        problem: what is wrong; empty if nothing is.
+        blocked: the failed check that this one depends on; empty if there is none.
+        expected: the reason for an expected failure; empty if none is expected.
     """
 
     example: str
@@ -33,7 +33,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the requirement is met, or known not to be, or not to be told, for the stated reason."""
+        """Whether the requirement is met, or fails or is blocked as expected."""
         return bool(self.problem or self.blocked) == bool(self.expected)
 
     @property
@@ -43,10 +43,10 @@ class Result:
 
 
 class Suite:
-    """The checks of one example; each runs once, on a fresh model."""
+    """The checks of one example. Each runs once, on a new model."""
 
     def __init__(self, example: Example, adapter: Adapter | None = None) -> None:
-        """With the installed adapter of that name, or another one."""
+        """Create the suite, by default with the installed adapter that the example names."""
         self.example = example
         self._adapter = adapter
         self._results: dict[str, Result] = {}
@@ -64,7 +64,7 @@ class Suite:
         return adapter
 
     def result(self, check: Check) -> Result:
-        """What a check finds, after those that it needs."""
+        """The result of a check. The checks that it depends on run first."""
         name = check.__name__
         if name not in self._results:
             self._results[name] = self._run(check, name)
@@ -82,20 +82,20 @@ class Suite:
             check(Case(self.example, self.adapter))
         except ConformanceError as error:
             return Result(self.example.label, name, problem=str(error), expected=expected)
-        except Exception as error:  # a wrong description may make anything fail: that is what was found
+        except Exception as error:  # a wrong description may cause any error; it is the result
             return Result(self.example.label, name, problem=f"{type(error).__name__}: {error}", expected=expected)
         return Result(self.example.label, name, expected=expected)
 
 
 def run_checks(example: Example, adapter: Adapter | None = None) -> list[Result]:
-    """Every check on one example.
+    """Run every check on one example.
 
     >>> all(result.passed for result in run_checks(examples("wan")[0]))
     True
 
     Args:
-        example: what to run.
-        adapter: instead of the installed one of that name.
+        example: the example to check.
+        adapter: the adapter to check; by default the installed one that the example names.
     """
     suite = Suite(example, adapter)
     return [suite.result(check) for check in CHECKS]
@@ -107,18 +107,18 @@ def examples(adapter: str | None = None) -> list[Example]:
 
 
 def conformance(*examples: Example) -> Callable[[Any], Any]:
-    """Decorator of a pytest test of one argument ``check``, which it calls: one test per example and check."""
+    """Decorator of a pytest test with one argument ``check``, which the test calls: one test per example and check."""
     import pytest
 
     def bind(suite: Suite, check: Check) -> Callable[[], None]:
         def call() -> None:
             result = suite.result(check)
             if result.blocked:
-                pytest.skip(f"says nothing while {result.blocked} fails")
+                pytest.skip(f"cannot be checked while {result.blocked} fails")
             if result.problem and result.expected:
                 pytest.xfail(f"{result.expected}: {result.problem}")
             if result.expected:
-                raise ConformanceError(f"expected to fail ({result.expected}), and passes: take the expectation out")
+                raise ConformanceError(f"expected to fail ({result.expected}), but passes: remove the expected failure")
             if result.problem:
                 raise ConformanceError(result.problem)
 

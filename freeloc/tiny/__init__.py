@@ -1,1 +1,1 @@
-"""A video diffusion transformer small enough for a CPU: its world, its training, its weights and a demo."""
+"""A tiny video diffusion transformer that runs on a CPU: synthetic dataset, training, weights, demo and bench."""

@@ -1,7 +1,7 @@
-"""``freeloc bench``: methods compared on the tiny model, at 1 to 8 times the trained length, from the same noise.
+"""``freeloc bench``: compares methods on the tiny model, at 1 to 8 times the trained length, from the same noise.
 
-Each cell (length, setting, four clips) is a file on disk as soon as it is done: a bench that was stopped goes on where
-it was, and one with more clips adds to what is there.
+Each cell (length, setting, four clips) is saved as soon as it is done. An interrupted bench continues where it stopped,
+and a bench with more clips reuses the existing ones.
 """
 
 import functools
@@ -23,28 +23,28 @@ from freeloc.errors import FreelocError
 from freeloc.files import replacing
 from freeloc.metrics import measures as metrics
 from freeloc.metrics import motion
-from freeloc.tiny import judge, measures, scores, world
+from freeloc.tiny import judge, measures, scores, synthetic
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.parallel import parallel
 from freeloc.tiny.sizes import TRUE, Size
-from freeloc.tiny.world import PROMPTS, clips, to_latents
+from freeloc.tiny.synthetic import PROMPTS, clips, to_latents
 
 CHUNK = 4
-"""Clips that are sampled together and share a file."""
+"""Number of clips that are sampled together and share a file."""
 
 FIRST_SEED = 10_000
 """Seed of the first clip's noise. Choices of layers are made on other seeds."""
 
 LOSS_CLIPS = 12
-"""The first clips, on which the denoising loss is measured: it varies little, and costs five calls a clip."""
+"""Number of first clips on which the denoising loss is measured: it varies little, and needs five calls per clip."""
 
-MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, world)
-"""What decides the measures of a video: where it changed, videos are measured again."""
+MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, synthetic)
+"""The code and weights that determine the measures of a video. If they change, videos are measured again."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Some clips of one setting at one length, and where they are kept."""
+    """Some clips of one setting at one length, and their files."""
 
     folder: Path
     times: int
@@ -53,12 +53,12 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """The videos; the measures are in a .json file beside it."""
+        """Path of the videos; the measures are in a .json file beside it."""
         return self.folder / f"{self.times}x" / self.setting.replace(" ", "-") / f"{self.first:03}.safetensors"
 
     @property
     def latent_frames(self) -> int:
-        """Length of the videos."""
+        """Length of the videos, in latent frames."""
         return long_frames(self.times)
 
     @property
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def prompts(self) -> list[str]:
-        """One per clip; the sixty prompts take turns."""
+        """One prompt per clip; after sixty clips they repeat."""
         order = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(FIRST_SEED)).tolist()
         return [PROMPTS[order[index % len(PROMPTS)]] for index in self.indices]
 
@@ -78,12 +78,12 @@ class Cell:
         return clips(self.prompts, self.latent_frames, generator)
 
     def video(self) -> Tensor:
-        """What was sampled, as `true_clips`."""
+        """The saved videos, with the shape of `true_clips`."""
         return load_file(self.path)["video"].float() / 255
 
 
 def cells(folder: Path, size: Size) -> list[Cell]:
-    """All cells, part after part, the first clips of every setting before more of any."""
+    """All cells by part; the first clips of all settings come before further clips of any."""
     every = [
         Cell(folder, part.times, name, first)
         for part in size.parts
@@ -95,11 +95,11 @@ def cells(folder: Path, size: Size) -> list[Cell]:
 
 
 def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
-    """Sample and measure what is not on disk yet; return a row of measures per clip.
+    """Sample and measure what is not saved yet; return a row of measures per clip.
 
     Args:
-        folder: where the results are kept.
-        size: how much to do.
+        folder: folder of the results.
+        size: how much to measure.
         workers: processes; two or more have one thread each.
 
     Raises:
@@ -117,7 +117,7 @@ def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
 
 
 def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
-    """Rows of a cell, from disk where they are."""
+    """Rows of a cell, read from disk if they exist."""
     if not cell.path.exists():
         _save(cell, _make(cell, size))
     path, measured_by = cell.path.with_suffix(".json"), _digest(*MEASURED_BY)
@@ -134,13 +134,13 @@ _pipeline = functools.cache(load_pipeline)
 
 @functools.cache
 def _digest(*modules: ModuleType | Path) -> str:
-    """Of the sources of modules, and of files."""
+    """Digest of the source files of modules, and of other files."""
     paths = [module if isinstance(module, Path) else Path(str(module.__file__)) for module in modules]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -158,7 +158,7 @@ def _make(cell: Cell, size: Size) -> Tensor:
 
 
 def _save(cell: Cell, video: Tensor) -> None:
-    """Write the videos of a cell, all or none."""
+    """Write the videos of a cell atomically."""
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(cell.path) as part:
         save_file({"video": (video * 255).round().byte().contiguous()}, part)
@@ -182,20 +182,20 @@ def _scored(cell: Cell, size: Size) -> list[dict[str, Any]]:
 
 
 def _require_same(folder: Path, size: Size) -> None:
-    """Refuse to mix videos of different weights, worlds, steps or plans in one folder."""
-    asked = {name for part in size.parts for name in part.names}
-    used = {name: setting.fingerprint for name, setting in size.settings.items() if name in asked}
-    wanted: dict[str, Any] = {"weights": _digest(WEIGHTS), "world": _digest(world), "steps": size.steps}
-    wanted |= {"guidance": size.guidance}
+    """Refuse to mix videos of different weights, datasets, steps or plans in one folder."""
+    requested = {name for part in size.parts for name in part.names}
+    used = {name: setting.fingerprint for name, setting in size.settings.items() if name in requested}
+    expected: dict[str, Any] = {"weights": _digest(WEIGHTS), "dataset": _digest(synthetic), "steps": size.steps}
+    expected |= {"guidance": size.guidance}
     path, known = folder / "bench.json", {}
     if path.exists():
         found = json.loads(path.read_text())
         known = found.pop("plans")
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
+        changed = [name for name in expected if found.get(name) != expected[name]]
         changed += [f"plans of '{name}'" for name in used if known.get(name, used[name]) != used[name]]
         if changed:
             raise FreelocError(
-                f"{folder} holds a bench of other {', '.join(changed)}: give another folder, or remove that one"
+                f"{folder} holds a bench with other {', '.join(changed)}: give another folder, or remove that one"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(wanted | {"plans": known | used}, indent=1))
+    _write(path, json.dumps(expected | {"plans": known | used}, indent=1))

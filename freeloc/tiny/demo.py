@@ -1,4 +1,4 @@
-"""``freeloc demo``: the tiny model at four times the length that it was trained on, directly and with freeloc."""
+"""``freeloc demo``: the tiny model at four times its trained length, with direct sampling and with freeloc."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from freeloc.registry import registry
 from freeloc.tiny.measures import MEASURES
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, long_frames, noise, sample
 from freeloc.tiny.pictures import contact_sheet, side_by_side
-from freeloc.tiny.world import clips
+from freeloc.tiny.synthetic import clips
 
 PROMPTS = ("yellow disc fast", "cyan ring slow")
 SHOWN = ("identity", "land as prompted", "sharpness", "drift")
@@ -19,7 +19,7 @@ SHOWN = ("identity", "land as prompted", "sharpness", "drift")
 
 
 def measures_table(videos: dict[str, Tensor], prompts: list[str]) -> str:
-    """Measures of every way of making the videos, one line each. The prompts repeat where there are more clips."""
+    """A table of measures, with a column for each set of videos. Prompts repeat if there are more clips."""
     lines = [f"{'':20}" + "".join(f"{name:>16}" for name in videos)]
     for title in SHOWN:
         means = []
@@ -31,7 +31,7 @@ def measures_table(videos: dict[str, Tensor], prompts: list[str]) -> str:
 
 
 def run(folder: Path, times: int = 4, seed: int = 0, steps: int = 12, method: str | None = None) -> None:
-    """Generate, write ``side-by-side.gif`` and ``contact-sheet.png`` to `folder`, and print what happened."""
+    """Generate videos, write ``side-by-side.gif`` and ``contact-sheet.png`` to `folder`, and print a report."""
     chosen = registry().methods.get(method) if method else None
     folder.mkdir(parents=True, exist_ok=True)
     prompts, length = list(PROMPTS), long_frames(times)

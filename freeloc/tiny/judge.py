@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from freeloc.tiny.world import COLOURS, PROMPTS, SHAPES, clips
+from freeloc.tiny.synthetic import COLOURS, PROMPTS, SHAPES, clips
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 
 
 class Judge(nn.Module):
-    """Frames (count, 3, height, width) in 0..1 to logits of colours (count, 6) and shapes (count, 5)."""
+    """Classifies frames (count, 3, height, width) in 0..1: logits of colours (count, 6) and of shapes (count, 5)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Judge(nn.Module):
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The trained one."""
+    """The trained judge."""
     judge = Judge()
     judge.load_state_dict(
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
@@ -55,7 +55,7 @@ def labels(prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def train(steps: int = 700, batch: int = 128) -> Judge:
-    """A judge trained on single frames, slightly noisy or blurred as samples are."""
+    """Train a judge on single frames, slightly noisy or blurred like sampled videos."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     judge = Judge()
@@ -67,7 +67,9 @@ def train(steps: int = 700, batch: int = 128) -> Judge:
         blur = torch.rand(batch, 1, 1, 1, generator=generator) * 0.5
         frames = torch.lerp(frames, F.avg_pool2d(frames, 3, stride=1, padding=1, count_include_pad=False), blur)
         frames = frames + 0.03 * torch.randn(frames.shape, generator=generator)
-        losses = [F.cross_entropy(found, wanted) for found, wanted in zip(judge(frames), labels(prompts), strict=True)]
+        losses = [
+            F.cross_entropy(found, expected) for found, expected in zip(judge(frames), labels(prompts), strict=True)
+        ]
         torch.stack(losses).sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
-"""What can be seen to go wrong in a video of the tiny world, clip by clip.
+"""Measures of one video of the synthetic dataset.
 
-All take a video (3, frames, height, width) in 0..1 and its prompt. Compare each with its value for true clips.
+Their arguments are a video (3, frames, height, width) in 0..1 and its prompt. Compare each with its value for true
+clips.
 """
 
 import functools
@@ -11,52 +12,52 @@ from torch import Tensor
 
 from freeloc.metrics import measures as metrics
 from freeloc.tiny.judge import labels, load_judge
-from freeloc.tiny.world import PANS
+from freeloc.tiny.synthetic import PANS
 
 LAND = 12
 """Rows at the bottom of a frame that hold the land: hills, valleys and nearly all of the poles."""
 
 REACH = 6
-"""Largest motion of the land that is looked for, in pixels per frame."""
+"""Largest motion of the land that the search includes, in pixels per frame."""
 
 _judge = functools.cache(load_judge)
 
 
 def identity(video: Tensor, prompt: str) -> float:
-    """Share of frames in which a classifier sees the prompted shape in the prompted colour.
+    """Share of frames in which a classifier finds the prompted shape in the prompted colour.
 
-    >>> from freeloc.tiny.world import clips
+    >>> from freeloc.tiny.synthetic import clips
     >>> video = clips(["red ring fast"], 21, torch.Generator().manual_seed(0))[0]
     >>> identity(video, "red ring fast"), identity(video, "red disc fast")
     (1.0, 0.0)
     """
     colour, shape = (logits.argmax(dim=1) for logits in _judge()(video.transpose(0, 1)))
-    wanted_colour, wanted_shape = labels([prompt])
-    return float(((colour == wanted_colour) & (shape == wanted_shape)).float().mean())
+    expected_colour, expected_shape = labels([prompt])
+    return float(((colour == expected_colour) & (shape == expected_shape)).float().mean())
 
 
 def land_motion(video: Tensor) -> Tensor:
-    """How far the land moves from each frame to the next, (frames - 1,), in whole pixels: positive as the camera goes.
+    """How far the camera moves along the land between frames, (frames - 1,), in whole pixels.
 
-    The shift for which the land of two frames differs least.
+    It is the shift for which the land of two frames differs least.
     """
     land = video[:, :, -LAND:]
     width = land.shape[-1] - 2 * REACH
     before, after = land[:, :-1, :, REACH : REACH + width], land[:, 1:]
-    steps = list(range(-REACH, REACH + 1))
-    # A camera that goes east by s pixels shows at column x what was at column x + s before.
-    # Large differences count as one size: a shape in front of the land must not decide.
+    shifts = list(range(-REACH, REACH + 1))
+    # When the camera moves east by s pixels, column x shows what was at column x + s.
+    # Differences are clamped, so that a shape in front of the land does not decide.
     errors = [
-        (after[..., REACH - step : REACH - step + width] - before).abs().clamp(max=0.05).mean(dim=(0, 2, 3))
-        for step in steps
-    ]  # one (frames - 1,) per step
-    return torch.tensor(steps)[torch.stack(errors).argmin(dim=0)]
+        (after[..., REACH - shift : REACH - shift + width] - before).abs().clamp(max=0.05).mean(dim=(0, 2, 3))
+        for shift in shifts
+    ]  # one (frames - 1,) per shift
+    return torch.tensor(shifts)[torch.stack(errors).argmin(dim=0)]
 
 
 def pan_accuracy(video: Tensor, prompt: str) -> float:
-    """Share of frame pairs in which the land moves as prompted, to the nearest pixel: falls when a video freezes.
+    """Share of frame pairs in which the land moves as prompted, to the nearest pixel. It falls when a video freezes.
 
-    >>> from freeloc.tiny.world import clips
+    >>> from freeloc.tiny.synthetic import clips
     >>> pan_accuracy(clips(["red ring slow"], 30, torch.Generator().manual_seed(0))[0], "red ring slow") > 0.9
     True
     """
@@ -72,4 +73,4 @@ MEASURES: dict[str, Callable[[Tensor, str], float]] = {
     "land as prompted": pan_accuracy,
     **{name: _general(measure) for name, measure in metrics.MEASURES.items()},
 }
-"""The two of this world, and those of `freeloc.metrics` that know nothing of it."""
+"""The two measures of this dataset, and the general ones of `freeloc.metrics`."""

@@ -1,4 +1,4 @@
-"""The tiny model: diffusers' own WanTransformer3DModel and WanPipeline, so small that a CPU samples it in seconds."""
+"""The tiny model: diffusers' WanTransformer3DModel and WanPipeline, small enough to sample on a CPU in seconds."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,12 +8,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from freeloc.tiny.world import EMBED_DIM, HEIGHT, WIDTH, prompt_embeds, to_video
+from freeloc.tiny.synthetic import EMBED_DIM, HEIGHT, WIDTH, prompt_embeds, to_video
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
 TRAINED_FRAMES = 21
-"""Latent frames of a training clip: as many as Wan2.1's, so its published settings apply as they are."""
+"""Latent frames of a training clip: as for Wan 2.1, so that its published settings apply."""
 
 CONFIG = {
     "patch_size": (1, 4, 4),
@@ -49,7 +49,7 @@ def load_transformer(path: Path = WEIGHTS) -> WanTransformer3DModel:
 def load_pipeline(path: Path = WEIGHTS) -> WanPipeline:
     """diffusers' WanPipeline around the tiny transformer, without VAE and text encoder.
 
-    Give it ``prompt_embeds`` and ``output_type="latent"``. Its size arguments count as if there were a VAE with strides
+    Call it with ``prompt_embeds`` and ``output_type="latent"``. Its size arguments are those of a VAE with strides
     (4, 8, 8): see `pipeline_size`.
     """
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -68,7 +68,7 @@ def pipeline_size(latent_frames: int) -> dict[str, int]:
 
 
 def long_frames(times: int) -> int:
-    """Latent frames of a video of so many trained lengths: each one after the first continues from the last frame.
+    """Latent frames of a video of `times` trained lengths, where each continues from the last frame of the previous.
 
     >>> [long_frames(times) for times in (1, 2, 4)]
     [21, 41, 81]
@@ -89,15 +89,15 @@ def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
 def sample(
     pipeline: WanPipeline, prompts: list[str], initial: Tensor, steps: int = 12, guidance: float = 3.0, title: str = ""
 ) -> Tensor:
-    """Videos (clips, 3, latent_frames, height, width) in 0..1 from their prompts and their noise.
+    """Sample videos (clips, 3, latent_frames, height, width) in 0..1 from prompts and noise.
 
     Args:
-        pipeline: see `load_pipeline`; it may be patched.
-        prompts: one per clip.
-        initial: the noise to start from: see `noise`.
-        steps: denoising steps.
-        guidance: scale of classifier-free guidance; 1 does without, in half the time.
-        title: of the progress bar; none is shown without.
+        pipeline: the pipeline of `load_pipeline`; it may be patched.
+        prompts: one prompt per clip.
+        initial: the initial noise: see `noise`.
+        steps: number of denoising steps.
+        guidance: scale of classifier-free guidance; 1 means no guidance, in half the time.
+        title: title of the progress bar; without a title there is none.
     """
     pipeline.set_progress_bar_config(desc=f"{title:>14}", disable=not title)
     latents = pipeline(

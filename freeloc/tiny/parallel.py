@@ -1,4 +1,4 @@
-"""One way to spread independent work over processes."""
+"""Distributes independent work over processes."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def parallel(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A ``map`` that runs in so many processes of one thread each, or here for one. Results keep their order.
+    """A ``map`` that runs in several processes of one thread each; with one worker, in this process. It keeps order.
 
     >>> with parallel(1) as run_all:
     ...     list(run_all(abs, [-1, 2]))

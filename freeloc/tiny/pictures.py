@@ -1,4 +1,4 @@
-"""Videos of the tiny world as pictures: a GIF side by side, a contact sheet."""
+"""Pictures of videos of the tiny model: a GIF with videos side by side, and a contact sheet."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 ZOOM = 6
-"""Screen pixels per pixel of the world."""
+"""Screen pixels per pixel of a video."""
 
 
 def side_by_side(videos: dict[str, Tensor], path: Path) -> None:
-    """Write a GIF: a row per prompt, a column per way of making the video."""
+    """Write a GIF: a row per prompt, a column per method."""
     frames = []
     for time_index in range(next(iter(videos.values())).shape[2]):
         columns = [torch.cat(list(video[:, :, time_index]), dim=1) for video in videos.values()]
@@ -20,7 +20,7 @@ def side_by_side(videos: dict[str, Tensor], path: Path) -> None:
 
 
 def contact_sheet(videos: dict[str, Tensor], path: Path, columns: int = 12) -> None:
-    """Write a PNG: a row per way of making the videos, so many frames of each from left to right."""
+    """Write a PNG: a row per method, with `columns` frames of its videos from left to right."""
     strips = []
     for video in videos.values():
         chosen = torch.linspace(0, video.shape[2] - 1, columns).round().long().tolist()

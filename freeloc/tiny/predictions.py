@@ -1,8 +1,8 @@
 """How well cheap probes predict expensive ones, on the tiny model: ``python -m freeloc.tiny.predictions``.
 
-The ground truth is in whole videos that `freeloc bench --layers` made: how much worse they are where one layer has no
-VRPR (positions), and how much better where one layer has TSA too (context). What is printed are rank correlations over
-layers: 1 for the same order, 0 for no relation.
+The ground truth comes from whole videos of `freeloc bench --layers`: how much worse they are if one layer has no VRPR
+(positions), and how much better if one layer also has TSA (context). The program prints rank correlations over layers:
+1 for the same order, 0 for no relation.
 """
 
 import argparse
@@ -19,25 +19,25 @@ from freeloc.tiny.scores import mean_and_error
 from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
-"""What the ground truth is measured by, and whether more (1) or less (-1) of it is better."""
+"""The measures of the ground truth, with 1 if higher is better and -1 if lower is better."""
 
 
 Losses = dict[str, Tensor]
-"""By the policy that one layer has while the others have VRPR, (layers, clips): less is better."""
+"""Losses (layers, clips) by the policy of one layer while the others have VRPR. Lower is better."""
 
 Rows = list[dict[str, str]]
-"""Of ``clips.csv``: a clip of a setting each."""
+"""Rows of ``clips.csv``, one for each clip of each setting."""
 
 
 class Effects(NamedTuple):
-    """How much each layer matters, (layers,): positions, context. More is more."""
+    """How much each layer matters for positions and for context, (layers,). Larger matters more."""
 
     position: Tensor
     context: Tensor
 
 
 def in_videos(rows: Rows, measure: str) -> Losses:
-    """The ground truth by one measure, negated where more of it is better."""
+    """The ground truth by one measure, negated if higher is better."""
     found: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: int(row["clip"])):
         found.setdefault(row["setting"], []).append(-MEASURES[measure] * float(row[measure]))
@@ -50,13 +50,13 @@ def in_videos(rows: Rows, measure: str) -> Losses:
 
 
 def effects(losses: Losses, clips: slice = slice(None)) -> Effects:
-    """The effects by these losses, means over clips."""
+    """The effects according to these losses, as means over clips."""
     none, vrpr, both = (losses[policy][:, clips].mean(dim=1) for policy in ("none", "vrpr", "vrpr+tsa"))
     return Effects(none - vrpr, vrpr - both)
 
 
 def halves(losses: Losses) -> tuple[Effects, Effects]:
-    """The effects on every other clip, and on the rest."""
+    """The effects on the clips with even numbers, and on those with odd numbers."""
     return effects(losses, slice(0, None, 2)), effects(losses, slice(1, None, 2))
 
 
@@ -72,18 +72,20 @@ def agreement(first: Effects, second: Effects) -> str:
 
 
 def table(probes: dict[str, Effects], rows: Rows) -> str:
-    """A Markdown table of each probe against the ground truth by each measure; last, of one half of the clips
-    against the other."""
+    """A Markdown table: the agreement of each probe with the ground truth by each measure.
+
+    The last row is the agreement of one half of the clips with the other half.
+    """
     truths = {measure: in_videos(rows, measure) for measure in MEASURES}
     lines = [["positions / context", *MEASURES]]
     for name, found in probes.items():
         lines.append([name, *(agreement(found, effects(truth)) for truth in truths.values())])
-    lines.append(["one half of the clips, the other", *(agreement(*halves(truth)) for truth in truths.values())])
+    lines.append(["one half of the clips and the other", *(agreement(*halves(truth)) for truth in truths.values())])
     return _markdown(lines)
 
 
 def among(probes: dict[str, Effects]) -> str:
-    """Each probe beside each later one, a Markdown table."""
+    """A Markdown table: the agreement of each pair of probes."""
     names = list(probes)
     lines = [["positions / context", *names[1:]]]
     for index, one in enumerate(names[:-1]):
@@ -104,7 +106,7 @@ def read_rows(path: Path) -> Rows:
 
 
 def _depths(found: Sensitivity) -> dict[str, tuple[str, str | None]]:
-    """Every depth with its scorer, by a name of both; a depth with several scorers once for each."""
+    """(depth, scorer) by a name of both; a depth with several scorers has an entry for each."""
     named: dict[str, tuple[str, str | None]] = {}
     for depth in found.depths:
         tables = [table for table in found.tables_of(depth).values() if "scorers" in table.axes]
@@ -115,13 +117,13 @@ def _depths(found: Sensitivity) -> dict[str, tuple[str, str | None]]:
 
 
 def probed(found: Sensitivity) -> dict[str, Effects]:
-    """The effects by every depth."""
+    """The effects according to each depth."""
     summaries = {name: found.summary(depth, scorer=scorer) for name, (depth, scorer) in _depths(found).items()}
     return {name: Effects(summary.position, summary.context) for name, summary in summaries.items()}
 
 
 def choices(found: Sensitivity) -> str:
-    """What every depth would give each layer by the usual rule, a Markdown table."""
+    """A Markdown table: the policy that each depth chooses for each layer by the default rule."""
     lines = [["layer", *(str(layer) for layer in range(found.facts.profile.model.layers))]]
     for name, (depth, scorer) in _depths(found).items():
         lines.append([name, *(policies[0] for policies in found.choose(depth, Rule(scorer=scorer)))])
@@ -129,7 +131,7 @@ def choices(found: Sensitivity) -> str:
 
 
 def changes(losses: Losses) -> str:
-    """By how many thousandths it gets worse if one layer alone has something else than VRPR, a Markdown table."""
+    """A Markdown table: the change in thousandths if one layer has another policy than VRPR; positive is worse."""
     vrpr = losses["vrpr"]
     lines = [["layer", *(str(layer) for layer in range(len(vrpr)))]]
     for policy, value in losses.items():

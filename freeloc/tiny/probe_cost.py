@@ -1,6 +1,6 @@
-"""What a local probe costs: ``python -m freeloc.tiny.probe_cost``.
+"""Measures the cost of a local probe: ``python -m freeloc.tiny.probe_cost``.
 
-Prints how long a run of the tiny model at four trained lengths takes with and without the probe, measured alternately.
+Prints the time of a run of the tiny model at four trained lengths with and without the probe, measured alternately.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import torch
 
 from freeloc.probing import Local, probe
 from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
-from freeloc.tiny.world import PROMPTS
+from freeloc.tiny.synthetic import PROMPTS
 
 TOKENS_PER_FRAME = 35
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """The time of a call, in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

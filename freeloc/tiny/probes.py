@@ -1,7 +1,7 @@
 """Probes the tiny model at every depth, and compares them: ``python -m freeloc.tiny.probes``.
 
-Prompts, noise and clips differ from those of the bench. The expensive reference to compare with is `freeloc bench
---layers`: whole videos with one layer treated differently.
+Prompts, noise and clips differ from those of the bench. The expensive reference is `freeloc bench --layers`: whole
+videos with another policy on one layer.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.probing import Depth, Local, Loss, Output, Sensitivity, Video, probe
 from freeloc.tiny.measures import identity, pan_accuracy
 from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
-from freeloc.tiny.world import PROMPTS, clips, to_latents
+from freeloc.tiny.synthetic import PROMPTS, clips, to_latents
 
 SEED = 600_000
-"""Of noise and clips."""
+"""Random seed of noise and clips."""
 
 ON_VRPR: tuple[tuple[str, str], ...] = (("vrpr", "none"), ("vrpr", "tsa"), ("vrpr", "vrpr+tsa"))
-"""What is compared for single heads: with so many of them, not more than a choice needs."""
+"""The comparisons for single heads. There are many heads, so only what a choice requires is measured."""
 
 
 def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], float]:
@@ -32,7 +32,7 @@ def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], f
 def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
     """Every depth by name, with its prompts: `count` clips for ``loss``, and fewer runs for the others.
 
-    Beside them ``heads``: the depth ``loss``, for each head.
+    The additional entry ``heads`` is the depth ``loss`` for each head.
     """
     generator = torch.Generator().manual_seed(SEED)
     order = [PROMPTS[index] for index in torch.randperm(len(PROMPTS), generator=generator)]
@@ -52,7 +52,7 @@ def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
 
 
 def measure(name: str, count: int, times: int, folder: Path) -> Sensitivity:
-    """One depth; what is in the folder already is not measured again."""
+    """Measure one depth. What is already in the folder is not measured again."""
     pipeline = load_pipeline()
     frames = long_frames(times)
 

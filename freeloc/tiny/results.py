@@ -1,4 +1,4 @@
-"""What the bench writes: a printed table, CSV, a figure per measure, contact sheets and a GIF."""
+"""The output of the bench: printed tables, CSV files, a figure per measure, contact sheets and a GIF."""
 
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ IN_TABLE = (
 """Measures in the printed table; all are in the CSV."""
 
 CHOICE = "layer-wise"
-"""The setting that gives each layer what the shipped profile says."""
+"""The setting in which each layer has the policy of the shipped profile."""
 
 
 def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None) -> str:
-    """Run what is missing in `folder`, write everything to `results` (by default there too), and return the tables."""
+    """Run what is missing in `folder`, write the output to `results` (by default `folder`), and return the tables."""
     order = [(times, name) for times in size.lengths for name in size.clips_at(times)]
     rows = run(folder, size, workers)
     rows.sort(key=lambda row: (order.index((row["times"], row["setting"])), row["clip"]))
@@ -51,7 +51,7 @@ def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = Non
 
 
 def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: list[int]) -> list[str]:
-    """Per length the means, and the differences clip by clip to direct sampling and to the choice of layers."""
+    """Tables per length: means, and clip-by-clip differences to direct sampling and to the layer-wise choice."""
     of_choice = scores.summary(rows, baseline=CHOICE)
     found = []
     for times in lengths:
@@ -68,9 +68,9 @@ def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: lis
 
 
 def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
-    """Lines of the measures that compare sets of clips, against a second set of true clips.
+    """Lines of the measures that compare a set of clips with a second set of true clips.
 
-    They depend on how many clips there are: only settings with the most of a length have them.
+    They depend on the number of clips. So only settings with the largest number at a length have them.
     """
     groups: dict[tuple[int, str], list[Cell]] = {}
     for cell in cells(folder, size):
@@ -89,7 +89,7 @@ def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
 
 
 def table(lines: list[dict[str, Any]], times: int, title: str) -> str:
-    """Mean and standard error of each setting at one length, a Markdown table. It has no column without a value."""
+    """A Markdown table: mean and standard error of each setting at one length. Empty columns are left out."""
     here = [line for line in lines if line["times"] == times]
     found = {(line["setting"], line["measure"]): f"{line['mean']:.3g} ± {line['error']:.1g}" for line in here}
     clips: dict[str, int] = {}
@@ -107,9 +107,9 @@ def table(lines: list[dict[str, Any]], times: int, title: str) -> str:
 
 
 def figures(lines: list[dict[str, Any]], folder: Path) -> None:
-    """A PNG per measure: its mean over length, with standard errors, one line per setting.
+    """Write a PNG per measure: its mean over length, with standard errors, one line per setting.
 
-    Distances of sets depend on how many clips there are, so they are drawn for lengths with the largest number only.
+    Distances of sets depend on the number of clips, so they are drawn only for lengths with the largest number.
     """
     most = max(line["clips"] for line in lines)
     for measure in dict.fromkeys(line["measure"] for line in lines):
@@ -125,7 +125,7 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
 
 
 def trade_off(lines: list[dict[str, Any]], times: int, folder: Path) -> None:
-    """A PNG: how well the land moves against how far colours drift, a point per setting."""
+    """Write a PNG: motion of the land against drift of colours, a point per setting."""
     found: dict[str, dict[str, Point]] = {}
     for line in lines:
         if line["times"] == times:
@@ -135,7 +135,7 @@ def trade_off(lines: list[dict[str, Any]], times: int, folder: Path) -> None:
 
 
 def drift_curves(folder: Path, size: Size, results: Path) -> None:
-    """A PNG per length: how much colours have changed after so many frames, mean over clips."""
+    """Write a PNG per length: change of colours by distance in frames, mean over clips."""
     for times in size.lengths:
         videos: dict[str, list[Tensor]] = {name: [] for name in size.clips_at(times)}
         for cell in cells(folder, size):
@@ -145,7 +145,7 @@ def drift_curves(folder: Path, size: Size, results: Path) -> None:
 
 
 def pictures(folder: Path, size: Size, results: Path) -> None:
-    """Contact sheets of the first two clips at every length, and a GIF of them at the middle one."""
+    """Write contact sheets of the first two clips at every length, and a GIF of them at the middle length."""
     lengths = size.lengths
     for times in lengths:
         first = [Cell(folder, times, name, 0) for name in size.clips_at(times)]

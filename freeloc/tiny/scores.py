@@ -1,4 +1,4 @@
-"""The bench's numbers: per clip, and over all clips of a setting, with standard errors."""
+"""The measures of the bench, per clip and over all clips of a setting, with standard errors."""
 
 import csv
 import math
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from freeloc.metrics import measures as metrics
 from freeloc.tiny.measures import MEASURES
-from freeloc.tiny.world import prompt_embeds
+from freeloc.tiny.synthetic import prompt_embeds
 
 SIGMAS = (0.3, 0.5, 0.7, 0.85, 0.95)
 """Noise levels of the denoising loss."""
 
 OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
-"""Measures that one clip alone does not have."""
+"""Measures of a set of clips."""
 
 
 def of_clip(video: Tensor, prompt: str) -> dict[str, float]:
@@ -41,14 +41,14 @@ def denoising_loss(
 
 
 class Features(NamedTuple):
-    """What Frechet distances compare, one tensor (frames, features) per clip."""
+    """Features for Frechet distances, one tensor (frames, features) per clip."""
 
     frame: list[Tensor]
     motion: list[Tensor]
 
     @classmethod
     def of(cls, videos: Tensor) -> "Features":
-        """Of videos (clips, 3, frames, height, width)."""
+        """The features of videos (clips, 3, frames, height, width)."""
         shown = videos.movedim(1, -1)
         return cls(
             [metrics.frame_features(video) for video in shown], [metrics.motion_features(video) for video in shown]
@@ -58,7 +58,7 @@ class Features(NamedTuple):
 def over_clips(videos: Tensor, true: Features) -> dict[str, tuple[float, float]]:
     """Measures of a set of videos (clips, 3, frames, height, width), each with its jackknife standard error.
 
-    The error is that of these videos alone: the true ones that they are compared with count as given.
+    The error includes only the variation of these videos, not that of the true clips that they are compared with.
     """
     mine = Features.of(videos)
 
@@ -74,7 +74,7 @@ def over_clips(videos: Tensor, true: Features) -> dict[str, tuple[float, float]]
 
 
 def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor]) -> tuple[float, float]:
-    """A statistic of several parts, and its standard error by leaving each part out once (Tukey 1958).
+    """A statistic of several parts, and its jackknife standard error (Tukey 1958).
 
     >>> jackknife(lambda parts: float(torch.stack(parts).mean()), [torch.tensor(1.0), torch.tensor(3.0)])
     (2.0, 1.0)
@@ -86,7 +86,7 @@ def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; not a number for fewer than two values.
+    """Mean and its standard error; the error is NaN for fewer than two values.
 
     >>> mean_and_error([1.0, 3.0])
     (2.0, 1.0)
@@ -98,8 +98,8 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[str, Any]]:
     """Per length, setting and measure: mean, standard error, number of clips, and the paired difference to `baseline`.
 
-    Clips of the same number have the same prompt, and in all settings but the true clips the same noise, so differences
-    are taken clip by clip.
+    Clips of the same number have the same prompt and, except for true clips, the same noise. So differences are
+    computed clip by clip.
     """
     values: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
     for row in rows:
@@ -127,7 +127,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows, whole or not at all; columns in the order in which they first occur."""
+    """Write rows atomically. Columns have the order in which they first occur."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The settings that the bench compares: every method by name, and choices of layers, good, random and bad."""
+"""The settings that the bench compares: every method by name, and good, random and bad choices of layers."""
 
 import hashlib
 import random
@@ -21,15 +21,15 @@ from freeloc.registry import registry
 from freeloc.tiny.model import long_frames
 
 WITHOUT_VRPR, WITH_TSA = "VRPR on all but layer {}", "VRPR, and TSA on layer {}"
-"""Names of settings that treat one layer differently."""
+"""Names of settings with another policy on one layer."""
 
 HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
-"""A profile of the tiny model that tells heads apart: chosen from what ``freeloc.tiny.probes heads`` measured."""
+"""A profile of the tiny model with a policy for each head, chosen by ``freeloc.tiny.probes heads``."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to make long videos: a profile, and a method in place of its own choice of layers."""
+    """One way to generate long videos: a profile, or a method in place of its choice of layers."""
 
     name: str
     profile: Profile
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and what becomes of the noise."""
+        """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and the noise function's name."""
         digest = hashlib.sha256()
         _, plan_of = resolve_method(self.method)
         for times in (2, 4, 8):
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def noise(self) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:
-        """What becomes of the initial noise: at most one of the methods in use may change it.
+        """The function that changes the initial noise, if there is one.
 
         Raises:
             FreelocError: if methods of different layers require different noise.
@@ -66,7 +66,7 @@ class Setting:
 
 
 def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
-    """A profile that gives each layer the policy at its place.
+    """The profile with these policies, one for each layer in order.
 
     >>> changed = with_layers(load_profile("tiny-wan"), ["vrpr", "tsa"] * 4)
     >>> changed.layers
@@ -84,22 +84,22 @@ def policies_of(profile: Profile) -> list[Policy]:
 
 
 def shuffled(profile: Profile, seed: int) -> Profile:
-    """The same policies on as many layers, which ones drawn by lot."""
+    """The same policies on equally many layers, which are chosen at random."""
     policies = policies_of(profile)
     random.Random(seed).shuffle(policies)
     return with_layers(profile, policies)
 
 
 def measured_losses(found: Sensitivity) -> dict[Policy, Tensor]:
-    """Denoising loss by the policy that one layer has while the others have VRPR, (layers, clips)."""
+    """Denoising loss (layers, clips) by the policy of one layer while the others have VRPR."""
     losses = found.table("loss.value").at(rest="vrpr")
     return {policy: losses.at(policies=policy).over("layers", "clips").values for policy in POLICIES}
 
 
 def wrong(profile: Profile, losses: dict[Policy, Tensor]) -> Profile:
-    """The same policies on as many layers, each where the loss is highest with it: see `measured_losses`.
+    """The same policies on equally many layers, but on those where the loss is highest: see `measured_losses`.
 
-    The policies take turns from the rarest to the commonest, each taking the layers where it is worst among those left.
+    Policies are assigned from the rarest to the most common, each to the remaining layers where it is worst.
 
     >>> from torch import tensor, zeros
     >>> losses = {"vrpr": zeros(8, 1), "tsa": tensor([[3.0], [9], [1], [0], [0], [0], [0], [8]])}
@@ -107,18 +107,18 @@ def wrong(profile: Profile, losses: dict[Policy, Tensor]) -> Profile:
     [1, 7]
     """
     counts = {policy: len(layers) for policy, layers in profile.layers.items() if layers}
-    left = list(range(profile.model.layers))
+    remaining = list(range(profile.model.layers))
     chosen: dict[int, Policy] = {}
     for policy in sorted(counts, key=lambda policy: counts[policy]):
         rise = (losses[policy] - losses["vrpr"]).mean(dim=1).tolist()
-        worst = sorted(left, key=rise.__getitem__, reverse=True)[: counts[policy]]
+        worst = sorted(remaining, key=rise.__getitem__, reverse=True)[: counts[policy]]
         chosen |= dict.fromkeys(worst, policy)
-        left = [layer for layer in left if layer not in chosen]
+        remaining = [layer for layer in remaining if layer not in chosen]
     return with_layers(profile, [chosen[layer] for layer in range(profile.model.layers)])
 
 
 def single_layer_settings() -> dict[str, Setting]:
-    """One layer treated differently from the rest, by name: what probes predict, to be seen in whole videos.
+    """Settings with another policy on one layer, by name. In whole videos they show what probes predict.
 
     >>> setting = single_layer_settings()["VRPR on all but layer 3"]
     >>> setting.profile.layers
@@ -136,7 +136,7 @@ def single_layer_settings() -> dict[str, Setting]:
 
 
 def all_settings() -> dict[str, Setting]:
-    """Every setting of the bench, by name; of those with the same plans and noise only the first."""
+    """Every setting of the bench, by name. Of settings with the same plans and noise, only the first is included."""
     chosen = load_profile("tiny-wan")
     settings = [Setting(method.name, chosen, method) for method in BASELINES]
     settings += [
@@ -156,13 +156,13 @@ def all_settings() -> dict[str, Setting]:
 
 
 def setting_of(name: str) -> Setting:
-    """A method by its name, or a profile of the tiny model as `load_profile` takes it, ready for the bench.
+    """The setting of a method's name, or of a profile of the tiny model in a form that `load_profile` supports.
 
     >>> setting_of("riflex").name, setting_of("profiles/tiny-wan.json").name
     ('riflex', 'tiny-wan')
 
     Raises:
-        FreelocError: if there is none, or the profile is of another model.
+        FreelocError: if there is none, or the profile is for another model.
     """
     own = load_profile("tiny-wan")
     if not ("/" in name or name.endswith(".json") or name in registry().profiles.owners):

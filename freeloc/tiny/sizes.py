@@ -1,4 +1,4 @@
-"""How much `freeloc bench` measures: which settings, at which lengths, on how many clips."""
+"""How much `freeloc bench` measures: settings, lengths and numbers of clips."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from freeloc.errors import FreelocError
 from freeloc.tiny.settings import Setting, all_settings, setting_of, single_layer_settings
 
 TRUE = "true clips"
-"""The setting that is no method: clips of the world itself."""
+"""The setting without a model: clips of the synthetic dataset."""
 
 
 class Part(NamedTuple):
@@ -17,8 +17,8 @@ class Part(NamedTuple):
 
     Attributes:
         times: length, in trained lengths.
-        clips: number of clips, rounded up to fours.
-        names: settings; ones that there are not are left out.
+        clips: number of clips, rounded up to a multiple of four.
+        names: names of settings. Settings that do not exist are ignored.
     """
 
     times: int
@@ -31,10 +31,10 @@ class Size:
     """How much to measure.
 
     Attributes:
-        parts: in this order.
-        steps: denoising steps.
+        parts: the parts, in order.
+        steps: number of denoising steps.
         guidance: scale of classifier-free guidance.
-        others: methods and profiles beside the bench's own settings, as `setting_of` takes them.
+        others: additional methods and profiles, by the names that `setting_of` supports.
     """
 
     parts: tuple[Part, ...]
@@ -43,19 +43,19 @@ class Size:
     others: tuple[str, ...] = ()
 
     def with_others(self, names: Sequence[str]) -> "Size":
-        """The same, and beyond the trained length these methods and profiles on the most clips of each."""
+        """The same, with these methods and profiles added beyond the trained length, on the largest number of clips."""
         added = tuple(setting_of(name).name for name in names)
         parts = [Part(times, self.clips_at(times)[TRUE], added) for times in self.lengths if times > 1]
         return replace(self, parts=(*self.parts, *parts), others=(*self.others, *names))
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """All that there are, by name."""
+        """All settings, by name."""
         return _settings(self.others)
 
     @property
     def lengths(self) -> list[int]:
-        """In trained lengths, shortest first."""
+        """The lengths, in trained lengths, shortest first."""
         return sorted({part.times for part in self.parts})
 
     def clips_at(self, times: int) -> dict[str, int]:
@@ -70,22 +70,22 @@ class Size:
 
 
 SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
-"""The settings that matter most."""
+"""The most important settings."""
 
 CHOICES = ("head-wise", "random layers 1", "random layers 2", "random layers 3", "wrong layers")
-"""Other choices of what layers get."""
+"""Settings with other choices of policies."""
 
 ALONE = Part(1, 48, ("direct",))
-"""At the trained length the model as it is stands alone."""
+"""At the trained length, only the unchanged model is measured."""
 
 
 def quick() -> Size:
-    """Minutes: a few clips of the settings that matter most, up to 4 times the trained length."""
+    """A few clips of the most important settings, up to 4 times the trained length. It runs for minutes."""
     return Size((ALONE._replace(clips=4), Part(2, 4, SOME), Part(4, 4, SOME)))
 
 
 def full() -> Size:
-    """Hours: every setting; most clips of those that matter most at 4 times the trained length."""
+    """Every setting, with most clips of the most important ones at 4 times the trained length. It runs for hours."""
     methods = tuple(name for name in all_settings() if name not in (*SOME, *CHOICES))
     return Size(
         (
@@ -101,7 +101,7 @@ def full() -> Size:
 
 
 def single_layers() -> Size:
-    """Hours: one layer at a time treated differently, at 4 times the trained length."""
+    """Another policy on one layer at a time, at 4 times the trained length. It runs for hours."""
     return Size((Part(4, 8, ("vrpr everywhere", *single_layer_settings())),))
 
 
@@ -110,5 +110,5 @@ def _settings(others: tuple[str, ...]) -> dict[str, Setting]:
     found = all_settings() | single_layer_settings()
     for setting in map(setting_of, others):
         if found.setdefault(setting.name, setting).fingerprint != setting.fingerprint:
-            raise FreelocError(f"two settings have the name '{setting.name}': give the file of one of them another")
+            raise FreelocError(f"two settings have the name '{setting.name}': rename the file of one of them")
     return found

@@ -1,7 +1,7 @@
-"""Trains the tiny model: ``python -m freeloc.tiny.train``. Resumes from its checkpoint when there is one.
+"""Trains the tiny model: ``python -m freeloc.tiny.train``. It resumes from its checkpoint if there is one.
 
-Short clips first, where a batch holds many different landscapes, then clips of the trained length. Needs a PyTorch with
-``torch.optim.Muon``.
+The first stage uses short clips, so that a batch has many different landscapes. The second uses clips of the trained
+length. Training requires a PyTorch with ``torch.optim.Muon``.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from torch import Tensor
 from freeloc.errors import FreelocError
 from freeloc.files import replacing
 from freeloc.tiny.model import TRAINED_FRAMES, load_transformer, new_transformer, save_weights
-from freeloc.tiny.world import PROMPTS, clips, prompt_embeds, to_latents
+from freeloc.tiny.synthetic import PROMPTS, clips, prompt_embeds, to_latents
 
 
 class Stage(NamedTuple):
-    """So many steps on batches of clips of one length."""
+    """A stage of training: a number of steps on batches of clips of one length."""
 
     frames: int
     batch: int
@@ -32,7 +32,7 @@ STAGES = (Stage(5, 32, 1500), Stage(TRAINED_FRAMES, 8, 6000))
 
 
 def draw_batch(frames: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clean latents (batch, 3, frames, height, width) and their prompt tokens, one in ten of them unconditional."""
+    """Clean latents (batch, 3, frames, height, width) and their prompt tokens, of which one in ten is unconditional."""
     picks = torch.randint(len(PROMPTS), (batch,), generator=generator)
     prompts = [PROMPTS[i] for i in picks]
     dropped = torch.rand(batch, generator=generator) < 0.1
@@ -54,7 +54,7 @@ def flow_matching_loss(
 
 
 def make_optimizers(transformer: WanTransformer3DModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest. Learning rates are the peaks."""
+    """Muon for the matrices of the blocks, AdamW for all other parameters, with the peak learning rates."""
     parameters = dict(transformer.named_parameters())
     matrices = [name for name, tensor in parameters.items() if name.startswith("blocks.") and tensor.ndim == 2]
     rest = [name for name in parameters if name not in matrices]
@@ -77,13 +77,13 @@ def lr_scale(step: int, steps: int, decay: int, warmup: int = 200) -> float:
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], transformer: WanTransformer3DModel, keep: float) -> None:
-    """Move the exponential moving average of the weights one step."""
+    """Update the exponential moving average of the weights."""
     for name, tensor in transformer.state_dict().items():
         average[name].lerp_(tensor, 1 - keep)
 
 
 def save(checkpoint: Path, state: dict[str, Any]) -> None:
-    """Write the checkpoint, whole or not at all, and the averaged weights beside it."""
+    """Write the checkpoint atomically, and the averaged weights beside it."""
     with replacing(checkpoint) as part:
         torch.save(state, part)
     save_weights(state["average"], checkpoint.with_name("weights.safetensors"))
@@ -100,7 +100,7 @@ def train(stages: tuple[Stage, ...], folder: Path, decay: int, start: Path | Non
     first, seconds = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and start:
-        raise FreelocError(f"{checkpoint} is there: leave out --start to go on with it, or give another --folder")
+        raise FreelocError(f"{checkpoint} exists: remove --start to resume from it, or give another --folder")
     if checkpoint.exists():
         saved: dict[str, Any] = torch.load(checkpoint)
         transformer.load_state_dict(saved["transformer"])

@@ -32,7 +32,7 @@ SLIPS = {
     ),
     "a value that is no place": (
         lambda: AttentionSite("blocks.*", while_running={"mode": "slow"}),
-        r"while_running\['mode'\]: expected where a value is, 'package\.module:NAME', .* found 'slow'",
+        r"while_running\['mode'\]: expected the import path of a value, 'package\.module:NAME', .* found 'slow'",
     ),
     "a value itself": (
         lambda: AttentionSite("blocks.*", while_running={"mode": False}),
@@ -40,12 +40,12 @@ SLIPS = {
     ),
     "one site without a comma": (
         lambda: replace(TOY, sites=SITE),
-        r"Adapter\.sites: expected tuple\[AttentionSite, \.\.\.\], found .*: a tuple of one thing needs a comma",
+        r"Adapter\.sites: expected tuple\[AttentionSite, \.\.\.\], found .*: a tuple with one item needs a comma",
     ),
     "no site": (lambda: replace(TOY, sites=()), r"Adapter\.sites: expected tuple\[AttentionSite"),
     "one class without a comma": (
         lambda: replace(TOY, classes="freeloc_toy.model.ToyDiT"),
-        r"Adapter\.classes: expected tuple\[str, \.\.\.\], found 'freeloc_toy\.model\.ToyDiT': a tuple of one thing",
+        r"Adapter\.classes: expected tuple\[str, \.\.\.\], found 'freeloc_toy\.model\.ToyDiT': a tuple with one item",
     ),
     "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), QUALIFIED),
     "a refused class without a comma": (
@@ -108,7 +108,7 @@ def test_a_mistake_is_reported_in_the_terms_of_an_adapter(slip):
     [
         (
             {"grid": TokenGrid("video", axes="b f c h w", patch="config.patch")},
-            r"TokenGrid\.patch 'config\.patch': expected the place of three numbers, found 2: name each of frames",
+            r"TokenGrid\.patch 'config\.patch': expected three numbers, or the path of three, found 2: name each of f",
         ),
         ({"heads": "config.sizes"}, r"expected a number at ToyDiT\.config\.sizes, found \[2, 12\]"),
         ({"heads": "config.head"}, r"its adapter expects ToyDiT\.config\.head: "),

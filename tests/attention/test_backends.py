@@ -126,7 +126,7 @@ class TestChoice:
         assert [line.split()[0] for line in lines] == ["quick", "sdpa", "by-name", "reference"]
         assert lines[0].endswith(" a paper")
         assert "auto, priority 5" in lines[0]
-        assert "by name alone" in lines[-1]
+        assert "by name only" in lines[-1]
 
 
 class TestOutput:

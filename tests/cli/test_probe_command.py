@@ -13,7 +13,7 @@ from wan_folder import save_wan_pipeline
 import freeloc
 from freeloc import FreelocError
 from freeloc.cli import main
-from freeloc.cli.common import telling
+from freeloc.cli.common import errors_as
 from freeloc.errors import ProbeError
 from freeloc.probing import Sensitivity, encode
 from freeloc.probing.subject import fingerprint
@@ -173,7 +173,7 @@ def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsy
     assert main(ask) == 2
     message = capsys.readouterr().err
     assert "the trained length of this WanTransformer3DModel (2 layers, 2 heads) is not known" in message
-    assert "Here --trained-latent-frames says it, or --profile names one" in message
+    assert "Give --trained-latent-frames, or --profile" in message
     with pytest.raises(SystemExit):
         main([*ask, "--profile", "wan2.1", "--trained-latent-frames", "3"])
     assert "not allowed with argument" in capsys.readouterr().err
@@ -182,12 +182,12 @@ def test_where_the_trained_length_comes_from(folder: Path, tmp_path: Path, capsy
 
 
 def test_errors_of_other_libraries_are_reported_with_their_cause_and_interrupts_end_the_run() -> None:
-    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as caught, telling("cannot count"):
+    with pytest.raises(FreelocError, match="cannot count: KeyError: 3") as caught, errors_as("cannot count"):
         raise KeyError(3)
     assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(ProbeError, match=r"^ours$"), telling("cannot count"):
+    with pytest.raises(ProbeError, match=r"^ours$"), errors_as("cannot count"):
         raise ProbeError("ours")
-    with pytest.raises(KeyboardInterrupt), telling("cannot count"):
+    with pytest.raises(KeyboardInterrupt), errors_as("cannot count"):
         raise KeyboardInterrupt
 
 

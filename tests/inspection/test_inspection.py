@@ -109,7 +109,7 @@ class Shuffled(nn.Module):
 def test_no_adapter_is_written_without_an_observed_grid():
     seen = freeloc.inspect(Shuffled(), {"video": torch.randn(2, 6, 8, 2, 3)})
     assert seen.grid is None
-    with pytest.raises(freeloc.FreelocError, match=r"no adapter can be written for .*Shuffled: grid: in no self-att"):
+    with pytest.raises(freeloc.FreelocError, match=r"no adapter can be written for .*Shuffled: grid: no self-att"):
         adapter_file(seen)
 
 
@@ -154,9 +154,12 @@ class Uneven(nn.Module):
 @pytest.mark.parametrize(
     ("kinds", "why"),
     [
-        (("time", "space", "time"), r"name layers\.1\.attention too, and .* not the same as in layers\.0\.attention"),
-        (("space", "time"), r"name layers\.0\.attention too, and .* not the same as in layers\.1\.attention"),
-        (("all", "space", "time"), r"name layers\.1\.attention, layers\.2\.attention too, and"),
+        (
+            ("time", "space", "time"),
+            r"describe layers\.1\.attention too, where .* not the same as in layers\.0\.attention",
+        ),
+        (("space", "time"), r"describe layers\.0\.attention too, where .* not the same as in layers\.1\.attention"),
+        (("all", "space", "time"), r"describe layers\.1\.attention, layers\.2\.attention too, where"),
         (("all", "nothing"), r"Uneven has no 'layers\.1\.attention', which its adapter expects"),
     ],
 )
@@ -164,7 +167,7 @@ def test_blocks_that_paths_cannot_distinguish_are_reported_and_no_adapter_is_wri
     seen = freeloc.inspect(Uneven(*kinds), {"video": torch.randn(2, 6, 8, 3, 5)})
     assert seen.grid is not None
     assert seen.candidates == []
-    assert re.search(rf"not seen: layers\.\*\.attention: .*{why}", str(seen))
+    assert re.search(rf"not found: layers\.\*\.attention: .*{why}", str(seen))
     with pytest.raises(freeloc.FreelocError, match=rf"no adapter can be written for .*Uneven: layers.*{why}"):
         adapter_file(seen)
 
@@ -193,7 +196,7 @@ def test_matrix_products_are_found_however_their_factors_are_passed():
 @pytest.mark.parametrize("frames", [2, 3])
 def test_too_few_frames_are_reported(frames, capsys):
     assert main(["inspect", "wan", "--tokens", str(frames), "2", "3", "2"]) == 2
-    assert f"expected at least 4 latent frames, to see a rotation, found {frames}" in capsys.readouterr().err
+    assert f"expected at least 4 latent frames, to find a rotation, found {frames}" in capsys.readouterr().err
 
 
 def test_a_missing_video_input_is_reported():

@@ -14,7 +14,7 @@ from freeloc.metrics import measures as metrics
 from freeloc.metrics import motion
 from freeloc.metrics.measures import MEASURES
 from freeloc.metrics.video import read_video
-from freeloc.tiny.world import clips
+from freeloc.tiny.synthetic import clips
 
 FRAMES = 48
 

@@ -23,7 +23,7 @@ from freeloc.probing import Video
 from freeloc.probing.depths.video import as_video
 from freeloc.probing.scorers import find_scorer
 from freeloc.tiny.model import load_transformer
-from freeloc.tiny.world import prompt_embeds
+from freeloc.tiny.synthetic import prompt_embeds
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -140,7 +140,7 @@ def test_vbench_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clip_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ProbeError, match=r"needs transformers \(.*\): pip install transformers"):
+    with pytest.raises(ProbeError, match=r"requires transformers \(.*\): pip install transformers"):
         find_scorer(f"clip:{folder}/.")
 
 
@@ -154,7 +154,7 @@ def test_scorers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "vbench:DIMENSION",
     }
     assert "lower is better" in lines["flicker"]
-    assert "needs transformers" in lines["clip:MODEL"]
+    assert "requires transformers" in lines["clip:MODEL"]
 
 
 @pytest.mark.parametrize(

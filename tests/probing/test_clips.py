@@ -117,7 +117,7 @@ def test_the_objective_is_what_the_scheduler_steps_with(inverted: bool) -> None:
 @pytest.mark.parametrize(
     ("time", "words"),
     [
-        (80 / 81, r"at a timestep near 1000, found 0\.98.*: if the model counts time in another way, give Loss"),
+        (80 / 81, r"at a timestep near 1000, found 0\.98.*: if the model uses another scale of time, give Loss"),
         (0.0, r"at a timestep near 1000, found 0:"),
     ],
 )

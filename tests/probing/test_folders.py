@@ -193,5 +193,5 @@ def test_an_unseeded_run_is_refused(model: Any, tmp_path: Path) -> None:
     freeloc.probe(model, run, depth, profile=PROFILE, folder=tmp_path)
     for cell in tmp_path.rglob("0/*.safetensors"):
         cell.unlink()
-    with pytest.raises(ProbeError, match=r"expected every run of a prompt to be the same.*make the run seed"):
+    with pytest.raises(ProbeError, match=r"expected every run of a prompt to be the same.*seed the generator"):
         freeloc.probe(model, run, depth, profile=PROFILE, folder=tmp_path)

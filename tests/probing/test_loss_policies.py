@@ -156,7 +156,7 @@ def test_other_settings_of_a_policy_are_another_probe(model: Any, tmp_path: Path
         ({"policies": ["vrpr", "tsa", "vrpr"]}, "expected at least 2 policies, each once, found"),
         ({"policies": ["vrpr", "tsa"], "compared": [("vrpr", "none")]}, "expected pairs of two of vrpr, tsa, none"),
         ({"policies": ["vrpr", "sliding-windw"]}, "did you mean sliding-window"),
-        ({"policies": ["vrpr", "freenoise"]}, "policies that need no initial noise of their own, found 'freenoise'"),
+        ({"policies": ["vrpr", "freenoise"]}, "policies that require no initial noise of their own, found 'freenoise'"),
     ],
 )
 def test_policies_that_are_refused(model: Any, settings: dict[str, Any], words: str) -> None:

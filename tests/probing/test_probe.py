@@ -118,7 +118,7 @@ def test_half_precision(model: Any) -> None:
             {"depth": "deep"},
             "no depth is named 'deep'; .*known: local, loss, output, video; or give a freeloc.probing.Depth",
         ),
-        ({"depth": "loss"}, r"needs clips: give freeloc.probing.Loss\(clips\)"),
+        ({"depth": "loss"}, r"requires clips: give freeloc.probing.Loss\(clips\)"),
         ({"prompts": ["a", "a"]}, "expected each prompt once"),
         ({"prompts": "fox"}, r"expected a list of prompts, found one text: give prompts=\['fox'\]"),
         ({"depth": Output(steps=(2, 1))}, "expected denoising steps from 0 on, in order"),

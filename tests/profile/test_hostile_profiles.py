@@ -227,7 +227,7 @@ def test_other_measurements_beside_a_profile_are_refused(content, tmp_path):
     assert freeloc.load_profile(path) == FULL
     path.with_suffix(".safetensors").write_bytes(content)
     with pytest.raises(
-        freeloc.errors.ProfileError, match=r"mine\.safetensors holds other .* expected sha256 000000000000\.\.\., fo"
+        freeloc.errors.ProfileError, match=r"mine\.safetensors does not hold .* expected sha256 000000000000\.\.\., fo"
     ):
         freeloc.load_profile(path)
 

@@ -17,7 +17,7 @@ from freeloc.probing import Sensitivity
 from freeloc.probing.probe import probe
 from freeloc.profile import hub
 from freeloc.tiny.model import load_transformer
-from freeloc.tiny.world import prompt_embeds
+from freeloc.tiny.synthetic import prompt_embeds
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OWNER = "somebody/profile"
@@ -175,7 +175,7 @@ def test_a_file_of_that_path_comes_first(shared: Path, tmp_path: Path, monkeypat
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ProfileError, match=r"needs huggingface_hub \(.*\): pip install \"freeloc\[hub\]\""):
+    with pytest.raises(ProfileError, match=r"requires huggingface_hub \(.*\): pip install \"freeloc\[hub\]\""):
         freeloc.load_profile(OWNER)
 
 

@@ -143,7 +143,9 @@ class TestPlans:
         for found, plans in returned.items():
             method = Method("broken", lambda *_, plans=plans: plans)
             monkeypatch.setitem(registry().methods.owners, "broken", [("a package", method)])
-            message = "expected of the method 'broken' a FramePlan of 9 latent frames, or 2, one per head, found "
+            message = (
+                "expected the method 'broken' to return a FramePlan of 9 latent frames, or 2, one per head, found "
+            )
             with pytest.raises(FreelocError, match=f"^{message}{found}$"):
                 policy_plans(make_profile(), "broken", 9)
 
@@ -360,8 +362,9 @@ class TestNoise:
     NEEDED = (
         "the method 'freenoise' requires initial noise of its own, which freeloc.patch cannot make: expected "
         "noise_prepared=True, found False. Make it where the latents are made, from latents (batch, channels, frames, "
-        "height, width), then say so:\n    from freeloc.plans.baselines import reschedule_noise; latents = "
-        "reschedule_noise(latents, trained_latent_frames, generator)\n    freeloc.patch(..., noise_prepared=True)"
+        "height, width), then pass noise_prepared=True:\n    from freeloc.plans.baselines import reschedule_noise; "
+        "latents = reschedule_noise(latents, trained_latent_frames, generator)\n"
+        "    freeloc.patch(..., noise_prepared=True)"
     )
 
     def test_freenoise_is_refused_where_its_noise_is_not_prepared(self, small_wan):
@@ -387,7 +390,9 @@ class TestNoise:
 
     def test_noise_without_an_importable_name(self):
         method = Method("mine", lambda *_: None, noise=lambda latents, trained, generator: latents)
-        with pytest.raises(PatchError, match=r"then say so:\n    latents = method\.noise\(latents, trained_latent_fr"):
+        with pytest.raises(
+            PatchError, match=r"then pass noise_prepared=True:\n    latents = method\.noise\(latents, trained_latent_fr"
+        ):
             require_noise(method, noise_prepared=False)
         require_noise(method, noise_prepared=True)
 

@@ -75,7 +75,7 @@ WRONG = {
     "ignores the scale": (without_scale, "a scale of its own, float32: "),
     "ignores heads": (one_plan_for_all_heads, "plans of each head, float32: "),
     "ignores text": (text_attends_to_itself_alone, "text first, float32: "),
-    "changes its inputs": (in_place, "VRPR, float32: expected the keys to stay as they are, found them changed"),
+    "changes its inputs": (in_place, "VRPR, float32: expected the keys to be unchanged, found them changed"),
     "gives nan": (nan_where_nothing_is_left, "expected finite numbers, as the reference gives, found nan or inf"),
     "gives another dtype": (
         lambda *args: sdpa.attend(*args).double(),

@@ -103,11 +103,11 @@ BROKEN = {
     ],
     "check_our_rotation_is_the_models_own": [
         (wrong_rope(pairing="(pair two)"), "pairing: the described (pair two) does not fit, (two pair) does"),
-        (wrong_rope(first=0), "channels: time turns 4-7 of a head, the adapter describes 0-3"),
-        (wrong_rope(channels=2), "channels: time turns 4-7 of a head, the adapter describes 4-5"),
-        (wrong_rope(theta=10_000.0), "one base for all pairs would be theta=100 at step 1"),
-        (wrong(rope=None), "none is described, and between equal frames there is a rotation"),
-        (wrong_rope(step=lambda model, given: 0.5), "one base for all pairs would be theta=100 at step 1"),
+        (wrong_rope(first=0), "channels: the rotated ones of a head are 4-7, the adapter describes 0-3"),
+        (wrong_rope(channels=2), "channels: the rotated ones of a head are 4-7, the adapter describes 4-5"),
+        (wrong_rope(theta=10_000.0), "with one base for all pairs, theta=100 and step=1"),
+        (wrong(rope=None), "none is described, but between equal frames there is a rotation"),
+        (wrong_rope(step=lambda model, given: 0.5), "with one base for all pairs, theta=100 and step=1"),
     ],
     "check_the_engine_is_the_models_attention": [
         (wrong_kernel(scale=None), "look at mask, scale, valid_keys, segments and output"),
@@ -166,7 +166,7 @@ def test_a_wrong_word_of_a_later_site_is_caught_too():
 def test_absolute_positions_are_distinguished_from_a_wrong_rope():
     found = problems(RIGHT, example(absolute=True))
     assert list(found) == ["check_scores_depend_on_distance_only"]
-    assert "the model has absolute positions beside its rotary ones" in found["check_scores_depend_on_distance_only"]
+    assert "the model also has absolute positions" in found["check_scores_depend_on_distance_only"]
 
 
 def test_a_description_that_changes_the_input_is_caught():
@@ -205,7 +205,7 @@ def test_an_engine_that_hides_text_is_caught(monkeypatch, hides):
 
     monkeypatch.setattr(behaviour, "attend", without_text(freeloc.attention.attend))
     monkeypatch.setattr(behaviour, "attend_reference", _reference_without_text(hides))
-    assert list(problems(RIGHT)) == ["check_text_is_neither_hidden_nor_turned"]
+    assert list(problems(RIGHT)) == ["check_text_is_neither_hidden_nor_rotated"]
 
 
 def _reference_without_text(hides):
@@ -238,6 +238,10 @@ def test_a_patch_that_reaches_other_models_is_caught(monkeypatch):
 
 def test_every_check_has_an_adapter_or_engine_that_it_alone_catches():
     alone = {*BROKEN, "check_scores_depend_on_distance_only", "check_the_identity_changes_nothing"}
-    alone |= {"check_unpatching_restores_all", "check_fast_equals_reference", "check_text_is_neither_hidden_nor_turned"}
+    alone |= {
+        "check_unpatching_restores_all",
+        "check_fast_equals_reference",
+        "check_text_is_neither_hidden_nor_rotated",
+    }
     alone |= {"check_two_models_do_not_see_each_other"}
     assert alone == {check.__name__ for check in CHECKS}

@@ -60,7 +60,7 @@ def test_its_own_tests_pass_against_the_installed_package(site):
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
-        ("backends", "tiles", "by name alone"),
+        ("backends", "tiles", "by name only"),
         ("methods", "near-and-anchors", "settings: near_frames, every"),
         ("depths", "attended-distance", "Measures the mean distance at which each head attends"),
     ],

@@ -103,7 +103,7 @@ def test_a_bench_resumes_also_with_more_processes(done):
 
 def test_results_of_other_settings_are_not_mixed(done):
     folder, _ = done
-    with pytest.raises(freeloc.FreelocError, match="holds a bench of other steps: give another folder, or remove"):
+    with pytest.raises(freeloc.FreelocError, match="holds a bench with other steps: give another folder, or remove"):
         bench.run(folder, sizes.Size(ALONE, steps=2, guidance=1.0))
 
 
@@ -115,7 +115,7 @@ def test_a_changed_setting_is_noticed(done):
     content["plans"]["direct"] = "another"
     path.write_text(json.dumps(content))
     try:
-        with pytest.raises(freeloc.FreelocError, match="holds a bench of other plans of 'direct': "):
+        with pytest.raises(freeloc.FreelocError, match="holds a bench with other plans of 'direct': "):
             bench.run(folder, SIZE)
     finally:
         path.write_text(text)
@@ -160,7 +160,7 @@ def test_methods_and_profiles_of_plugins_are_compared_too(tmp_path):
     assert size.clips_at(2) == SIZE.clips_at(2) | {"ultravico": 4, "mine": 4}
     assert size.settings["mine"].fingerprint == settings.Setting("", MIXED).fingerprint
     MIXED.save(tmp_path / "layer-wise.json")
-    with pytest.raises(freeloc.FreelocError, match="two settings have the name 'layer-wise': give the file"):
+    with pytest.raises(freeloc.FreelocError, match="two settings have the name 'layer-wise': rename the file"):
         bench.cells(tmp_path, SIZE.with_others([str(tmp_path / "layer-wise.json")]))
     with pytest.raises(freeloc.FreelocError, match="no method is named 'riflx'; did you mean riflex"):
         SIZE.with_others(["riflx"])

@@ -70,8 +70,9 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.argv", ["predictions", "--bench", str(tmp_path)])
     predictions.main()
     printed = capsys.readouterr().out.rstrip().splitlines()
-    assert "| one half of the clips, the other | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 |" in (
-        printed
+    assert (
+        "| one half of the clips and the other | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 | +1.00 / +1.00 |"
+        in (printed)
     )
     assert printed[-2].startswith("| none | +300.0 ± 0.0 | +100.0 ± 0.0 | +800.0 ± 0.0 |")
 

@@ -14,7 +14,7 @@ from freeloc.cli import main
 from freeloc.tiny import judge, train
 from freeloc.tiny.measures import MEASURES, identity, land_motion, pan_accuracy
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, new_transformer, noise, sample
-from freeloc.tiny.world import HEIGHT, PANS, PROMPTS, WIDTH, clips, to_latents, to_video
+from freeloc.tiny.synthetic import HEIGHT, PANS, PROMPTS, WIDTH, clips, to_latents, to_video
 
 THREADS = torch.get_num_threads()
 SOME = list(PROMPTS[::7])
@@ -115,7 +115,7 @@ def test_training_resumes_where_it_was(tmp_path):
 
 def test_training_never_ignores_its_starting_point(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
-    with pytest.raises(FreelocError, match="is there: leave out --start to go on with it, or give another"):
+    with pytest.raises(FreelocError, match="exists: remove --start to resume from it, or give another"):
         train.train((), tmp_path, decay=1, start=WEIGHTS)
 
 

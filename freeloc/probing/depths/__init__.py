@@ -1,4 +1,4 @@
-"""The depths of probing: one file each, registered like those of plugins."""
+"""The built-in depths of probing, one file each. They are registered like those of plugins."""
 
 from freeloc.markers import hookimpl
 from freeloc.probing.depths.base import Depth
@@ -12,5 +12,5 @@ __all__ = ["Depth", "Local", "Loss", "Output", "Video"]
 
 @hookimpl
 def freeloc_depths() -> list[Depth]:
-    """Ours."""
+    """The built-in depths."""
     return [Local(), Output(), Loss(), Video()]

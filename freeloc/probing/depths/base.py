@@ -1,4 +1,4 @@
-"""Depth: one way to probe a model. It measures, says how sensitive layers are, chooses their policies, and draws."""
+"""Depth: one way to probe a model. It measures, summarizes, chooses policies, and draws a picture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Depth(ABC):
-    """One way to probe a model. Plugins register more of them with the hook ``freeloc_depths``.
+    """One way to probe a model. Plugins register more depths with the hook ``freeloc_depths``.
 
-    A depth must be constructible without arguments: that is how files of its measurements are read. If it needs
-    arguments to measure, `settings` says which ones are missing.
+    A depth must be constructible without arguments, since freeloc constructs it so to read files of its measurements.
+    If it requires arguments to measure, `settings` raises an error that names the missing ones.
 
     >>> class Constant(Depth):
     ...     name = "constant"
@@ -39,11 +39,10 @@ class Depth(ABC):
     'constant'
 
     Attributes:
-        name: of lower-case letters, digits and hyphens. All its tables are named ``name.measure``.
-        rank: where several depths were measured, the one with the highest rank is printed and decides, unless another
-            is asked for.
+        name: name of the depth: lower-case letters, digits and hyphens. Its tables are named ``name.measure``.
+        rank: if several depths were measured, the one with the highest rank is printed and decides by default.
         samples: the axis of its tables along which standard errors are taken: ``prompts`` or ``clips``.
-        by_heads: whether it can tell the heads of a layer apart.
+        by_heads: whether it can measure each head of a layer.
         needs_video: whether `run` must return a video of pixels.
     """
 
@@ -54,30 +53,30 @@ class Depth(ABC):
     needs_video: ClassVar[bool] = False
 
     def settings(self, subject: Subject) -> dict[str, Any]:
-        """Everything that the numbers depend on beside model and run, as JSON can hold it.
+        """Everything that the measurements depend on besides model and run, as JSON values.
 
         Raises:
-            ProbeError: if this depth cannot measure the subject, or lacks an argument; this is before anything runs.
+            ProbeError: if this depth does not support the subject, or lacks an argument. It is raised before any run.
         """
         return {}
 
     @abstractmethod
     def measure(self, subject: Subject) -> dict[str, Table]:
-        """The tables, each named ``name.measure``."""
+        """Measure, and return tables named ``name.measure``."""
 
     @abstractmethod
     def summarize(self, measured: Measurements, heads: bool = False, rule: Rule = USUAL) -> Summary:
-        """How sensitive each layer is, or each head.
+        """How sensitive each layer or head is.
 
         Raises:
             ProbeError: if this depth was not measured.
         """
 
     def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
-        """The policy of each head of each layer. By default by `sensitive` and `Rule.policy`.
+        """The policy of each head of each layer; by default chosen with `sensitive` and `Rule.policy`.
 
         Args:
-            heads: choose for each head; else all heads of a layer get the same policy.
+            heads: whether to choose for each head; else all heads of a layer get the same policy.
 
         Raises:
             ProbeError: if this depth was not measured, or not in every layer, or too few times.
@@ -93,12 +92,12 @@ class Depth(ABC):
         return per_head(chosen, measured, heads)
 
     def sensitive(self, found: Summary, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Which layers or heads are sensitive to positions and to context: at least a share of the mean over all."""
+        """Which layers or heads are sensitive to positions and to context, by default compared with their mean."""
         position = found.position >= rule.position * found.position.mean()
         return position, found.context >= rule.context * found.context.mean()
 
     def picture(self, measured: Measurements) -> "Figure":
-        """A picture of the measurements: by default bars of what `summarize` returns, with standard errors.
+        """A picture of the measurements; by default bars of the summary, with standard errors.
 
         Raises:
             ProbeError: if this depth was not measured.
@@ -107,12 +106,12 @@ class Depth(ABC):
         return layer_bars(self.summarize(measured).columns(), f"{measured.facts.profile.model.name}: depth {self.name}")
 
     def count_of(self, measured: Measurements) -> int:
-        """How many samples were measured."""
+        """The number of measured samples."""
         tables = [table for table in measured.tables_of(self.name).values() if self.samples in table.axes]
         return len(tables[0].axes[self.samples]) if tables else 0
 
     def require_errors(self, measured: Measurements) -> None:
-        """Refuse measurements without the two samples that a standard error needs.
+        """Require at least two samples, which a standard error needs.
 
         Raises:
             ProbeError: if there are fewer.
@@ -134,7 +133,7 @@ def samples_of(table: Table, heads: bool, samples: str = "prompts") -> Tensor:
 
 
 def per_head(chosen: Sequence[str], measured: Measurements, heads: bool) -> list[list[str]]:
-    """Policies of layers, or of the heads of all layers one after the other, as a list per layer with one per head."""
+    """Policies as a list per layer with one per head, from those of layers, or of all heads in order."""
     count = measured.facts.profile.model.heads
     if not heads:
         return [[policy] * count for policy in chosen]
@@ -142,11 +141,11 @@ def per_head(chosen: Sequence[str], measured: Measurements, heads: bool) -> list
 
 
 def require_numbers(values: Tensor, what: str) -> None:
-    """Refuse layers without a number: a layer that never ran, or that computes NaN.
+    """Require a finite number for every layer. A layer that never ran, or that computes NaN, has none.
 
     Args:
         values: (layers, ...).
-        what: they are, for the message.
+        what: name of the values, for the message.
 
     Raises:
         ProbeError: if there is such a layer.

@@ -1,4 +1,4 @@
-"""The denoising loss of one clip at one noise level: a call of the transformer, repeated with the noisy clip."""
+"""The denoising loss of one clip at one noise level: a recorded call of the transformer, repeated with the clip."""
 
 import math
 from typing import Any
@@ -15,19 +15,19 @@ from freeloc.probing.denoising import Objective
 def denoising_loss(
     call: Call, adapter: Adapter, objective: Objective, clean: Tensor, level: float, seed: int, argument: str | None
 ) -> float:
-    """Mean squared error of the model's prediction, mean over the batch that the run calls the model with.
+    """Mean squared error of the model's prediction, mean over the batch of the recorded call.
 
     Args:
-        call: how the run calls the transformer.
-        adapter: says where the video is among the call's arguments.
+        call: a recorded call of the transformer.
+        adapter: the model's adapter, which says which argument holds the video.
         objective: what the model predicts.
         clean: latents of one clip, with a batch of 1.
-        level: of noise, 0 clean to 1 noise.
-        seed: of the noise.
-        argument: that holds the video; by default as the adapter says.
+        level: noise level, 0 clean to 1 noise.
+        seed: random seed of the noise.
+        argument: name of the argument that holds the video; by default as the adapter says.
 
     Raises:
-        ProbeError: if the clip is not of the shape that the run calls the model with, or the loss is not a number.
+        ProbeError: if the clip has another shape than the call's video, or the output has another shape than the clip.
     """
     grid = adapter.grid
     name = argument or (grid.argument if isinstance(grid.argument, str) else "hidden_states")
@@ -40,7 +40,7 @@ def denoising_loss(
     times = {key: _filled(value, objective.timestep(level)) for key, value in given.items()}
     found = call.run(**({name: video} | times)).float().cpu()
     target = objective.target(clean, noise, level)
-    # A model may predict its variance too, in channels of its own.
+    # A model may also predict the variance, in additional channels.
     found = found.narrow(channels, 0, min(target.shape[channels], found.shape[channels]))
     if found.shape[1:] != target.shape[1:]:
         raise ProbeError(f"expected the model to return {tuple(target.shape[1:])}, found {tuple(found.shape[1:])}")
@@ -48,26 +48,26 @@ def denoising_loss(
 
 
 def require_noise(call: Call, objective: Objective) -> None:
-    """Refuse a run whose first call has a time of another scale or direction than the objective's.
+    """Require that the timestep of a run's first call has the scale and direction of the objective.
 
     Raises:
-        ProbeError: if it has.
+        ProbeError: if it does not.
     """
     clean, noise = objective.timestep(0.0), objective.timestep(1.0)
     for name in TIMES:
         if call.arguments.get(name) is None:
             continue
-        told = torch.as_tensor(call.arguments[name], dtype=torch.float64).flatten()
-        nearest = float(told[(told - noise).abs().argmin()])
+        times = torch.as_tensor(call.arguments[name], dtype=torch.float64).flatten()
+        nearest = float(times[(times - noise).abs().argmin()])
         if abs(nearest - noise) > 0.9 * abs(clean - noise):
             raise ProbeError(
                 f"expected the run to begin with noise, at a {name} near {noise:g}, found {nearest:g}: if the model "
-                "counts time in another way, give Loss(objective=...), such as freeloc.probing.flow(timesteps=1)"
+                "uses another scale of time, give Loss(objective=...), such as freeloc.probing.flow(timesteps=1)"
             )
 
 
 def require_finite(loss: float, level: float, clip: int) -> None:
-    """Refuse a loss that is not a number.
+    """Require that a loss is a finite number.
 
     Raises:
         ProbeError: if it is not.
@@ -77,7 +77,7 @@ def require_finite(loss: float, level: float, clip: int) -> None:
 
 
 def _in_place_of(given: Any, noisy: Tensor, channels: int, name: str) -> Any:
-    """A sample (1, ...) as often as the model was given one, with the channels beside the video's that were given."""
+    """The noisy sample (1, ...) in the form of the given argument: repeated over its batch, with its extra channels."""
     if isinstance(given, list):  # one tensor per sample
         return [_in_place_of(sample[None], noisy, channels, name)[0] for sample in given]
     if not isinstance(given, Tensor):
@@ -95,5 +95,5 @@ def _in_place_of(given: Any, noisy: Tensor, channels: int, name: str) -> Any:
 
 
 def _filled(value: Any, timestep: float) -> Any:
-    """Another timestep in the form that was given."""
+    """A timestep in the form of the given value."""
     return torch.full_like(value, timestep) if isinstance(value, Tensor) else type(value)(timestep)

@@ -1,4 +1,4 @@
-"""Depth ``local``: one unperturbed run, in which the attention of every layer is measured as it happens."""
+"""Depth ``local``: one unperturbed run, during which the attention of every layer is measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ CONTEXT = ("entropy", "windowed", "change", "beyond", "distance")
 
 @dataclass(frozen=True)
 class Local(Depth):
-    """Measures what shifted keys would do to the logits, and how attention spreads, per layer, head and denoising step.
+    """Measures how shifted keys would change the logits, and how attention is spread, per layer, head and step.
 
     Tables: ``local.logits`` (layers, heads, shifts, steps, prompts), and ``local.entropy``, ``local.windowed``,
     ``local.change``, ``local.beyond``, ``local.distance`` (layers, heads, steps, prompts), each with its standard
-    error, ``local.entropy error`` ...: see `freeloc.probing.measures`.
+    error, ``local.entropy error`` ... (see `freeloc.probing.measures`).
 
     Args:
-        shifts: of the keys, in latent frames; by default `perturbations.default_shifts`.
-        rows: query tokens whose softmax is computed; None for all.
-        every: measures the first of so many denoising steps.
+        shifts: shifts of the keys, in latent frames; by default `perturbations.default_shifts`.
+        rows: number of query tokens whose softmax is computed; None for all.
+        every: measure every n-th denoising step.
     """
 
     name: ClassVar[str] = "local"
@@ -77,16 +77,16 @@ class Local(Depth):
         return [int(name) for name in perturbations.names(shifts)[:-1]]
 
     def _of_prompt(self, subject: Subject, name: str) -> Cell:
-        """What one run shows."""
+        """The measurements of one run."""
         with watched(subject.found) as steps:
-            notes = _Notes(self, subject, steps)
-            with subject.under(lambda layer, frames: identity(frames), notes):
+            measured = _CallMeasurements(self, subject, steps)
+            with subject.under(lambda layer, frames: identity(frames), measured):
                 subject.generate(int(name.rpartition("/")[2]))
-        return notes.stacked()
+        return measured.stacked()
 
 
-class _Notes:
-    """Measures attention calls as they are made."""
+class _CallMeasurements:
+    """Measures the attention calls of a run."""
 
     def __init__(self, depth: Local, subject: Subject, steps: Steps) -> None:
         self._rows, self._every, self._shifts = depth.rows, depth.every, depth._shifts(subject)
@@ -106,7 +106,7 @@ class _Notes:
         self._found.setdefault((step // self._every, call.layer), []).append(found)
 
     def stacked(self) -> Cell:
-        """Tensors (steps, layers, heads, ...); NaN where a layer did not run; means where it has several modules."""
+        """Tensors (steps, layers, heads, ...): NaN for layers that did not run, means over the modules of a layer."""
         if not self._found:
             raise self._subject.no_call()
         some = next(iter(self._found.values()))[0]

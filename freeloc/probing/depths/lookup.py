@@ -1,4 +1,4 @@
-"""Depths by name, ours and those of plugins."""
+"""Depths by name, built-in and from plugins."""
 
 import contextlib
 import re
@@ -9,17 +9,17 @@ from freeloc.probing.depths.base import Depth
 from freeloc.registry import registry
 
 NAME = re.compile(r"[a-z0-9-]+")
-"""What tables of a file may be named after."""
+"""Valid names of depths, which the tables of a file are named after."""
 
 
 def find_depth(depth: str | Depth) -> Depth:
-    """A registered depth with its usual settings, or the one that is given.
+    """A registered depth with its default settings, or the given `Depth`.
 
     >>> find_depth("local").name
     'local'
 
     Raises:
-        ProbeError: if no depth has that name (near names are suggested), or it cannot be used.
+        ProbeError: if no depth has that name (the message suggests similar names), or it is not a valid depth.
     """
     found: object = depth
     if isinstance(depth, str):
@@ -39,7 +39,7 @@ def find_depth(depth: str | Depth) -> Depth:
 
 
 def installed_depths(names: Iterable[str]) -> list[Depth]:
-    """The depths of these names that can be used here, the one that tells most first."""
+    """The installed depths of these names, the one with the highest rank first."""
     found = []
     for name in names:
         with contextlib.suppress(ProbeError):  # a file may come from a machine with other plugins

@@ -1,4 +1,4 @@
-"""Depth ``loss``: the denoising loss on real long clips, with one layer at a time treated differently."""
+"""Depth ``loss``: the denoising loss on real long clips, with another policy on one layer at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ COMPARED: tuple[tuple[str, str], ...] = (
     ("tsa", "none"),
     ("vrpr+tsa", "none"),
 )
-"""(what all layers get, what one gets instead): only this layer corrected; all but this one; VRPR and each other."""
+"""(policy of all other layers, policy of one layer): corrections of one layer alone, other policies among VRPR."""
 
 WITHOUT_ROPE: tuple[tuple[str, str], ...] = (("none", "tsa"),)
-"""For a model without RoPE: this layer alone corrected."""
+"""The same for a model without RoPE: a correction of one layer alone."""
 
 
 class _Place(NamedTuple):
-    """A cell: what all layers get, what one of them or one head of it gets instead, on which clip."""
+    """A cell: a clip, the policy of all layers, and another policy of one layer or head."""
 
     clip: int
     rest: str
@@ -49,13 +49,13 @@ class _Place(NamedTuple):
 
     @property
     def cell(self) -> str:
-        """Name of its file."""
+        """Name of the cell."""
         of_head = "" if self.head is None else f".{self.head}"
         where = "all" if self.rest == self.changed else f"{self.layer}{of_head}"
         return f"loss/{self.clip:03}/{_of_file(self.rest)}/{_of_file(self.changed)}/{where}"
 
     def profile(self, profile: Profile) -> Profile:
-        """The profile with these policies, and its settings of them."""
+        """The profile with these policies on its layers and heads."""
         every = range(profile.model.layers)
         if self.head is None:
             others = [layer for layer in every if layer != self.layer and self.rest != self.changed]
@@ -67,14 +67,14 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss(Depth):
-    """Measures the denoising loss on real long clips under plans that treat one layer differently. Nothing is sampled.
+    """Measures the denoising loss on real long clips, with another policy on one layer at a time. It samples no video.
 
-    The first call of a run shows how the transformer is called; it is repeated with each clip, at each noise level, in
-    place of the run's own latents. Every plan sees the same noise, so that plans are compared clip by clip.
+    The first call of a run is recorded. It is repeated with each clip at each noise level in place of the run's own
+    latents. The noise is the same for all policies, so that they can be compared clip by clip.
 
-    Table: ``loss.value`` (rest, policies, layers, levels, clips): all layers have the policy on the axis ``rest``, but
-    one has that on the axis ``policies``; where both are the same, no layer differs. NaN where nothing was measured.
-    With heads ``loss.head value`` (rest, policies, layers, heads, levels, clips) too.
+    Table: ``loss.value`` (rest, policies, layers, levels, clips). One layer has the policy on the axis ``policies``,
+    and all others have the policy on the axis ``rest``. If both are the same, no layer differs. NaN where nothing was
+    measured. With `heads` also ``loss.head value`` (rest, policies, layers, heads, levels, clips).
 
     >>> Loss(torch.randn(2, 4, 9, 6, 10), policies=["vrpr", "sliding-window", "riflex"]).policies
     ['vrpr', 'sliding-window', 'riflex']
@@ -82,16 +82,16 @@ class Loss(Depth):
     Args:
         clips: latents of two or more real videos longer than the trained length, each one sample of the transformer's
             input, without the batch: see `encode`.
-        levels: of noise, 0 clean to 1 noise.
-        compared: (rest, policy) pairs to measure; by default with `policies` the first of them for the rest, and each
-            other one; else all that a choice of layers among ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa`` needs
-            (`COMPARED`), of a model without RoPE those of ``none`` and ``tsa``.
-        heads: change one head of a layer at a time, too.
-        objective: what the model predicts; by default what the pipeline's scheduler stands for, else rectified flow:
-            then a run whose first call does not have the time of pure noise is refused.
+        levels: noise levels, 0 clean to 1 noise.
+        compared: (rest, policy) pairs to measure. By default, with `policies`: the first as the rest, with each other
+            one. Without `policies`: all pairs that a choice among ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa`` requires
+            (`COMPARED`); for a model without RoPE, a choice among ``none`` and ``tsa``.
+        heads: whether to measure also with one head of a layer changed at a time.
+        objective: what the model predicts; by default the objective of the pipeline's scheduler, else rectified flow.
+            With the default, the first call of a run must have the timestep of pure noise.
         argument: name of the transformer's argument that holds the noisy video; by default as the adapter says.
-        policies: to choose among: names of methods (``freeloc methods``) or of policies that the probed profile
-            defines. The first is what all other layers have.
+        policies: the policies to choose among: names of methods (``freeloc methods``) or of policies that the profile
+            defines. All other layers have the first one.
     """
 
     name: ClassVar[str] = "loss"
@@ -121,23 +121,23 @@ class Loss(Depth):
         """The clips, the noise levels, and what the model predicts.
 
         Raises:
-            ProbeError: if there are no clips, or the model's scheduler does not say what it predicts, or a policy
-                starts from noise of its own.
-            ProfileError: if there is no policy of one of the names.
+            ProbeError: if there are no clips, if the objective of the model's scheduler is not known, or if a policy
+                requires noise of its own.
+            ProfileError: if a policy does not exist.
         """
         if not len(self.clips):
             raise ProbeError(
-                "depth loss needs clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
+                "depth loss requires clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
             )
         for policy in self._names:
             if resolve_policy(subject.profile, policy).method.noise:
                 raise ProbeError(
-                    f"expected policies that need no initial noise of their own, found '{policy}': the loss is "
+                    f"expected policies that require no initial noise of their own, found '{policy}': the loss is "
                     "measured on real videos with plain noise"
                 )
         sums = [float(clip.double().abs().sum()) for clip in self.clips]
         found = {"levels": list(self.levels), "clips": [f"{value:.9g}" for value in sums]}
-        # What is usual is left out: so folders that were begun before these were noted go on.
+        # Defaults are not recorded, so that folders of earlier versions, which did not record them, stay valid.
         objective = self._objective(subject).numbers(self.levels)
         if objective != flow().numbers(self.levels):
             found["objective"] = objective
@@ -156,7 +156,7 @@ class Loss(Depth):
         by_name = {place.cell: place for place in places}
         cells = subject.measure(list(by_name), lambda name: self._loss(subject, call, by_name[name]), "loss")
         names, shape = self._names, subject.shape
-        # The usual four have a square table; beside policies that were asked for, only the rests that were measured.
+        # For the default policies the table is square; with `policies` it has only the rests that were measured.
         rests = names if self.policies is None else [name for name in names if any(name == p.rest for p in places)]
         heads = shape.heads if self.heads else 0
         sizes = len(rests), len(names), shape.layers, 1 + heads, len(self.levels), len(self.clips)
@@ -177,7 +177,7 @@ class Loss(Depth):
         return self._losses(measured, heads).summary()
 
     def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
-        """The policy with the lowest loss, as `Rule` says."""
+        """The policy with the lowest loss: see `Rule`."""
         self.require_errors(measured)
         return per_head(self._losses(measured, heads).lowest(rule), measured, heads)
 
@@ -196,7 +196,7 @@ class Loss(Depth):
         return COMPARED if subject.has_rope else WITHOUT_ROPE
 
     def _places(self, subject: Subject) -> list[_Place]:
-        """All cells: first those in which no layer differs from the rest."""
+        """All cells; first those in which no layer differs from the rest."""
         heads: list[int | None] = [None, *range(subject.shape.heads)] if self.heads else [None]
         pairs = self._pairs(subject)
         uniform = dict.fromkeys((rest, rest) for rest, _ in pairs)
@@ -215,9 +215,9 @@ class Loss(Depth):
         return self.objective or objective_of(subject.pipeline)
 
     def _first_call(self, subject: Subject, prompt: int) -> Call:
-        """How the run calls the transformer when it begins, from noise."""
+        """The first call of the run, which must be from noise."""
         call = next(iter(subject.first_calls(prompt, [0]).values()))
-        if self.objective is None:  # who gives one knows the model's times
+        if self.objective is None:  # a given objective has the model's scale of time
             require_noise(call, objective_of(subject.pipeline))
         return call
 
@@ -238,5 +238,5 @@ class Loss(Depth):
 
 
 def _of_file(policy: str) -> str:
-    """A policy's name as a part of a path, which leads nowhere else."""
+    """A policy's name, escaped as one part of a path."""
     return quote(policy, safe="+").replace(".", "%2E")

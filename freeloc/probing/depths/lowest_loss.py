@@ -1,4 +1,4 @@
-"""From denoising losses to a policy for each layer: the lowest loss, where it is lower beyond doubt."""
+"""Chooses a policy for each layer from denoising losses: the lowest, if it is lower by enough standard errors."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class Losses:
     """Mean losses over noise levels, by the policy of one layer or head while all others have the base policy.
 
     Args:
-        base: policy of the others.
-        by_policy: (layers, [heads,] clips); NaN where a policy was not measured.
+        base: policy of the other layers.
+        by_policy: losses (layers, [heads,] clips) by policy; NaN where it was not measured.
     """
 
     base: str
@@ -51,16 +51,16 @@ class Losses:
         return Summary.of_samples(loss["none"] - loss["vrpr"], loss[self.base] - with_tsa, others)
 
     def lowest(self, rule: Rule) -> list[str]:
-        """The policy with the lowest loss in each layer or head, if it is lower by so many errors; else the base.
+        """The policy with the lowest loss for each layer or head, if it is lower by enough errors; else the base.
 
         Raises:
-            ProbeError: if fewer than two policies were measured, or one of them not in every layer.
+            ProbeError: if fewer than two policies were measured, or one was not measured in every layer.
         """
         measured = {policy: loss for policy, loss in self.by_policy.items() if not loss.isnan().all()}
         if self.base not in measured or len(measured) < 2:
             raise ProbeError(
                 f"expected losses with {self.base} on all other layers to choose from, found those of "
-                f"{', '.join(measured) or 'nothing'}: Loss(policies=..., compared=...) says what is measured"
+                f"{', '.join(measured) or 'nothing'}: Loss(policies=..., compared=...) sets what is measured"
             )
         for policy, loss in measured.items():
             require_numbers(loss, f"the loss with {policy}")

@@ -1,4 +1,4 @@
-"""Depth ``output``: each layer is perturbed alone, and the change of the model's output is measured."""
+"""Depth ``output``: perturbs one layer at a time, and measures the change of the model's output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from freeloc.probing.table import Label, Table
 class Output(Depth):
     """Measures ||perturbed output - output|| / ||output|| of the transformer with one layer perturbed.
 
-    The run is watched up to the last of these steps; its calls are then repeated with each perturbation.
+    The calls of a run are recorded up to the last of these steps, and then repeated with each perturbation.
 
-    Table: ``output.change`` (layers, perturbations, steps, prompts); with heads ``output.head change`` (layers, heads,
-    perturbations, steps, prompts) too.
+    Table: ``output.change`` (layers, perturbations, steps, prompts). With `heads` also ``output.head change`` (layers,
+    heads, perturbations, steps, prompts).
 
     Args:
-        shifts: of the keys, in latent frames; by default `perturbations.default_shifts`. A window comes beside them.
-        steps: denoising steps at which it is measured; those that a run has.
-        heads: perturb one head of a layer at a time, too.
+        shifts: shifts of the keys, in latent frames; by default `perturbations.default_shifts`. A window is added.
+        steps: denoising steps to measure; steps that a run does not have are ignored.
+        heads: whether to perturb also one head of a layer at a time.
     """
 
     name: ClassVar[str] = "output"
@@ -79,13 +79,13 @@ class Output(Depth):
         return subject.perturbations(self.shifts)
 
     def _base(self, subject: Subject, prompt: int) -> list[tuple[Call, torch.Tensor]]:
-        """The calls of a run, and what the transformer gives."""
+        """The calls of a run, and the transformer's outputs."""
         calls = subject.first_calls(prompt, self.steps)
         with subject.under(lambda layer, frames: identity(frames)):
             return [(call, call.run()) for call in calls.values()]
 
     def _change(self, subject: Subject, calls: Any, name: str) -> Cell:
-        """One perturbation."""
+        """Measure one perturbation."""
         _, prompt, place, kind = name.split("/")
         layer, _, head = place.partition(".")
         plan = one_layer(

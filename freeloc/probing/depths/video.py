@@ -1,4 +1,4 @@
-"""Depth ``video``: the paper's probe. Whole videos are generated with each layer perturbed, and scored."""
+"""Depth ``video``: the paper's probe. It generates whole videos with one layer perturbed at a time, and scores them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ from freeloc.probing.table import Label, Table
 
 @dataclass(frozen=True)
 class Video(Depth):
-    """Generates the probe video of every prompt with each layer perturbed alone, and scores it.
+    """Generates a video for every prompt with one layer perturbed at a time, and scores it.
 
-    Tables: ``video.score`` (scorers, layers, perturbations, prompts), and ``video.base`` (scorers, prompts), of the
-    videos with nothing perturbed. Scores of a higher-is-better kind come as they are, others with their sign changed.
+    Tables: ``video.score`` (scorers, layers, perturbations, prompts), and ``video.base`` (scorers, prompts) for the
+    unperturbed videos. The sign of scores is changed if lower is better.
 
     Args:
-        scorers: by name (``freeloc scorers`` lists them), or `Scorer` objects.
-        shifts: of the keys, in latent frames; by default `perturbations.default_shifts`. A window comes beside them.
+        scorers: names of scorers (``freeloc scorers`` lists them), or `Scorer` objects.
+        shifts: shifts of the keys, in latent frames; by default `perturbations.default_shifts`. A window is added.
     """
 
     name: ClassVar[str] = "video"
@@ -64,7 +64,7 @@ class Video(Depth):
         return {"video.score": Table(scores, whole), "video.base": Table(unperturbed, axes | {"prompts": prompts})}
 
     def summarize(self, measured: Measurements, heads: bool = False, rule: Rule = USUAL) -> Summary:
-        """By how much the score of the rule's scorer falls under shifts, and under the window."""
+        """How much the score of the rule's scorer falls under shifts, and under the window."""
         if heads:
             raise ProbeError("expected heads=False with depth video, which perturbs whole layers")
         unperturbed, score = measured.table("video.base"), measured.table("video.score")
@@ -74,12 +74,12 @@ class Video(Depth):
         return Summary.of_samples(whole - samples_of(shifted, heads), whole - samples_of(windowed, heads))
 
     def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
-        """As `Rule` says, of two prompts or more."""
+        """The policy of each layer by `Rule`; it requires two prompts or more."""
         self.require_errors(measured)
         return super().choose(measured, rule, heads)
 
     def sensitive(self, found: Summary, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Where the score falls by more than so many standard errors."""
+        """Where the score falls by more than `Rule.errors` standard errors."""
         return found.position > rule.errors * found.position_error, found.context > rule.errors * found.context_error
 
     def _scorers(self) -> list[Scorer]:
@@ -89,14 +89,14 @@ class Video(Depth):
         return found
 
     def _scores(self, subject: Subject, name: str) -> Cell:
-        """The scores of one video, which must begin as the other ones of its prompt do."""
+        """The scores of one video; its run must start with the same call as all runs of its prompt."""
         _, prompt, layer, *kind = name.split("/")
         changed = partial(_perturbed, kind[0], subject.trained_frames) if kind else identity
         plan = one_layer(int(layer) if kind else 0, changed, identity, None, subject.shape.heads)
-        with watched(subject.found, [0], ends=False) as seen, subject.under(plan):
-            made = subject.generate(int(prompt))
-        subject.require_same(int(prompt), [0], seen.calls)
-        video, text = as_video(made), str(subject.prompt_labels[int(prompt)])
+        with watched(subject.found, [0], ends=False) as steps, subject.under(plan):
+            output = subject.generate(int(prompt))
+        subject.require_same(int(prompt), [0], steps.calls)
+        video, text = as_video(output), str(subject.prompt_labels[int(prompt)])
         scores = [scorer.score(video, text) * (1 if scorer.higher_is_better else -1) for scorer in self._scorers()]
         return {"scores": torch.tensor(scores, dtype=torch.float64)}
 
@@ -105,28 +105,28 @@ def _perturbed(name: str, trained_frames: int, frames: int) -> Any:
     return perturbations.perturbed(name, frames, trained_frames)
 
 
-def as_video(made: Any) -> Tensor:
+def as_video(output: Any) -> Tensor:
     """The video (frames, height, width, 3) in 0..1 that a run returned: a tensor or array, or a pipeline's output.
 
     >>> as_video(torch.rand(1, 5, 8, 8, 3)).shape
     torch.Size([5, 8, 8, 3])
 
     Raises:
-        ProbeError: if there is no such video in it, or more than one.
+        ProbeError: if it contains no such video, or more than one.
     """
-    frames = getattr(made, "frames", made)
+    frames = getattr(output, "frames", output)
     while isinstance(frames, list | tuple) and len(frames) == 1:
         frames = frames[0]
-    if isinstance(frames, list) and frames:  # of images
+    if isinstance(frames, list) and frames:  # a list of images
         frames = torch.stack([torch.as_tensor(_array(image)) for image in frames])
     try:
         video = torch.as_tensor(frames)
     except (TypeError, ValueError, RuntimeError):
         raise ProbeError(
-            f"expected run to return a video (frames, height, width, 3), found {type(made).__name__}"
+            f"expected run to return a video (frames, height, width, 3), found {type(output).__name__}"
         ) from None
     video = video[0] if video.ndim == 5 and len(video) == 1 else video
-    if video.ndim == 4 and video.shape[-1] != 3 and video.shape[1] == 3:  # as output_type="pt" gives it
+    if video.ndim == 4 and video.shape[-1] != 3 and video.shape[1] == 3:  # the layout of output_type="pt"
         video = video.movedim(1, -1)
     if video.ndim != 4 or video.shape[-1] != 3:
         raise ProbeError(f"expected run to return one video (frames, height, width, 3), found {tuple(video.shape)}")
@@ -134,7 +134,7 @@ def as_video(made: Any) -> Tensor:
 
 
 def _array(image: Any) -> Any:
-    """An image as numbers."""
+    """An image as a NumPy array."""
     import numpy
 
     return numpy.array(image)
