@@ -73,46 +73,58 @@ found.save(sys.argv[2])
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "script.py"
+COMMAND = [sys.executable, "script.py", "pieces", "found.safetensors"]
+"""Run in the script's folder: measurements record the command, which must be the same."""
+
+
+def write_script(folder: Path) -> None:
     tests = Path(__file__).parents[1]
-    path.write_text(SCRIPT.format(folders=[str(tests), str(tests / "support")]))
-    return path
+    (folder / "script.py").write_text(SCRIPT.format(folders=[str(tests), str(tests / "support")]))
+
+
+def run_script(folder: Path) -> Path:
+    subprocess.run(COMMAND, cwd=folder, check=True, capture_output=True)
+    return folder / "found.safetensors"
 
 
 def tensors_of(path: Path) -> dict[str, list[float]]:
     return {name: table.values.flatten().tolist() for name, table in Sensitivity.load(path).tables.items()}
 
 
-def test_killed_at_any_moment_it_gives_the_same_file(script: Path, tmp_path: Path) -> None:
-    whole, file = tmp_path / "whole.safetensors", tmp_path / "file.safetensors"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The measurements of the script when nothing stops it, and the seconds that it takes."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_script(folder)
     started = time.monotonic()
-    subprocess.run([sys.executable, str(script), "one", str(file)], cwd=tmp_path, check=True, capture_output=True)
-    file.rename(whole)
-    wait = time.monotonic() - started
-    (tmp_path / "one").rename(tmp_path / "of-whole")
-    for attempt in range(4):
-        process = subprocess.Popen(
-            [sys.executable, str(script), "one", str(file)], cwd=tmp_path, stderr=subprocess.PIPE
-        )
-        time.sleep(wait * (0.7 + 0.08 * attempt))
+    return run_script(folder), time.monotonic() - started
+
+
+@pytest.mark.parametrize("moments", [(0.75, 0.9), pytest.param((0.7, 0.78, 0.86, 0.94), marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_gives_the_same_file(
+    whole: tuple[Path, float], moments: tuple[float, ...], tmp_path: Path
+) -> None:
+    file, seconds = whole
+    write_script(tmp_path)
+    for moment in moments:
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, stderr=subprocess.PIPE)
+        time.sleep(seconds * moment)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    subprocess.run([sys.executable, str(script), "one", str(file)], cwd=tmp_path, check=True, capture_output=True)
-    assert file.read_bytes() == whole.read_bytes()
+    assert run_script(tmp_path).read_bytes() == file.read_bytes()
 
 
-def test_two_processes_of_accelerate_give_the_same_numbers(script: Path, tmp_path: Path) -> None:
-    alone, shared = tmp_path / "alone.safetensors", tmp_path / "shared.safetensors"
-    subprocess.run([sys.executable, str(script), "a", str(alone)], cwd=tmp_path, check=True, capture_output=True)
+def test_two_processes_of_accelerate_give_the_same_numbers(whole: tuple[Path, float], tmp_path: Path) -> None:
+    write_script(tmp_path)
     # With --cpu it would start several processes through mpirun only; no GPU is used.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", str(script)]
-    found = subprocess.run([*launch, "b", str(shared)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "script.py"]
+    found = subprocess.run(
+        [*launch, "b", "shared.safetensors"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "b-0").exists()
     assert (tmp_path / "b-1").exists()
-    assert tensors_of(shared) == tensors_of(alone)
+    assert tensors_of(tmp_path / "shared.safetensors") == tensors_of(whole[0])
 
 
 def test_processes_share_the_work(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,12 +89,13 @@ def test_settings_differ(done):
 def test_a_bench_resumes_also_with_more_processes(done):
     folder, _ = done
     rows = bench.run(folder, SIZE)
-    lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, "direct").path
+    lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, sizes.TRUE).path
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     lost.with_suffix(".json").unlink()
     kept.with_suffix(".json").unlink()  # measured again, not sampled
-    cell_of(folder, "freenoise").path.with_suffix(".json").write_text('{"measured by": "an older freeloc", "rows": []}')
+    older = cell_of(folder, "direct", times=1).path.with_suffix(".json")
+    older.write_text('{"measured by": "an older freeloc", "rows": []}')
     assert bench.run(folder, SIZE, workers=2) == rows
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == stamp
