@@ -1,5 +1,6 @@
 """The header of a file of measurements, and the check that it fits the file's tensors."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,9 @@ def read_header(text: str, where: str) -> Header:
         content = parsed(text)
         if not isinstance(content, dict):
             raise ProbeError(f"{refused}: expected metadata that is a JSON object, found {brief(content)}")
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # fails for half a surrogate pair, which cannot be written again
         check_version(content.get("schema_version"), SCHEMA_VERSION, where, "measurements of ")
         header = Header.model_validate(content)
         header.model_dump_json()  # fails if it is nested too deeply to be written again

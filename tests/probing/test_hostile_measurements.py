@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 import freeloc
-from freeloc.probing.facts import LARGEST_HEADER, Header, ProbeFacts
+from freeloc.errors import ProbeError
+from freeloc.probing.facts import LARGEST_HEADER, Header, ProbeFacts, read_header
 from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.table import Table
 
@@ -266,3 +267,8 @@ def test_no_profile_is_chosen_from_some_of_the_layers():
         freeloc.errors.ProfileError, match=r"what was chosen is not a profile:\n.* none for 1 of them, first layer 3"
     ):
         Sensitivity(tables, MEASURED.facts).to_profile()
+
+
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(ProbeError, match="holds no measurements of freeloc: its metadata is not JSON"):
+        read_header('{"schema_version": 1, "facts": {"versions": {"\\ud800": "2"}}}', "this file")
