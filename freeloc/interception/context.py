@@ -123,6 +123,8 @@ def close(context: ForwardContext) -> None:
 
 def close_dead() -> None:
     """Close the contexts that interrupted calls left in this thread."""
+    while lock._is_owned():  # type: ignore[attr-defined]  # reason: of the class that threading.RLock makes
+        lock.release()  # an interrupt between a block and its end left it locked, for all other threads
     for context in reversed(_stack.get()):
         if context.thread == threading.get_ident() and not context.is_running:
             close(context)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 from freeloc.adapter.spec import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
-from freeloc.interception.context import is_inside
+from freeloc.interception.context import is_inside, lock
 
 Answer = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
 """Computes an intercepted call from its positional and keyword arguments."""
@@ -159,7 +159,6 @@ class _Name:
     """A name in a file's globals, replaced while any thread needs it. Other threads still call the original."""
 
     _all: "dict[tuple[str, str], _Name]" = {}  # noqa: RUF012  # reason: one object per name, since two would undo each other
-    _lock = threading.RLock()  # the clean-up after an interrupt may acquire it again
 
     def __init__(self, module: ModuleType, name: str) -> None:
         self._module, self._name = module, name
@@ -172,7 +171,7 @@ class _Name:
     def of(cls, module: ModuleType, name: str) -> "_Name":
         if not callable(getattr(module, name, None)):
             raise AdapterError(f"{module.__name__} has no function '{name}', which its adapter expects")
-        with cls._lock:
+        with lock:
             known = cls._all.get((module.__name__, name))
             if known is None or known._module is not module:
                 known = cls._all[module.__name__, name] = cls(module, name)
@@ -182,7 +181,7 @@ class _Name:
 
     def push(self, interceptor: NameInterceptor) -> None:
         self._local.stack = [*getattr(self._local, "stack", ()), interceptor]
-        with self._lock:
+        with lock:
             self._users.append(interceptor)
             found = getattr(self._module, self._name)
             if found is not self._route:
@@ -191,7 +190,7 @@ class _Name:
 
     def remove(self, interceptor: NameInterceptor) -> None:
         self._local.stack = [other for other in getattr(self._local, "stack", ()) if other is not interceptor]
-        with self._lock:
+        with lock:
             self._users = [other for other in self._users if other is not interceptor]
             if not self._users and getattr(self._module, self._name) is self._route:
                 setattr(self._module, self._name, self._original)

@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode
 
 import freeloc
 from freeloc.errors import PatchError
+from freeloc.interception import context
 from freeloc.interception.hooks import patched_models
 
 FILES = {
@@ -76,6 +77,7 @@ PROFILE = make_profile({"vrpr+tsa": [0]})
 def _no_mode_is_left():
     yield
     assert _get_current_function_mode() is None
+    assert not context.lock._is_owned()
 
 
 def output(model, frames=6):
