@@ -74,7 +74,9 @@ def test_positions_that_the_caller_makes_are_refused():
     model, inputs = ltx.ltx(), ltx.inputs(9, 2, 3, 1)
     with (
         freeloc.patch(model, profile_of(model, "vrpr")),
-        pytest.raises(freeloc.errors.LayoutError, match="called with video_coords: conditions may stand in front"),
+        pytest.raises(
+            freeloc.errors.LayoutError, match="called with video_coords: conditions may come before the video"
+        ),
     ):
         run(model, inputs | {"video_coords": torch.zeros(1, 3, 54)})
 
