@@ -3,7 +3,16 @@
 Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_allegro.py.
 """
 
+from typing import Any
+
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
+
+
+def _tables(rotary: Any) -> Any:
+    """The temporal tables have a row per position, which each token looks up."""
+    (cos, sin), positions = rotary[0][0], rotary[1][0]
+    return cos[positions], sin[positions]
+
 
 # A third of each head is temporal, with pairs (i, i + 16) of its 32 channels. There are 1 / 2.2 positions per frame.
 DIFFUSERS = Adapter(
@@ -16,6 +25,8 @@ DIFFUSERS = Adapter(
         channels=lambda head_dim: head_dim // 3,
         pairing="(two pair)",
         step=lambda model, given: 1 / model.config.interpolation_scale_t,
+        tables="image_rotary_emb",
+        tables_from=_tables,
     ),
 )
 

@@ -15,9 +15,13 @@ DIFFUSERS = Adapter(
     name="cogvideox",
     family="cogvideox",
     classes=("diffusers.models.transformers.cogvideox_transformer_3d.CogVideoXTransformer3DModel",),
-    sites=(AttentionSite("transformer_blocks.*.attn1", text="first"),),
+    sites=(AttentionSite("transformer_blocks.*.attn1", text="first", text_tokens="encoder_hidden_states"),),
     grid=TokenGrid(axes="b f c h w", patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
-    rope=TemporalRope(channels=lambda head_dim: head_dim // 4, present="config.use_rotary_positional_embeddings"),
+    rope=TemporalRope(
+        channels=lambda head_dim: head_dim // 4,
+        tables="image_rotary_emb",
+        present="config.use_rotary_positional_embeddings",
+    ),
 )
 
 ADAPTERS = [DIFFUSERS]

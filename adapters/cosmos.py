@@ -37,6 +37,9 @@ COSMOS = Adapter(
         within=lambda head_dim: head_dim,
         frequencies_from=_frequencies,
         step=_positions_per_frame,
+        trained_step=1.0,
+        unit="frames at 24 per second",
+        tables="image_rotary_emb",
     ),
 )
 

@@ -10,9 +10,9 @@ DIFFUSERS = Adapter(
     name="easyanimate",
     family="easyanimate",
     classes=("diffusers.models.transformers.transformer_easyanimate.EasyAnimateTransformer3DModel",),
-    sites=(AttentionSite("transformer_blocks.*.attn1", text="first"),),
+    sites=(AttentionSite("transformer_blocks.*.attn1", text="first", text_tokens="encoder_hidden_states"),),
     grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
-    rope=TemporalRope(channels=lambda head_dim: head_dim // 4),
+    rope=TemporalRope(channels=lambda head_dim: head_dim // 4, tables="image_rotary_emb"),
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -5,21 +5,24 @@ hyvideo/modules/models.py, attenion.py.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
 
 # Released models: heads of 128 channels, split 16 / 56 / 56 for time, height and width.
-ROPE = TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta")
+ROPE = TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta", tables="image_rotary_emb")
+
+TEXT: Any = {"text": "last", "text_tokens": "encoder_hidden_states"}
 
 DIFFUSERS = Adapter(
     name="hunyuan-video",
     family="hunyuan-video",
     classes=("diffusers.models.transformers.transformer_hunyuan_video.HunyuanVideoTransformer3DModel",),
     sites=(
-        AttentionSite("transformer_blocks.*.attn", text="last", while_running=NATIVE),
-        AttentionSite("single_transformer_blocks.*.attn", text="last", while_running=NATIVE),
+        AttentionSite("transformer_blocks.*.attn", **TEXT, while_running=NATIVE),
+        AttentionSite("single_transformer_blocks.*.attn", **TEXT, while_running=NATIVE),
     ),
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
     rope=ROPE,
@@ -54,11 +57,11 @@ ORIGINAL = Adapter(
     family="hunyuan-video",
     classes=("hyvideo.modules.models.HYVideoDiffusionTransformer",),
     sites=(
-        AttentionSite("double_blocks.*", kernel=ATTENTION, text="last"),
-        AttentionSite("single_blocks.*", kernel=ATTENTION, text="last"),
+        AttentionSite("double_blocks.*", kernel=ATTENTION, text="last", text_tokens="txt"),
+        AttentionSite("single_blocks.*", kernel=ATTENTION, text="last", text_tokens="txt_len", joint=True),
     ),
     grid=TokenGrid("x", patch="patch_size"),
-    rope=TemporalRope(channels="rope_dim_list.0", theta=256.0),
+    rope=TemporalRope(channels="rope_dim_list.0", theta=256.0, tables="freqs_cis"),
     heads="heads_num",
     head_dim="double_blocks.0.img_attn_q_norm.weight.shape.0",
 )

@@ -6,7 +6,7 @@ keys to bfloat16 in every dtype of the model. In Kandinsky 6, attention between 
 
 from freeloc_adapters.wan import NATIVE
 
-from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, References, TemporalRope, TokenGrid
 
 KANDINSKY_5 = Adapter(
     name="kandinsky5",
@@ -20,7 +20,9 @@ KANDINSKY_5 = Adapter(
             "with attention_type 'regular'"
         },
     ),
-    rope=TemporalRope(channels="config.axes_dims.0", step=lambda model, given: 1 / given["scale_factor"][0]),
+    rope=TemporalRope(
+        channels="config.axes_dims.0", step=lambda model, given: 1 / given["scale_factor"][0], tables="rotary_emb"
+    ),
     heads="visual_transformer_blocks.0.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
 )
@@ -32,12 +34,15 @@ KANDINSKY_6 = Adapter(
     sites=(AttentionSite("visual_transformer_blocks.*.video_dec_block.self_attention", while_running=NATIVE),),
     grid=TokenGrid(
         axes="b f h w c",
+        references=References(place="last", frames=lambda given: int(given.get("visual_rope_pos") is not None)),
         refused={
             "visual_rope_pos": "a reference frame may follow the last one, at the time of the first. Generate "
             "without an image"
         },
     ),
-    rope=TemporalRope(channels="config.axes_dims.0", step=lambda model, given: 1 / model.scale_factor[0]),
+    rope=TemporalRope(
+        channels="config.axes_dims.0", step=lambda model, given: 1 / model.scale_factor[0], tables="rotary_emb"
+    ),
     heads="visual_transformer_blocks.0.video_dec_block.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.video_dec_block.self_attention.query_norm.normalized_shape.0",
 )

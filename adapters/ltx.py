@@ -16,6 +16,7 @@ from freeloc_adapters.wan import NATIVE
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter.reader import times_apart
 
 
 def _per_head(model: Any, waves: Tensor) -> Tensor:
@@ -38,13 +39,29 @@ def _frequencies_2(model: Any) -> Tensor:
 
 def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
     """Positions are fractions of 20 seconds; without a scale, latent frames."""
+    if given.get("video_coords") is not None:
+        return times_apart(given["video_coords"]) / float(model.rope.base_num_frames)
     scale = given.get("rope_interpolation_scale")
     return 1.0 if scale is None else float(scale[0]) * model.rope.patch_size_t / float(model.rope.base_num_frames)
 
 
+def _trained_positions_per_frame(model: Any) -> float:
+    """At 25 frames per second and 8 per latent frame, as in the pipelines."""
+    return 8 / 25 * float(model.rope.patch_size_t / model.rope.base_num_frames)
+
+
 def _seconds_per_frame(model: Any, given: Mapping[str, Any]) -> float:
-    """Positions are seconds."""
-    return float(model.rope.scale_factors[0] * model.rope.patch_size_t / given["fps"])
+    """Positions are seconds. The pipelines pass the frame rate beside coordinates, which are rounded."""
+    apart = float(model.rope.scale_factors[0] * model.rope.patch_size_t / given["fps"])
+    if given.get("video_coords") is None:
+        return apart
+    found = times_apart(given["video_coords"])
+    return apart if math.isclose(found, apart, rel_tol=1e-4) else found
+
+
+def _trained_seconds_per_frame(model: Any) -> float:
+    """At 24 frames per second, as in the pipelines."""
+    return float(model.rope.scale_factors[0] * model.rope.patch_size_t / 24)
 
 
 LTX = Adapter(
@@ -55,12 +72,16 @@ LTX = Adapter(
     grid=TokenGrid(
         ("num_frames", "height", "width"),
         patch=(1, 1, 1),
-        refused={
-            "video_coords": "conditions may come before the video, at any time. Use LTXPipeline or "
-            "LTXImageToVideoPipeline, which pass num_frames, height and width instead"
-        },
+        coordinates="video_coords",
     ),
-    rope=TemporalRope(lambda head_dim: head_dim, frequencies_from=_frequencies, step=_positions_per_frame),
+    rope=TemporalRope(
+        lambda head_dim: head_dim,
+        frequencies_from=_frequencies,
+        step=_positions_per_frame,
+        trained_step=_trained_positions_per_frame,
+        unit="seconds",
+        tables="image_rotary_emb",
+    ),
 )
 
 LTX_2 = Adapter(
@@ -69,13 +90,18 @@ LTX_2 = Adapter(
     classes=("diffusers.models.transformers.transformer_ltx2.LTX2VideoTransformer3DModel",),
     sites=(AttentionSite("transformer_blocks.*.attn1", while_running=NATIVE, idle="all_perturbed"),),
     grid=TokenGrid(
-        ("num_frames", "height", "width"), patch=("config.patch_size_t", "config.patch_size", "config.patch_size")
+        ("num_frames", "height", "width"),
+        patch=("config.patch_size_t", "config.patch_size", "config.patch_size"),
+        coordinates="video_coords",
     ),
     rope=TemporalRope(
         lambda head_dim: head_dim,
         pairing="config.rope_type=split",
         frequencies_from=_frequencies_2,
         step=_seconds_per_frame,
+        trained_step=_trained_seconds_per_frame,
+        unit="seconds",
+        tables="query_rotary_emb",
     ),
 )
 

@@ -10,9 +10,17 @@ DIFFUSERS = Adapter(
     name="mochi",
     family="mochi",
     classes=("diffusers.models.transformers.transformer_mochi.MochiTransformer3DModel",),
-    sites=(AttentionSite("transformer_blocks.*.attn1", text="last"),),
+    sites=(
+        AttentionSite(
+            "transformer_blocks.*.attn1", text="last", text_tokens="encoder_hidden_states", text_mask="attention_mask"
+        ),
+    ),
     grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
-    rope=TemporalRope(channels=lambda head_dim: head_dim, frequencies_from=lambda model: model.pos_frequencies[0]),
+    rope=TemporalRope(
+        channels=lambda head_dim: head_dim,
+        frequencies_from=lambda model: model.pos_frequencies[0],
+        tables="image_rotary_emb",
+    ),
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -5,6 +5,7 @@ the previous blocks, without RoPE. These tokens have no position, so they are tr
 all of them, and they attend to every token.
 """
 
+from freeloc_adapters.hunyuan_video import TEXT
 from freeloc_adapters.wan import NATIVE
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
@@ -14,11 +15,11 @@ MOTIF_VIDEO = Adapter(
     family="motif-video",
     classes=("diffusers.models.transformers.transformer_motif_video.MotifVideoTransformer3DModel",),
     sites=(
-        AttentionSite("transformer_blocks.*.attn", text="last", while_running=NATIVE),
-        AttentionSite("single_transformer_blocks.*.attn", text="last", while_running=NATIVE),
+        AttentionSite("transformer_blocks.*.attn", **TEXT, while_running=NATIVE),
+        AttentionSite("single_transformer_blocks.*.attn", **TEXT, while_running=NATIVE),
     ),
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
-    rope=TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta"),
+    rope=TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta", tables="image_rotary_emb"),
 )
 
 ADAPTERS = [MOTIF_VIDEO]

@@ -21,8 +21,10 @@ OPEN_SORA_2 = Adapter(
     family="open-sora-2",
     classes=("opensora.models.mmdit.model.MMDiTModel",),
     sites=(
-        AttentionSite("double_blocks.*", kernel=FLASH_ATTENTION, text="first"),
-        AttentionSite("single_blocks.*", kernel=FLASH_ATTENTION, text="first"),
+        AttentionSite("double_blocks.*", kernel=FLASH_ATTENTION, text="first", text_tokens="txt"),
+        AttentionSite(
+            "single_blocks.*", kernel=FLASH_ATTENTION, text="first", text_tokens="transformer.txt", joint=True
+        ),
     ),
     # Coordinates count patches, from 0.
     grid=TokenGrid("img_ids", axes="sample token (f h w)", patch=(1, 1, 1)),
@@ -32,6 +34,7 @@ OPEN_SORA_2 = Adapter(
         pairing="config.use_liger_rope",
         within=lambda head_dim: head_dim,
         theta="config.theta",
+        tables="pe",
     ),
     heads="num_heads",
     head_dim="pe_embedder.dim",

@@ -5,10 +5,10 @@ Sources: diffusers transformer_wan.py, transformer_wan_vace.py; Wan-Video/Wan2.1
 
 from dataclasses import replace
 
-from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Kernel, References, TemporalRope, TokenGrid
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
-ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
+ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6), tables="rotary_emb")
 
 # The model may use any attention backend of diffusers. Only PyTorch's own function can be intercepted.
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
@@ -22,9 +22,11 @@ DIFFUSERS = Adapter(
     rope=ROPE,
 )
 
+# Reference images come before the video. Their number is in no argument of the transformer.
 VACE = replace(
     DIFFUSERS,
     name="wan-vace",
+    grid=TokenGrid(references=References(caller="num_reference_images")),
     classes=("diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel",),
     sites=(
         *DIFFUSERS.sites,
@@ -50,7 +52,7 @@ ORIGINAL = Adapter(
     classes=("wan.modules.model.WanModel",),
     sites=(AttentionSite("blocks.*.self_attn", kernel=FLASH_ATTENTION),),
     grid=TokenGrid("grid_sizes", axes="sample (f h w)", of="attention"),
-    rope=ROPE,
+    rope=replace(ROPE, tables="freqs", table_rows="position"),
     heads="num_heads",
     head_dim="blocks.0.self_attn.head_dim",
 )
@@ -58,6 +60,7 @@ ORIGINAL = Adapter(
 ORIGINAL_VACE = replace(
     ORIGINAL,
     name="wan-original-vace",
+    grid=replace(ORIGINAL.grid, references=References()),
     classes=("wan.modules.vace_model.VaceWanModel",),
     sites=(
         *ORIGINAL.sites,

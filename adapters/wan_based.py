@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from freeloc_adapters.wan import DIFFUSERS
 
-from freeloc.adapter import TokenGrid
+from freeloc.adapter import References, TokenGrid
 
 SKYREELS_V2 = replace(
     DIFFUSERS,
@@ -25,12 +25,13 @@ CHRONOEDIT = replace(
     classes=("diffusers.models.transformers.transformer_chronoedit.ChronoEditTransformer3DModel",),
 )
 
-# The picture of the character is the first latent frame, at position 0. freeloc and the model treat it as frame 0.
+# The picture of the character is the first latent frame, at position 0.
 WAN_ANIMATE = replace(
     DIFFUSERS,
     name="wan-animate",
     family="wan-animate",
     classes=("diffusers.models.transformers.transformer_wan_animate.WanAnimateTransformer3DModel",),
+    grid=TokenGrid(references=References(frames=1)),
 )
 
 ANYFLOW = replace(

@@ -15,8 +15,9 @@ from freeloc.attention.devices import OnCpu
 from freeloc.errors import FreelocError, LayoutError
 from freeloc.patching import backends_named
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
-from freeloc.profile.planning import layer_plans
+from freeloc.profile.planning import plans_of_call
 from freeloc.profile.schema import Profile
 
 LayerChoice = Profile | FramePlan | Sequence[FramePlan]
@@ -40,6 +41,8 @@ def attend_layer(
     heads: Sequence[int] | None = None,
     frequencies: Tensor | None = None,
     positions_per_frame: float = 1.0,
+    spacing: float = 1.0,
+    reference_frames: tuple[int, int] = (0, 0),
     mask: Tensor | None = None,
     scale: float | None = None,
     backend: str | Backend = "auto",
@@ -68,6 +71,10 @@ def attend_layer(
         frequencies: frequencies of the temporal pairs, in radians per position, (pairs,) or (heads of the model,
             pairs); by default those of `rope`.
         positions_per_frame: temporal positions per latent frame.
+        spacing: distance between latent frames, as a multiple of that in training, for models whose positions are
+            seconds. For a profile.
+        reference_frames: latent frames at the start and at the end of the grid that are reference images. For a
+            profile.
         mask: the model's attention mask, bool or additive, broadcastable to (batch, heads, tokens, tokens).
         scale: scale of the logits; by default head_dim ** -0.5.
         backend: as in `freeloc.patch`.
@@ -86,7 +93,8 @@ def attend_layer(
     if len(own) != query.shape[1] or min(own, default=-1) < 0:
         raise LayoutError(f"expected heads to number the {query.shape[1]} heads of the queries, found {own}")
     layout = TokenLayout(*grid, text_first, text_last)
-    everything = (layer, layout.frames, positions_per_frame, tuple(own), query.shape[-1], rope, id(frequencies))
+    length = VideoLength(layout.frames, *reference_frames, spacing)
+    everything = (layer, length, positions_per_frame, tuple(own), query.shape[-1], rope, id(frequencies))
     with _lock:
         plan = _prepared(profile_or_plan, heads is not None, frequencies, everything)
     return attend(query, key, value, plan, layout, mask, scale, backends_named(backend))
@@ -114,14 +122,14 @@ def _made(
     some: bool,
     frequencies: Tensor | None,
     layer: int,
-    frames: int,
+    length: VideoLength,
     positions_per_frame: float,
     heads: tuple[int, ...],
     head_dim: int,
     rope: TemporalRope | None,
 ) -> LayerPlan:
     """The prepared plan of these heads; `some` says whether the caller named them."""
-    found = _plans_of(choice, layer, frames)
+    found = _plans_of(choice, layer, length)
     whole = choice.model.heads if isinstance(choice, Profile) else None
     whole = whole or (None if isinstance(found, FramePlan) else len(found))
     if whole is not None and (max(heads) >= whole or (not some and len(heads) != whole)):
@@ -135,12 +143,12 @@ def _made(
         frequencies = torch.zeros(1, dtype=torch.float64) if rope is None else rope.frequencies(head_dim)
     own = frequencies if frequencies.ndim == 1 else frequencies[list(heads)]
     ready = LayerPlans(lambda _, __: found, ModelShape(1, len(heads), head_dim), rope, own.double().cpu())
-    return ready.at(layer, frames, positions_per_frame)
+    return ready.at(layer, length, positions_per_frame)
 
 
-def _plans_of(choice: LayerChoice, layer: int, frames: int) -> Plans:
+def _plans_of(choice: LayerChoice, layer: int, length: VideoLength) -> Plans:
     if isinstance(choice, Profile):
-        return layer_plans(choice, layer, frames)
+        return plans_of_call(choice, layer, length)
     several = [choice] if isinstance(choice, FramePlan) else choice
     if not isinstance(several, Sequence) or not several or not all(isinstance(plan, FramePlan) for plan in several):
         raise FreelocError(f"expected a Profile, a FramePlan, or a list of one per head, found {choice!r:.200}")

@@ -15,10 +15,11 @@ from freeloc.errors import FreelocError, PatchError
 from freeloc.interception import context
 from freeloc.interception.hooks import ModelHook, patched_models, take_off
 from freeloc.interception.patched import Correction
+from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
-from freeloc.profile.planning import require_noise, require_settings, resolve_method
+from freeloc.profile.planning import plans_of_call, require_noise, require_settings, resolve_method
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.report import Report
@@ -60,6 +61,7 @@ def patch(
     method: str | Method | PlanFunction | None = None,
     backend: str | Backend = "auto",
     noise_prepared: bool = False,
+    reference_frames: int | tuple[int, int] | None = None,
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -82,6 +84,8 @@ def patch(
             (profile, layer, latent frames) -> `FramePlan`, or one per head.
         backend: the kernel that computes corrected attention: a name (``freeloc backends`` lists them) or a `Backend`.
             ``"auto"`` chooses, among the backends that support a call, the one with the highest priority.
+        reference_frames: how many latent frames of each call are reference images: before the video, or a pair (before,
+            after). They are not counted in its length. By default what the adapter or the pipeline says.
         noise_prepared: True if sampling starts from the noise that the method requires (`Method.noise`: FreeNoise).
 
     Returns:
@@ -96,7 +100,7 @@ def patch(
     """
     resolve_method(method)
     require_noise(method, noise_prepared)
-    backends = backends_named(backend)
+    backends, references = backends_named(backend), _references(reference_frames)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     for transformer, known in found:
@@ -105,7 +109,9 @@ def patch(
     if method is None:
         require_noise(loaded, noise_prepared)
     chosen = _Chosen(loaded, method)
-    hooks = install(found, Correction(loaded.model.name, chosen.method_of, chosen.plan, backends))
+    correction = Correction(loaded.model.name, chosen.method_of, chosen.plan, backends)
+    correction.trained_frames, correction.references = loaded.model.trained_latent_frames, references
+    hooks = install(found, correction)
     try:
         for hook in hooks:
             hook.require_executable(2 * loaded.model.trained_latent_frames)
@@ -170,6 +176,16 @@ def backends_named(backend: str | Backend) -> list[Backend]:
     return [found for _, found in sorted(automatic, key=lambda pair: -pair[0])]
 
 
+def _references(told: object) -> tuple[int, int] | None:
+    """References before and after the video, from the argument of `patch`."""
+    pair = (told, 0) if isinstance(told, int) else told
+    if pair is None or (
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(count, int) and count >= 0 for count in pair)
+    ):
+        return pair
+    raise FreelocError(f"expected reference_frames to be a number >= 0, or a pair (before, after), found {told!r}")
+
+
 class _Chosen:
     """The chosen methods: the profile's own, or one for all layers. Registered methods are pickled by name."""
 
@@ -181,8 +197,8 @@ class _Chosen:
     def method_of(self, layer: int) -> str:
         return self._name or ", ".join(dict.fromkeys(self._profile.head_policies(layer)))
 
-    def plan(self, layer: int, frames: int) -> Plans:
-        return self._function(self._profile, layer, frames)
+    def plan(self, layer: int, length: VideoLength) -> Plans:
+        return plans_of_call(self._profile, layer, length, self._function)
 
     def __reduce__(self) -> Any:
         known = registry().methods.owners.get(self._name or "", [])

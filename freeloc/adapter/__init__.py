@@ -1,8 +1,10 @@
 """Describing a model in data: where it computes attention, how its tokens are ordered, how it encodes positions."""
 
 from freeloc.adapter.example import Example
+from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.rope import TemporalRope
-from freeloc.adapter.spec import MATMUL, SDPA, Adapter, AttentionSite, Kernel, ModelShape, Refusal, TokenGrid
+from freeloc.adapter.site import MATMUL, SDPA, AttentionSite, Kernel
+from freeloc.adapter.spec import Adapter, ModelShape, Refusal
 
 __all__ = [
     "MATMUL",
@@ -12,6 +14,7 @@ __all__ = [
     "Example",
     "Kernel",
     "ModelShape",
+    "References",
     "Refusal",
     "TemporalRope",
     "TokenGrid",

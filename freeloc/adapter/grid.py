@@ -1,80 +1,85 @@
-"""Reads the token grid of a call from its arguments, as an adapter describes them."""
+"""TokenGrid: how an adapter describes where the numbers of latent frames, rows and columns are read."""
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import Tensor, nn
-
-from freeloc.adapter.spec import Adapter
-from freeloc.errors import LayoutError
-
-BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+from freeloc.adapter.checks import check_types, require
 
 
-class GridReader:
-    """Reads the grid from the forward of one module: the model itself, or one of its attention modules."""
+@dataclass(frozen=True)
+class References:
+    """Reference images that lie on the axis of latent frames, beside the frames of the video.
 
-    def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
-        self._grid = adapter.grid
-        self._arguments = adapter.grid.arguments
-        self._patch = adapter.patch_size(model) if adapter.grid.of == "transformer" else (1, 1, 1)
-        is_bound = type(shows).forward is nn.Module.forward
-        forward = shows.forward if is_bound else type(shows).forward
-        parameters = list(inspect.signature(forward).parameters.values())[0 if is_bound else 1 :]
-        self._names = [parameter.name for parameter in parameters if parameter.kind in BY_PLACE]
-        self._defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
+    They are not counted in a video's length, every frame attends to them, and they attend to every frame.
 
-    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call of forward, by name, including defaults."""
-        return self._defaults | dict(zip(self._names, args, strict=False)) | dict(kwargs)
+    Args:
+        place: whether they are the first or the last latent frames.
+        frames: their number, or a function of the arguments of the transformer, by name, that returns it.
+        caller: name of a local variable of the pipeline's call that holds their number. Where it cannot be read, none
+            are counted, and `Patch.report` says so.
+    """
 
-    def of_model(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of tokens in a call of the transformer.
+    place: Literal["first", "last"] = "first"
+    frames: int | Callable[[Mapping[str, Any]], int] | None = None
+    caller: str = ""
 
-        Raises:
-            LayoutError: if they cannot be read, if one is below 1, or if an argument is given that the grid refuses.
-        """
-        for name, why in self._grid.refused.items():
-            if given.get(name) is not None and given[name] is not self._defaults.get(name):
-                raise LayoutError(f"{type(module).__name__} cannot be corrected when called with {name}: {why}")
-        frames, height, width = self._before_patches(module, given)
-        frames, height, width = -(-frames // self._patch[0]), height // self._patch[1], width // self._patch[2]
-        if frames < 1 or height < 1 or width < 1:
-            raise LayoutError(
-                f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width} in "
-                f"{' and '.join(self._arguments)} of {type(module).__name__}"
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Where freeloc reads the number of latent frames, and the height and width in tokens.
+
+    Args:
+        argument: name of a forward argument of the transformer (or of another module, see `of`); or three names of
+            arguments that hold the numbers of latent frames, rows and columns; or ``"output"`` for what the module in
+            `of` returns.
+        axes: einops names of the argument's axes, ``f h w`` among them; ``"sample (f h w)"`` for sizes per sample;
+            ``"sample token (f h w)"`` for a table of every token's coordinates.
+        patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for
+            each axis a number or a path. The last patch may be incomplete along frames. None counts as 1.
+        of: the module whose forward has the argument: ``"transformer"``, ``"attention"`` for the attention modules
+            themselves, or the path of a submodule of the transformer, such as its patch embedding, which also sees
+            padding and frames that the transformer appends.
+        coordinates: name of an argument (batch, 3, tokens) or (batch, 3, tokens, start and end) with the coordinates
+            of each token in time, height and width, which callers may give instead of the other arguments.
+        references: reference images on the axis of latent frames; None if the model has none.
+        refused: arguments of the transformer that change the order of tokens, each with the reason. A call beyond the
+            trained length is refused unless they are None or left at their default.
+    """
+
+    argument: str | tuple[str, str, str] = "hidden_states"
+    axes: str = "b c f h w"
+    patch: str | tuple[int | str, int | str, int | str] = "config.patch_size"
+    of: str = "transformer"
+    coordinates: str = ""
+    references: References | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.of == "attention":
+            right, expected = (
+                self.axes == "sample (f h w)",
+                "'sample (f h w)', the table that an attention module receives",
             )
-        return frames, height, width
+        else:
+            named = sorted(name for name in self.axes.split() if name in ("f", "h", "w"))
+            packed = not isinstance(self.argument, str)  # then three numbers give the grid, not axes
+            right = packed or named == ["f", "h", "w"] or self.axes == "sample token (f h w)"
+            expected = "each axis of the argument by a name, frames f, rows h and columns w, as in 'b c f h w'"
+        require(right, "TokenGrid.axes", expected, self.axes)
+        of_output = self.argument == "output" and self.of in ("transformer", "attention")
+        require(not of_output, "TokenGrid.of", "the path of the submodule that returns the output", self.of)
 
-    def of_samples(self, module: nn.Module, given: Mapping[str, Any]) -> Tensor:
-        """The table (samples, 3) of latent frames, rows and columns in a call of an attention module.
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments."""
+        return (self.argument,) if isinstance(self.argument, str) else self.argument
 
-        Raises:
-            LayoutError: if the argument is missing, or is not such a table.
-        """
-        table: Tensor = self._argument(module, given, self._arguments[0])
-        sizes = table.tolist()
-        if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
-            name = self._grid.argument
-            raise LayoutError(f"expected {name} (latent frames, height, width) >= 1, found {sizes}")
-        return table
-
-    def _before_patches(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
-        values = [self._argument(module, given, name) for name in self._arguments]
-        if len(values) == 3:
-            return int(values[0]), int(values[1]), int(values[2])
-        if self._grid.axes == "sample token (f h w)":
-            frames, height, width = (int(largest) + 1 for largest in values[0].amax(dim=(0, 1)))
-            return frames, height, width
-        shape, axes = values[0].shape, self._grid.axes.split()
-        if len(shape) != len(axes):
-            raise LayoutError(
-                f"expected {self._grid.argument} with axes ({self._grid.axes}), found shape {tuple(shape)}"
-            )
-        return shape[axes.index("f")], shape[axes.index("h")], shape[axes.index("w")]
-
-    def _argument(self, module: nn.Module, given: Mapping[str, Any], name: str) -> Any:
-        if given.get(name) is None:
-            raise LayoutError(f"{type(module).__name__} was called without {name}, from which its grid is read")
-        return given[name]
+    @property
+    def submodule(self) -> str:
+        """Path of the submodule whose call has the grid; empty if it is in the call of another module."""
+        return "" if self.of in ("transformer", "attention") else self.of

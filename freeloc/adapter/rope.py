@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ class TemporalRope:
             not determine them: (pairs,), or (heads, pairs) where heads differ; 0 for pairs that are not temporal.
         step: function that returns the positions per latent frame, from the model and the arguments of its forward (by
             name, including defaults); 1 by default.
+        trained_step: positions per latent frame in training, or a function of the model that returns them, where `step`
+            depends on the frame rate. The trained length is then counted in positions, not in latent frames: a video of
+            the trained number of frames at half the rate is too long.
+        unit: what positions are, for messages.
+        tables: name of the argument of the attention modules that holds the rotary tables, from which freeloc reads by
+            how much the model really rotates. Known forms: cosines and sines, complex numbers, 2 x 2 matrices or
+            angles; of each channel or each pair.
+        tables_from: function of that argument that returns one of these forms, if it has another.
+        table_rows: what a row of the tables is: a ``"token"``, or a temporal ``"position"``.
         present: attribute path that is false on models of the class that have no RoPE.
     """
 
@@ -45,6 +54,11 @@ class TemporalRope:
     within: int | Callable[[int], int] | None = None
     frequencies_from: Callable[[Any], Tensor] | None = None
     step: Callable[[Any, Mapping[str, Any]], float] | None = None
+    trained_step: float | Callable[[Any], float] | None = None
+    unit: str = "latent frames"
+    tables: str = ""
+    tables_from: Callable[[Any], Any] | None = None
+    table_rows: Literal["token", "position"] = "token"
     present: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,10 +90,11 @@ class TemporalRope:
         return float(self.theta) ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
 
     def resolved(self, head_dim: int) -> "TemporalRope":
-        """The same for one head_dim, in numbers; without `frequencies_from` and `step`."""
+        """The same for one head_dim, in numbers; without functions."""
         start, stop = self.span(head_dim)
         own, block = 2 * self.pairs(head_dim), stop - start
-        return replace(self, channels=own, within=block, frequencies_from=None, step=None, present=None)
+        numbers = replace(self, channels=own, within=block, present=None)
+        return replace(numbers, frequencies_from=None, step=None, trained_step=None, tables_from=None)
 
     def frequencies_of(self, model: nn.Module, head_dim: int) -> Tensor:
         """The frequencies of a model, float64 on the CPU: (pairs,), or (heads, pairs) where heads differ."""

@@ -23,16 +23,15 @@ class Layer(Protocol):
 
     def answer_compiled(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        read: "tuple[tuple[int, int, int], float] | None",
+        call: tuple[Tensor, Tensor, Tensor, Tensor | None, float | None],
+        traced: tuple[Tensor, Tensor, Tensor] | None,
+        tables: list[Tensor],
+        text_mask: Tensor | None,
+        text: int,
     ) -> Tensor:
-        """(batch, heads, tokens, head_dim) from tensors of that shape.
+        """(batch, heads, tokens, head_dim) from query, key, value of that shape, a mask and a scale.
 
-        `read`: grid and positions per latent frame, if the forward was traced as a whole.
+        `traced`: what a forward that was traced as a whole has read. `tables`: rotary tables. `text`: text tokens.
         """
 
 
@@ -66,24 +65,25 @@ def _answer(
     mask: Tensor | None,
     scale: float | None,
     handle: Tensor,
-    grid: Tensor,
+    numbers: Tensor,
     positions_per_frame: Tensor,
     thread: Tensor,
+    tables: list[Tensor],
+    text_mask: Tensor | None,
+    text: int,
 ) -> Tensor:
-    read = None
-    if int(thread) >= 0:
-        frames, height, width = grid.tolist()
-        read = (frames, height, width), float(positions_per_frame)
-    if read is not None and int(thread) != threading.get_ident():
+    traced = (numbers, positions_per_frame, thread) if int(thread) >= 0 else None
+    if traced is not None and int(thread) != threading.get_ident():
         raise PatchError(
             "expected one thread at a time in a patched and compiled model, found two: where torch.compile breaks the "
             "graph, the parts share what the model read from its input. Run one forward after the other, give each "
             "thread a model of its own (copy.deepcopy), or compile with fullgraph=True"
         )
-    return _layers[int(handle)].answer_compiled(query, key, value, mask, scale, read).contiguous()
+    call = query, key, value, mask, scale
+    return _layers[int(handle)].answer_compiled(call, traced, tables, text_mask, text).contiguous()
 
 
-def _thread(grid: Tensor) -> Tensor:
+def _thread(numbers: Tensor) -> Tensor:
     return torch.tensor(threading.get_ident(), device="cpu")
 
 
@@ -91,12 +91,12 @@ def _thread(grid: Tensor) -> Tensor:
 _TAGS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 _SCHEMA = (
-    "(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scale, Tensor handle, Tensor grid, "
-    "Tensor positions_per_frame, Tensor thread) -> Tensor"
+    "(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scale, Tensor handle, Tensor numbers, "
+    "Tensor positions_per_frame, Tensor thread, Tensor[] tables, Tensor? text_mask, SymInt text) -> Tensor"
 )
 
 _operator = torch.library.custom_op("freeloc::attention", _attention, mutates_args=(), schema=_SCHEMA, **_TAGS)
 _operator.register_fake(lambda query, *rest: torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 _thread_operator = torch.library.custom_op("freeloc::thread", _thread, mutates_args=())
-_thread_operator.register_fake(lambda grid: torch.empty((), dtype=torch.int64, device="cpu"))
+_thread_operator.register_fake(lambda numbers: torch.empty((), dtype=torch.int64, device="cpu"))

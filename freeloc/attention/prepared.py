@@ -12,6 +12,7 @@ from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
 from freeloc.errors import FreelocError, LayoutError, PatchError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
+from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
 
 
@@ -186,33 +187,37 @@ class LayerPlans:
     """The prepared plans of one model, by layer and length. Each is prepared once.
 
     Args:
-        plan: (layer, latent frames) -> `Plans`.
+        plan: (layer, length of the video) -> `Plans`.
         shape: layers, heads and head size of the model.
         rope: the model's temporal RoPE; None if it has none.
         frequencies: frequencies in radians per position, (pairs,) or (heads, pairs).
     """
 
     def __init__(
-        self, plan: Callable[[int, int], Plans], shape: ModelShape, rope: TemporalRope | None, frequencies: Tensor
+        self,
+        plan: Callable[[int, VideoLength], Plans],
+        shape: ModelShape,
+        rope: TemporalRope | None,
+        frequencies: Tensor,
     ) -> None:
         self._plan = plan
         self._shape = shape
         self._rope = rope
         self._frequencies = frequencies
-        self._layers: dict[tuple[int, int, float], LayerPlan] = {}
+        self._layers: dict[tuple[int, VideoLength, float], LayerPlan] = {}
         self._prepared: dict[tuple[int, float, tuple[int, ...]], list[PreparedPlan]] = {}
 
-    def at(self, layer: int, frames: int, positions_per_frame: float = 1.0) -> LayerPlan:
-        """The plan of a layer at a length.
+    def at(self, layer: int, length: VideoLength, positions_per_frame: float = 1.0) -> LayerPlan:
+        """The plan of a layer for a video of this length.
 
         Raises:
             LayoutError: if the method returned no plan, or one for another number of frames or heads.
         """
-        known = self._layers.get((layer, frames, positions_per_frame))
+        known = self._layers.get((layer, length, positions_per_frame))
         if known is None:
             with OnCpu(), torch.inference_mode(False):
-                known = LayerPlan(self._groups(self._plan(layer, frames), frames, positions_per_frame))
-            self._layers[layer, frames, positions_per_frame] = known
+                known = LayerPlan(self._groups(self._plan(layer, length), length.frames, positions_per_frame))
+            self._layers[layer, length, positions_per_frame] = known
         return known
 
     def _groups(self, plans: Plans, frames: int, positions_per_frame: float) -> list[HeadGroup]:

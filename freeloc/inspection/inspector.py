@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from freeloc.adapter.spec import AttentionSite
+from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError, FreelocError
 from freeloc.inspection.grid_search import FoundGrid, GridSearch
 from freeloc.inspection.rope_search import FoundRope, find_rope

@@ -9,35 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from freeloc.errors import PatchError
-from freeloc.interception.context import Grid, Read
+from freeloc.interception.context import Read
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (((3,), torch.int64), ((), torch.float64), ((), torch.int64))
+_SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (((6,), torch.int64), ((), torch.float64), ((), torch.int64))
 
 
 class Traced(NamedTuple):
     """What a forward has read, as tensors. torch.compile guards numbers, and would compile each length separately."""
 
-    grid: Tensor
-    """(3,) int64: latent frames, rows, columns."""
+    numbers: Tensor
+    """(6,) int64: latent frames, rows, columns, references before and after the video, and 1 if the call is refused."""
     positions_per_frame: Tensor
     thread: Tensor
     """Identifier of the thread that runs the compiled code; -1 if no forward was traced."""
 
     @classmethod
-    def of(cls, grid: Grid | None, positions_per_frame: float) -> "Traced":
+    def of(cls, read: Read) -> "Traced":
         """Make tensors from numbers, which are symbols in a trace."""
-        assert grid is not None  # only models whose grid is in the transformer's arguments are traced
-        numbers = torch.tensor([*grid], device="cpu")
-        step = torch.tensor(positions_per_frame, dtype=torch.float64, device="cpu")
+        assert read.grid is not None  # only models whose grid is read before attention are traced
+        numbers = torch.tensor([*read.grid, read.first, read.last, int(bool(read.refused))], device="cpu")
+        step = torch.tensor(read.positions_per_frame, dtype=torch.float64, device="cpu")
         return cls(numbers, step, torch.ops.freeloc.thread(numbers))
 
-    def read(self) -> Read:
-        """The numbers."""
-        frames, height, width = self.grid.tolist()
-        return Read((frames, height, width), float(self.positions_per_frame))
+    def read(self, refused: str = "") -> Read:
+        """The numbers, and with `refused` the reason if the call is refused."""
+        frames, height, width, first, last, is_refused = self.numbers.tolist()
+        step = float(self.positions_per_frame)
+        return Read((frames, height, width), step, first, last, refused if is_refused else "")
 
 
 NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, kind in _SHAPES))

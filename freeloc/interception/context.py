@@ -9,14 +9,14 @@ import contextvars
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Grid = tuple[int, int, int]
 """Latent frames, rows and columns of tokens."""
@@ -28,6 +28,14 @@ class Read(NamedTuple):
     grid: Grid | None
     """None if each attention module gets it as an argument."""
     positions_per_frame: float
+    first: int = 0
+    """Reference images before the frames of the video."""
+    last: int = 0
+    """And after them."""
+    refused: str = ""
+    """Why the call cannot be corrected beyond the trained length; empty if it can."""
+    text_tokens: Mapping[str, int] = {}
+    """Numbers of text tokens, by the name of an argument."""
 
 
 class Opened(NamedTuple):
@@ -44,16 +52,19 @@ class ForwardContext:
 
     Args:
         owner: the patched model.
-        read: what was read from the arguments of the call.
         frame: Python frame of the call. The context is valid until that call ends.
+        read: what was read from the arguments of the call; None until the first attention module runs, where hooks of
+            others may still change the arguments.
     """
 
     owner: object
-    read: Read
     frame: FrameType
+    read: Read | None = None
     thread: int = field(default_factory=threading.get_ident)
     open: list[Opened] = field(default_factory=list)
     """Active interceptions, the innermost last."""
+    rotation: tuple[Any, Any] | None = None
+    """The argument with the last rotary tables that were read, and what they say about the video."""
 
     def end(self, layer: object) -> Any:
         """End the interception of a layer, if there is one, and return its interceptor."""
@@ -99,6 +110,33 @@ def module_frame() -> FrameType:
 _MODULES = torch.nn.modules.module.__file__
 
 
+def arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments that a module's forward gets, in the frame of its call, where hooks may have replaced them."""
+    values = frame.f_locals
+    args, kwargs = values.get("args"), values.get("kwargs")
+    return (args, kwargs) if isinstance(args, tuple) and isinstance(kwargs, dict) else None
+
+
+def is_followed(module: nn.Module, hook: object) -> bool:
+    """Whether pre-hooks of others run after this one, and may change the arguments. In the next call, none does."""
+    hooks = module._forward_pre_hooks
+    if next(reversed(hooks.values())) == hook:
+        return False
+    key = next(key for key, other in hooks.items() if other == hook)
+    hooks[key] = hooks.pop(key)  # PyTorch iterates over a copy
+    return True
+
+
+def callers_value(frame: FrameType, name: str) -> Any:
+    """The value of a local variable of the innermost function that called this frame and has it; None if none has."""
+    here: FrameType | None = frame
+    while here is not None:
+        if name in here.f_code.co_varnames or name in here.f_code.co_cellvars:
+            return here.f_locals.get(name)
+        here = here.f_back
+    return None
+
+
 def current(owner: object) -> ForwardContext | None:
     """The innermost running context of this model, or None."""
     for context in reversed(_stack.get()):
@@ -128,48 +166,6 @@ def close_dead() -> None:
     for context in reversed(_stack.get()):
         if context.thread == threading.get_ident() and not context.is_running:
             close(context)
-
-
-_KEY = "freeloc: what was read from the call"
-
-
-def remember(owner: object, read: Read, output: Any) -> None:
-    """Store what a forward has read in its autograd graph, for gradient checkpointing, which runs modules again.
-
-    It is stored on every node of the graph, since modules may run again for any of them.
-    """
-    nodes = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        _notes(node)[id(owner)] = owner, read
-        for inner, _ in node.next_functions:
-            if inner is not None and inner not in seen and id(owner) not in _notes(inner):
-                seen.add(inner)
-                nodes.append(inner)
-
-
-def remembered(owner: object) -> Read | None:
-    """What was read in the forward whose gradients autograd is computing in this thread, or None."""
-    node = torch._C._current_autograd_node()  # there is no public function for it
-    noted = None if node is None else _notes(node).get(id(owner))
-    return None if noted is None or noted[0] is not owner else noted[1]
-
-
-def _notes(node: Any) -> dict[int, tuple[object, Read]]:
-    """The entries on a node of an autograd graph, by id of the patched model."""
-    notes: dict[int, tuple[object, Read]] = node.metadata.setdefault(_KEY, {})
-    return notes
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, list | tuple):
-        for part in output:
-            yield from _tensors(part)
 
 
 class _Attribute(NamedTuple):

@@ -13,10 +13,11 @@ from torch import nn
 
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.devices import leave_cpu
-from freeloc.interception import compiled, context
-from freeloc.interception.context import ForwardContext, Read
+from freeloc.interception import checkpoints, compiled, context
+from freeloc.interception.context import ForwardContext
 from freeloc.interception.layers import LayerHook
 from freeloc.interception.patched import Correction, PatchedModel
+from freeloc.plans.length import VideoLength
 
 
 class ModelHook:
@@ -36,6 +37,8 @@ class ModelHook:
         for layer in self.layers:
             _put_on(layer.module, layer.before, layer.after)
             layer.held.own(layer.module)
+        if self.model.adapter.grid.submodule:
+            _put_on(module.get_submodule(self.model.adapter.grid.submodule), None, self.note_grid)
         _put_on(module, self.open_forward, self.close_forward)
         compiled.mark(module, [layer.module for layer in self.layers])
 
@@ -47,14 +50,16 @@ class ModelHook:
         self.is_removed = True
         context.close_dead()
         leave_cpu()
-        for module in (self.model.module, *(layer.module for layer in self.layers)):
+        inner = self.model.adapter.grid.submodule
+        grids = [self.model.module.get_submodule(inner)] if inner else []
+        for module in (self.model.module, *grids, *(layer.module for layer in self.layers)):
             take_off(module, self.model)
 
     def require_executable(self, frames: int) -> None:
         """Prepare plans of this length, to raise an error before a run if the model's RoPE does not support them."""
         if self.model.rope is None or self.model.frequencies.ndim > 1:
             for layer in self.layers:
-                self.model.plans.at(layer.report.layer, frames)
+                self.model.plans.at(layer.report.layer, VideoLength(frames))
 
     def open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the transformer."""
@@ -62,7 +67,7 @@ class ModelHook:
             self._open_forward(module, args, kwargs)
         elif self.model.is_traceable:
             compiled.refuse_export(args, kwargs)
-            self.model.traced = compiled.Traced.of(*self._read(module, args, kwargs))
+            self.model.trace(self.model.read(args, kwargs))
         else:
             self._open_outside(module, args, kwargs)
 
@@ -71,20 +76,14 @@ class ModelHook:
         context.close_dead()
         if torch.compiler.is_compiling():  # in any thread
             compiled.refuse_export(args, kwargs)
-        forward = ForwardContext(model, self._read(module, args, kwargs), context.module_frame())
+        forward = ForwardContext(model, context.module_frame())
+        if not context.is_followed(module, self.open_forward):
+            forward.read = model.with_references(model.read(args, kwargs), forward.frame)
         with context.lock:
             model.running = [*(other for other in model.running if other.is_running), forward]
         context.push(forward)
 
     _open_outside = compiled.outside_graphs(_open_forward)
-
-    def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Read:
-        model = self.model
-        if model.adapter.grid.of == "attention":
-            return Read(None, 1.0)
-        given = model.reader.given(args, kwargs)
-        grid = model.reader.of_model(module, given)
-        return Read(grid, 1.0 if model.step is None else model.step(module, given))
 
     def close_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of the transformer, called after an exception too."""
@@ -95,12 +94,30 @@ class ModelHook:
         else:
             self._close_outside(output)
 
+    def note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook of the submodule whose call has the token grid."""
+        if torch.compiler.is_dynamo_compiling():
+            if self.model.is_traceable:
+                self.model.trace(self.model.read_submodule(self.model.in_trace, args, kwargs, output))
+            else:
+                self._note_outside(args, kwargs, output)
+        else:
+            self._note_grid(args, kwargs, output)
+
+    def _note_grid(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        forward = context.current(self.model)
+        if forward is not None and output is not None:  # without an exception
+            read = self.model.read_running(forward)
+            forward.read = self.model.read_submodule(read, args, kwargs, output)
+
+    _note_outside = compiled.outside_graphs(_note_grid)
+
     def _close_forward(self, output: Any) -> None:
         model = self.model
         forward = context.current(model)
         if forward is not None and forward.frame is context.module_frame():
             if torch.is_grad_enabled():
-                context.remember(model, forward.read, output)
+                checkpoints.remember(model, forward.read, output)
             context.close(forward)
         context.close_dead()
         with context.lock:
@@ -111,14 +128,15 @@ class ModelHook:
     _close_outside = compiled.outside_graphs(_close_forward)
 
 
-def _put_on(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+def _put_on(module: nn.Module, before: Callable[..., None] | None, after: Callable[..., None]) -> None:
     """Register a forward pre-hook and a forward hook, with keyword arguments, also called after an exception.
 
     They have the same ids on every module and in every patch, while PyTorch would count. torch.compile guards ids, so
     equal layers share a graph, and a second patch reuses the code that was compiled under the first.
     """
-    module._forward_pre_hooks_with_kwargs[_ID] = True
-    module._forward_pre_hooks[_ID] = before
+    if before is not None:
+        module._forward_pre_hooks_with_kwargs[_ID] = True
+        module._forward_pre_hooks[_ID] = before
     module._forward_hooks_with_kwargs[_ID] = module._forward_hooks_always_called[_ID] = True
     module._forward_hooks[_ID] = after
 

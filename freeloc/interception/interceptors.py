@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from freeloc.adapter.spec import MATMUL, SDPA, Kernel
+from freeloc.adapter.site import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_inside, lock
 
-Answer = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
-"""Computes an intercepted call from its positional and keyword arguments."""
+Answer = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+"""Computes an intercepted call from its positional and keyword arguments. NotImplemented leaves it to the model."""
 
 
 class Interceptor(Protocol):
@@ -94,7 +94,8 @@ class SdpaInterceptor(_ModeInterceptor):
     ) -> Any:
         if func is F.scaled_dot_product_attention and self.is_active:
             self.calls += 1
-            return self.answer(args, kwargs or {})
+            out = self.answer(args, kwargs or {})
+            return func(*args, **(kwargs or {})) if out is NotImplemented else out
         if func is Tensor.unflatten:  # Dynamo cannot trace this Python method while a mode is active
             return torch.unflatten(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -126,7 +127,8 @@ class ProductInterceptor(_ModeInterceptor):
                 "that softmax: a mask, dropout, or a scale in between"
             )
         self.calls += 1
-        return self.answer((query, key, right, 1.0), {})
+        out = self.answer((query, key, right, 1.0), {})
+        return func(left, right) if out is NotImplemented else out
 
 
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
@@ -141,7 +143,7 @@ class NameInterceptor:
         self.calls = 0
         self._name = _Name.of(importlib.import_module(module), function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute an intercepted call of the function."""
         self.calls += 1
         return self.answer(args, kwargs)
@@ -200,7 +202,8 @@ class _Name:
             return self._outside(*args, **kwargs)
         for interceptor in reversed(getattr(self._local, "stack", ())):
             if interceptor.frame is None or is_inside(interceptor.frame):
-                return interceptor(*args, **kwargs)
+                out = interceptor(*args, **kwargs)
+                return self._original(*args, **kwargs) if out is NotImplemented else out
         return self._original(*args, **kwargs)
 
     _outside = outside_graphs(_dispatch)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from freeloc.adapter.spec import Kernel
+from freeloc.adapter.site import Kernel
 from freeloc.errors import LayoutError
 
 

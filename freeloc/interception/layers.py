@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from freeloc.adapter.spec import AttentionSite
+from freeloc.adapter.site import AttentionSite
 from freeloc.attention.backends import choose
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
 from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.errors import LayoutError
-from freeloc.interception import compiled, context
-from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
+from freeloc.interception import checkpoints, compiled, compiled_layer, context
+from freeloc.interception.context import ForwardContext, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
+from freeloc.interception.module_call import CallReader, ModuleCall, Which
 from freeloc.interception.patched import PatchedModel
+from freeloc.interception.rotation import Rotation
 from freeloc.interception.watch import LayerCall
+from freeloc.plans.length import VideoLength
 from freeloc.report import LayerReport
 
 
@@ -29,6 +32,8 @@ class _Ready(NamedTuple):
     plan: LayerPlan
     layout: TokenLayout
     density: float
+    frames: int
+    """Latent frames of the video, without references."""
 
 
 class LayerHook:
@@ -42,6 +47,7 @@ class LayerHook:
         self.may_correct = self.report.method != "none" or model.correction.observer is not None
         self.in_trace: tuple[Interceptor, list[Any]] | None = None
         self.held = HeldAttributes(self.site.while_running)
+        self.reader = CallReader(model, self.site, module)
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,8 +56,8 @@ class LayerHook:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.handle = handle_of(self)
-        self._ready: dict[tuple[int, Grid, float], _Ready] = {}
-        self._corrects: dict[int, bool] = {}
+        self._ready: dict[Which, _Ready] = {}
+        self._corrects: dict[VideoLength, bool] = {}
 
     @property
     def site(self) -> AttentionSite:
@@ -65,20 +71,28 @@ class LayerHook:
         elif not self.model.is_traceable:
             self._before_outside(module, args, kwargs)
         elif self.may_correct:
-            interceptor = SdpaInterceptor(self._answer_in_trace, None)
+            interceptor = SdpaInterceptor(lambda given, named: answer(interceptor.calls - 1, given, named), None)
+            answer = compiled_layer.answer_in_trace(self, args, kwargs)
             self.in_trace = interceptor, self.held.hold_in_trace(module)
             interceptor.enter()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frame = context.module_frame()
         forward = context.current(self.model) or self._again(frame)
-        grids, step = self._grids(forward.read, module, args, kwargs), forward.read.positions_per_frame
-        corrects = [self._needs_correction(grid[0]) for grid in grids]  # for all grids, since the report counts each
-        if not any(corrects):
+        is_late = context.is_followed(module, self.before)
+        seen = self.reader.see(forward, module, args, kwargs)
+        if not (self._corrects_any(seen) or is_late):
             return
-        interceptor = interceptor_of(
-            self.site.kernel, module, lambda given, named: self._answer(grids, step, given, named), frame
-        )
+
+        def answer(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+            nonlocal seen
+            if is_late and (now := context.arguments(frame)) is not None:
+                seen = self.reader.see(forward, module, *now)
+                if not self._corrects_any(seen):
+                    return NotImplemented
+            return self._answer(seen, interceptor.calls - 1, given, named)
+
+        interceptor = interceptor_of(self.site.kernel, module, answer, frame)
 
         def finish() -> None:
             interceptor.leave()
@@ -88,26 +102,31 @@ class LayerHook:
         self.held.hold(module, interceptor)
         interceptor.enter()
 
+    def _corrects_any(self, seen: ModuleCall) -> bool:
+        """Whether the plan of any sample changes anything. The report counts each that is left alone.
+
+        Raises:
+            LayoutError: if the call is refused, and longer than the trained length.
+        """
+        corrects = [self.needs_correction(length, seen.rotation) for length in seen.lengths]
+        if seen.refused and (any(corrects) or seen.is_longer):
+            raise LayoutError(f"{self.report.path}: {seen.refused} (adapter '{self.model.adapter.name}')")
+        return any(corrects)
+
     _before_outside = compiled.outside_graphs(_before)
 
     def _again(self, frame: FrameType) -> ForwardContext:
         """A context for a module that autograd runs again, with what its forward has read."""
         by_itself = self.model.adapter.grid.of == "attention"  # then each attention module gets the grid
-        read = Read(None, 1.0) if by_itself else context.remembered(self.model)
+        read = Read(None, 1.0) if by_itself else checkpoints.remembered(self.model)
         if read is None and self.model.traced.thread == threading.get_ident():
-            read = self.model.traced.read()  # the model is compiled, and this part of it runs between graphs
+            # The model is compiled, and this part of it runs between graphs.
+            read = self.model.with_references(self.model.traced.read(self.model.refused_in_trace), frame)
         if read is None:
-            raise self._outside()
-        forward = ForwardContext(self.model, read, frame)
+            raise self.outside()
+        forward = ForwardContext(self.model, frame, read)
         context.push(forward)
         return forward
-
-    def _grids(self, read: Read, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Grid]:
-        """One grid for the batch, or one for each sample."""
-        if read.grid is not None:
-            return [read.grid]
-        reader = self.model.reader
-        return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook, also called after an exception: end the interception, and check that a call was made."""
@@ -138,85 +157,68 @@ class LayerHook:
 
     _after_outside = compiled.outside_graphs(_after)
 
-    def _needs_correction(self, frames: int) -> bool:
+    def needs_correction(self, length: VideoLength, rotation: Rotation) -> bool:
         """Whether this layer's plan at this length changes anything; if not, the report counts the call."""
-        known = self._corrects.get(frames)
-        if known is None:  # this does not depend on the positions per latent frame
-            changes = not self.model.plans.at(self.report.layer, frames).is_identity
-            known = self._corrects[frames] = changes or self.model.correction.observer is not None
+        known = self._corrects.get(length)
+        if known is None:
+            plan = self.model.plans_under(rotation).at(self.report.layer, length, rotation.positions_per_frame)
+            known = self._corrects[length] = not plan.is_identity or self.model.correction.observer is not None
         if not known:
-            self.report.note_untouched(frames)
+            self.report.note_untouched(length.video)
         return known
 
-    def _answer(self, grids: list[Grid], step: float, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    def _answer(self, seen: ModuleCall, number: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """Compute the intercepted kernel call of the attention module."""
-        kernel = self.site.kernel
+        kernel, grids = self.site.kernel, seen.grids
         try:
             call = read_call(kernel, args, kwargs)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
+        text = seen.text[min(number, len(seen.text) - 1)]
         if call.valid is None and all(grid == grids[0] for grid in grids):
-            return as_output(kernel, self._attend(call, grids[0], step, given))
+            which = Which(grids[0], seen.lengths[0], text, seen.rotation)
+            return as_output(kernel, self.attend(call, which, given))
         out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
         lengths = [call.query.shape[2]] * len(call.query) if call.valid is None else call.valid.tolist()
         for sample, tokens in enumerate(lengths):
-            grid = grids[sample if len(grids) > 1 else 0]
-            out[sample : sample + 1, :, :tokens] = self._attend(of_sample(call, sample, tokens), grid, step, given)
+            at = sample if len(grids) > 1 else 0
+            # Padding after the valid tokens is text or nothing.
+            valid_text = min(text, max(tokens - self.reader.video_tokens(grids[at]), 0)) if text else 0
+            which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation)
+            out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
         return as_output(kernel, out)
 
-    def _answer_in_trace(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """The same in a trace of torch.compile: one opaque call, which chooses the plan by length when it runs."""
-        call = read_call(self.site.kernel, args, kwargs)
-        out = torch.ops.freeloc.attention(*call[:4], call.scale, self.handle, *self.model.traced)
-        return as_output(self.site.kernel, out)
-
-    def answer_compiled(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        read: tuple[Grid, float] | None,
-    ) -> Tensor:
+    def answer_compiled(self, *arguments: Any) -> Tensor:
         """Compute the operator's call in a compiled model, or in a compiled part of a model."""
-        grid, step = read or self._read_in(context.current(self.model))
-        self._needs_correction(grid[0])
-        return self._attend(KernelCall(query, key, value, mask, None, scale), grid, step, {})
+        return compiled_layer.answer_compiled(self, *arguments)
 
-    def _read_in(self, forward: ForwardContext | None) -> tuple[Grid, float]:
-        """What a running forward has read."""
-        read = context.remembered(self.model) if forward is None else forward.read
-        if read is None or read.grid is None:
-            raise self._outside()
-        return read.grid, read.positions_per_frame
-
-    def _outside(self) -> LayoutError:
+    def outside(self) -> LayoutError:
+        """The error for a call of the module without one of the model."""
         return LayoutError(
             f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
             "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
         )
 
-    def _attend(self, call: KernelCall, grid: Grid, step: float, given: Mapping[str, Any]) -> Tensor:
+    def attend(self, call: KernelCall, which: Which, given: Mapping[str, Any]) -> Tensor:
         """Attention over samples that have the same grid."""
-        which = call.query.shape[2], grid, step
-        ready = self._ready.get(which) or self._make_ready(*which)
+        rotation = which.rotation
+        ready = self._ready.get(which) if rotation.frequencies is None else None
+        ready = ready or self._make_ready(which)
         # The original repositories have rotated q and k in float32 with v in half precision.
         query, key, value = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
         observer, backends = self.model.correction.observer, self.model.correction.backends
         if observer is not None:
-            rotation = self.model.rope, self.model.frequencies * step
-            seen = (*call[:3], ready.layout, call.mask, call.scale, *rotation, self.report.path, given)
-            answer = observer(LayerCall(self.report.layer, *seen))
+            seen = (*call[:3], ready.layout, call.mask, call.scale, self.model.rope, self._per_frame(rotation))
+            answer = observer(LayerCall(self.report.layer, *seen, self.report.path, given))
             if answer is not None:
                 return answer
         try:
-            backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
-            backend = backend or choose(backends, query, key, value, ready.plan, ready.layout, call.mask)
             # The checks of Backend.compute, but inlined, since every layer runs them at every step.
             if not query.shape[2] == key.shape[2] == ready.layout.tokens:
                 check_call(query, key, ready.plan.frames, ready.layout)
+            backend = backends[0] if len(backends) == 1 and backends[0].can is None else None
+            backend = backend or choose(backends, query, key, value, ready.plan, ready.layout, call.mask)
             out = backend.attend(query, key, value, ready.plan, ready.layout, call.mask, call.scale)
             like = query.shape, query.dtype, query.device
             if type(out) is not Tensor or (out.shape, out.dtype, out.device) != like:
@@ -224,15 +226,22 @@ class LayerHook:
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
         if not ready.plan.is_identity:
-            self.report.note_corrected(grid[0], ready.plan.largest_position, ready.density, backend.name)
+            self.report.note_corrected(ready.frames, ready.plan.largest_position, ready.density, backend.name)
         return out.to(call.query.dtype)
 
-    def _make_ready(self, tokens: int, grid: Grid, step: float) -> _Ready:
-        """Prepare the plan and the layout for a number of tokens: those beyond the grid are text."""
+    def _per_frame(self, rotation: Rotation) -> Tensor:
+        """Radians per latent frame of the temporal pairs."""
+        own = self.model.frequencies if rotation.frequencies is None else rotation.frequencies
+        return own * rotation.positions_per_frame
+
+    def _make_ready(self, which: Which) -> _Ready:
+        """Prepare the plan and the layout of a call."""
+        grid, length, text, rotation = which
         frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
-        text = max(tokens - frames * height * width, 0)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
-        plan = self.model.plans.at(self.report.layer, frames, step)
+        plan = self.model.plans_under(rotation).at(self.report.layer, length, rotation.positions_per_frame)
         layout = TokenLayout(frames, height, width, first, last)
-        ready = self._ready[tokens, grid, step] = _Ready(plan, layout, plan.density(layout.tokens_per_frame))
+        ready = _Ready(plan, layout, plan.density(layout.tokens_per_frame), length.video)
+        if rotation.frequencies is None:
+            self._ready[which] = ready
         return ready

@@ -1,23 +1,45 @@
 """PatchedModel: the state of a patched transformer, from patching to removal."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from freeloc.adapter.grid import GridReader
-from freeloc.adapter.spec import SDPA, Adapter
+from freeloc.adapter.reader import GridReader, Signature
+from freeloc.adapter.site import SDPA
+from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.prepared import LayerPlans
+from freeloc.errors import LayoutError
+from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
-from freeloc.interception.context import ForwardContext
+from freeloc.interception.context import ForwardContext, Grid, Read
+from freeloc.interception.rotation import Rotation, TableRows, read_rotation
 from freeloc.interception.watch import Observer
+from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
 from freeloc.registry import registry
+
+OF_MODEL = "transformer."
+"""Prefix of `AttentionSite.text_tokens` for an argument of the transformer."""
+
+MOST_ROTATIONS = 16
+"""Largest number of sets of frequencies whose plans are kept."""
+
+
+def count_of(value: Any) -> int:
+    """A number of tokens or images: the number itself, the second axis of a tensor, or the length of a sequence."""
+    if value is None:
+        return 0
+    if isinstance(value, torch.Tensor) and value.ndim > 1:
+        return int(value.shape[1])
+    return len(value) if isinstance(value, list | tuple) else int(value)
 
 
 @dataclass
@@ -27,16 +49,20 @@ class Correction:
     Args:
         label: name of the profile, for messages.
         method_of: layer -> name of its policy or method.
-        plan: (layer, latent frames) -> the plans of the layer.
+        plan: (layer, length of the video) -> the plans of the layer.
         backends: backends in order of preference; the first that supports a call computes it.
         observer: function that gets every attention call. With an observer, all layers are intercepted.
+        trained_frames: latent frames of the clips that the model was trained on; None if no length is refused.
+        references: reference images before and after the frames of the video, if the user has told their number.
     """
 
     label: str
     method_of: Callable[[int], str]
-    plan: Callable[[int, int], Plans]
+    plan: Callable[[int, VideoLength], Plans]
     backends: Sequence[Backend]
     observer: Observer | None = None
+    trained_frames: int | None = None
+    references: tuple[int, int] | None = None
 
 
 class PatchedModel:
@@ -55,28 +81,155 @@ class PatchedModel:
         self.running: list[ForwardContext] = []
         self.traced: Traced = NOTHING
         """What the last traced forward has read, for attention modules that torch.compile traces."""
+        self.in_trace = Read(None, 1.0)
+        """The same, with symbols for numbers. Only valid in the trace."""
+        self.refused_in_trace = ""
         self.places = list(adapter.places(module))
         kernels = {site.kernel.function for site in adapter.sites}
-        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of == "transformer"
+        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention"
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
-        self.reader = GridReader(adapter, module, module if adapter.grid.of == "transformer" else self.places[0][3])
-        head_dim, rope = adapter.shape(module).head_dim, adapter.rope_of(module)
+        self.reader = GridReader(adapter, module, self._shows_grid())
+        self.signature = Signature(module)
+        self.shape = adapter.shape(module)
+        self.notes: Counter[str] = Counter()
+        """What the report says about forwards, with the number of forwards."""
+        rope = adapter.rope_of(module)
         with OnCpu():
             nothing = torch.zeros(1, dtype=torch.float64)
-            self.frequencies = nothing if rope is None else rope.frequencies_of(module, head_dim)
-        self.rope = None if rope is None else rope.resolved(head_dim)
+            self.frequencies = nothing if rope is None else rope.frequencies_of(module, self.shape.head_dim)
+        self.rope = None if rope is None else rope.resolved(self.shape.head_dim)
         """The temporal RoPE with this model's numbers; None if it has none."""
-        self.step = None if rope is None else rope.step
-        """The function that returns the positions per latent frame; None if they are 1."""
+        self.tables = "" if rope is None else rope.tables
+        """Name of the argument of the attention modules that holds the rotary tables; empty if none does."""
+        self.trained_step = 0.0
+        """Positions per latent frame in training; 0 if a video's length is counted in latent frames."""
+        if rope is not None and rope.trained_step is not None:
+            self.trained_step = float(rope.trained_step(module) if callable(rope.trained_step) else rope.trained_step)
+        self._other_plans: dict[bytes, LayerPlans] = {}
+
+    def _shows_grid(self) -> nn.Module:
+        """The module whose call has the token grid."""
+        of = self.adapter.grid.of
+        if of == "attention":
+            return self.places[0][3]
+        return self.module if of == "transformer" else self.module.get_submodule(of)
 
     @cached_property
     def plans(self) -> LayerPlans:
         """The prepared plans of the layers, by length."""
-        return LayerPlans(self.correction.plan, self.adapter.shape(self.module), self.rope, self.frequencies)
+        return LayerPlans(self.correction.plan, self.shape, self.rope, self.frequencies)
+
+    def plans_under(self, rotation: Rotation) -> LayerPlans:
+        """The prepared plans of the layers where the model rotates like this."""
+        if rotation.frequencies is None:
+            return self.plans
+        key = rotation.frequencies.numpy().tobytes()
+        if key not in self._other_plans:
+            if len(self._other_plans) >= MOST_ROTATIONS:
+                self._other_plans.clear()
+            self._other_plans[key] = LayerPlans(self.correction.plan, self.shape, self.rope, rotation.frequencies)
+        return self._other_plans[key]
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Read:
+        """What the arguments of a call of the transformer say."""
+        adapter, given = self.adapter, self.signature.given(args, kwargs)
+        own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
+        texts = {name: count_of(given.get(name)) for name in own}
+        grid, refused = None, self.reader.refusal(self.module, given)
+        if adapter.grid.of == "transformer":
+            grid, why = self.reader.of_model(self.module, given)
+            refused = refused or why
+        rope = None if self.rope is None else adapter.rope
+        step = 1.0 if rope is None or rope.step is None else float(rope.step(self.module, given))
+        return Read(grid, step, *self._references(given), refused, texts)
+
+    def read_running(self, forward: ForwardContext) -> Read:
+        """What a running forward has read. It reads when this is first called."""
+        if forward.read is None:
+            found = context.arguments(forward.frame)
+            if found is None:  # these are local variables of PyTorch, which may be renamed
+                raise LayoutError(f"torch {torch.__version__} is not supported: it hides the arguments of modules")
+            forward.read = self.with_references(self.read(*found), forward.frame)
+        return forward.read
+
+    def read_submodule(self, read: Read, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Read:
+        """What a forward has read, with the grid from the call of a submodule."""
+        given = self.reader.given(args, kwargs) | {"output": output}
+        grid, refused = self.reader.of_model(self._shows_grid(), given)
+        return read._replace(grid=grid, refused=read.refused or refused)
+
+    def trace(self, read: Read) -> None:
+        """Keep what was read in a trace of torch.compile."""
+        self.in_trace, self.refused_in_trace = read, read.refused
+        if read.grid is not None:
+            self.traced = Traced.of(read)
+
+    def with_references(self, read: Read, frame: FrameType) -> Read:
+        """Add the number of references that the calling pipeline knows."""
+        known = self.adapter.grid.references
+        if known is None or known.frames is not None or self.correction.references is not None:
+            return read
+        found = context.callers_value(frame, known.caller) if known.caller else None
+        if found is None:
+            self.notes[
+                "reference images: not known outside a pipeline, counted as none; say patch(..., reference_frames=...)"
+            ] += 1
+            return read
+        count = count_of(found)
+        return read._replace(first=count) if known.place == "first" else read._replace(last=count)
+
+    def _references(self, given: Mapping[str, Any]) -> tuple[int, int]:
+        """References before and after the video, as the user or the adapter says."""
+        if self.correction.references is not None:
+            return self.correction.references
+        known = self.adapter.grid.references
+        if known is None or known.frames is None:
+            return 0, 0
+        count = known.frames(given) if callable(known.frames) else known.frames
+        return (count, 0) if known.place == "first" else (0, count)
+
+    def length(self, read: Read, grid: Grid, rotation: Rotation) -> VideoLength:
+        """How long the video of a call is.
+
+        Raises:
+            LayoutError: if it has no more latent frames than references.
+        """
+        frames = grid[0]
+        if frames <= read.first + read.last:
+            raise LayoutError(
+                f"expected more latent frames than the {read.first + read.last} of reference images, found {frames}: "
+                "look at reference_frames"
+            )
+        spacing = rotation.positions_per_frame / self.trained_step if self.trained_step else 1.0
+        spacing = spacing if spacing > 0 else 1.0  # all frames at one time: then only their number counts
+        return VideoLength(frames, read.first, read.last, 1.0 if abs(spacing - 1) < 1e-3 else round(spacing, 6))
+
+    def rotation(self, tables: list[torch.Tensor], step: float, rows: TableRows) -> Rotation:
+        """How far the model rotates each latent frame, by its rotary tables."""
+        assert self.rope is not None
+        with OnCpu():
+            found = read_rotation(tables, self.rope, self.shape.head_dim, self.frequencies, step, rows)
+            if found != Rotation(step) and self.read_weights():
+                found = read_rotation(tables, self.rope, self.shape.head_dim, self.frequencies, step, rows)
+        return found
+
+    def read_weights(self) -> bool:
+        """Read frequencies that are weights again, and return whether they have changed."""
+        rope = self.adapter.rope
+        if rope is None or rope.frequencies_from is None:
+            return False
+        now = self.adapter.rope_of(self.module)
+        assert now is not None
+        frequencies = now.frequencies_of(self.module, self.shape.head_dim)
+        if torch.equal(frequencies, self.frequencies):
+            return False
+        self.frequencies = frequencies
+        self.__dict__.pop("plans", None)
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "step")}
+        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known is self.adapter for _, known in owners)
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
@@ -85,4 +238,4 @@ class PatchedModel:
         vars(self).update(state)
         if isinstance(self.adapter, str):
             self.adapter = registry().adapters.get(self.adapter)  # type: ignore[assignment]  # reason: no refusal is patched
-        self.step = None if self.rope is None or self.adapter.rope is None else self.adapter.rope.step
+        self.reader.of_grid(self.adapter.grid)

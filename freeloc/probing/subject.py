@@ -16,6 +16,7 @@ from freeloc.interception.patched import Correction
 from freeloc.interception.watch import Observer
 from freeloc.patching import backends_named, install
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.length import VideoLength, plans_of_length
 from freeloc.plans.method import Plans
 from freeloc.probing.calls import Call, watched
 from freeloc.probing.cells import Cell, Cells
@@ -129,9 +130,10 @@ class Subject:
     def under(self, plan: PlanOfLayer, observer: Observer | None = None) -> Iterator[None]:
         """Patch the model with these plans inside the block; the observer receives its attention calls."""
 
-        def recording(layer: int, frames: int) -> Plans:
-            self._lengths.add(frames)
-            return plan(layer, frames)
+        def recording(layer: int, length: VideoLength) -> Plans:
+            self._lengths.add(length.video)
+            trained = self.profile.model.trained_latent_frames
+            return plans_of_length(plan(layer, length.video), length, trained)
 
         correction = Correction(
             self.profile.model.name, lambda layer: "probe", recording, backends_named("auto"), observer

@@ -5,6 +5,7 @@ from functools import partial
 
 from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.length import VideoLength, plans_of_length
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.policies import resolve_policy, resolved_with
 from freeloc.profile.schema import Policy, Profile
@@ -87,6 +88,29 @@ def policy_plans(profile: Profile, policy: Policy, frames: int, layer: int = 0) 
     plans = resolved.plans(profile, layer, frames)
     _require_plans(plans, resolved.method.name, frames, profile.model.heads)
     return plans
+
+
+def plans_of_call(profile: Profile, layer: int, length: VideoLength, plan: PlanFunction | None = None) -> Plans:
+    """`layer_plans` for a call whose frames have any spacing, and with its reference images.
+
+    Args:
+        profile: the profile.
+        layer: number of the layer.
+        length: the latent frames of the call.
+        plan: instead of `layer_plans`, a function (profile, layer, latent frames of the video) -> plans.
+    """
+    trained = profile.model.trained_latent_frames
+    as_trained = profile if length.spacing == 1 else of_trained_length(profile, length.trained_frames(trained))
+    return plans_of_length((plan or layer_plans)(as_trained, layer, length.video), length, trained)
+
+
+def of_trained_length(profile: Profile, frames: int) -> Profile:
+    """A profile with another trained length, for calls whose frames are further apart than in training, or nearer.
+
+    Settings for single lengths do not apply to it.
+    """
+    model = profile.model.model_copy(update={"trained_latent_frames": frames})
+    return profile.model_copy(update={"model": model, "vrpr": profile.vrpr.model_copy(update={"lengths": {}})})
 
 
 def _require_plans(plans: object, method: str, frames: int, heads: int) -> None:

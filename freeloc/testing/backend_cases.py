@@ -13,6 +13,7 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import LayerPlan, LayerPlans
 from freeloc.plans.baselines import riflex, ultravico, yarn
 from freeloc.plans.frame_plan import FramePlan
+from freeloc.plans.length import VideoLength
 from freeloc.plans.tsa import TsaSettings, tsa_plan
 from freeloc.plans.vrpr import vrpr_plan, vrpr_positions
 
@@ -67,7 +68,7 @@ class BackendCase:
         if self.per_head:
             frequencies = frequencies * torch.linspace(0.5, 1, self.heads, dtype=torch.float64)[:, None]
         shape = ModelShape(1, self.heads, self.head_dim)
-        return LayerPlans(lambda layer, frames: self.plan, shape, self.rope, frequencies).at(0, FRAMES)
+        return LayerPlans(lambda layer, frames: self.plan, shape, self.rope, frequencies).at(0, VideoLength(FRAMES))
 
     def tensors(self, dtype: torch.dtype) -> list[Tensor | None]:
         """Random query, key, value and mask, on the CPU, the same at each call."""

@@ -16,6 +16,7 @@ from freeloc.interception.patched import Correction
 from freeloc.interception.watch import LayerCall
 from freeloc.patching import backends_named, install, patch
 from freeloc.plans.frame_plan import DENSE, NONE, FramePlan
+from freeloc.plans.length import VideoLength
 from freeloc.profile.matching import default_profile
 from freeloc.profile.planning import policy_plan
 from freeloc.profile.schema import Policy, Profile
@@ -99,8 +100,8 @@ class Case:
         return found
 
     @staticmethod
-    def _identity(layer: int, frames: int) -> FramePlan:
-        return FramePlan.identity(frames)
+    def _identity(layer: int, length: VideoLength) -> FramePlan:
+        return FramePlan.identity(length.frames)
 
     def first_call(self, inputs: Mapping[str, Any] | None = None) -> SiteCall:
         """The call of the first layer, before attention has mixed the tokens."""

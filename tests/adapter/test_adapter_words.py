@@ -9,7 +9,7 @@ from freeloc_toy.adapter import KERNEL, TOY
 from freeloc_toy.model import ToyDiT
 
 import freeloc
-from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Kernel, References, TemporalRope, TokenGrid
 
 SITE = TOY.sites[0]
 QUALIFIED = r"Adapter\.classes: expected qualified names, 'package\.module\.Class', found 'ToyDiT'"
@@ -62,7 +62,15 @@ SLIPS = {
     "one size of a patch": (lambda: TokenGrid(patch=2), r"TokenGrid\.patch: expected str \| tuple\[int .*, found 2"),
     "two sizes of a patch": (lambda: TokenGrid(patch=(2, 2)), r"TokenGrid\.patch: .*, found \(2, 2\)"),
     "two arguments": (lambda: TokenGrid(("height", "width")), r"TokenGrid\.argument: expected str \| tuple\[str"),
-    "a grid of something else": (lambda: TokenGrid(of="model"), "expected one of 'transformer', 'attention'"),
+    "a grid of what the transformer returns": (
+        lambda: TokenGrid("output"),
+        r"TokenGrid\.of: expected the path of the submodule that returns the output, found 'transformer'",
+    ),
+    "references in the middle": (lambda: References("middle"), "References.place: expected one of 'first', 'last'"),
+    "text without its number": (
+        lambda: AttentionSite("blocks.*.attention", text="first"),
+        r"AttentionSite\.text_tokens: expected the argument that has the number of text tokens, .* found ''",
+    ),
     "a grid of attention modules without a table": (
         lambda: TokenGrid("sizes", of="attention"),
         r"TokenGrid\.axes: expected 'sample \(f h w\)', the table that .* found 'b c f h w'",

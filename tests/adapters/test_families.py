@@ -8,6 +8,7 @@ import torch
 from dense import oracle
 from families import FACTS
 from freeloc_adapters import examples
+from lengths import plan_of_call
 
 import freeloc
 
@@ -50,9 +51,12 @@ def compare(name, policy, frames, height=2, width=3, batch=2):
     model, inputs = model_of(name), EXAMPLES[name].inputs(frames, height, width, batch)
     profile = profile_of(name, policy)
     before = run(model, inputs)
-    with oracle(
-        model, FACTS[name], lambda layer, count: freeloc.frame_plan(profile, layer, count), frames, height, width
-    ):
+    facts = FACTS[name]
+
+    def plan(layer, count):
+        return plan_of_call(profile, layer, count, facts.spacing, facts.references)
+
+    with oracle(model, facts, plan, frames, height, width):
         expected = run(model, inputs)
     with freeloc.patch(model, profile) as patch:
         found = run(model, inputs)

@@ -22,7 +22,7 @@ def test_without_rounding_to_bfloat16_kandinsky_5_equals_the_oracle(policy):
 
 
 def test_sparse_attention_of_its_own_is_refused():
-    model, inputs = kandinsky.kandinsky_5(), kandinsky.inputs_5(9, 2, 3, 1)
+    model, inputs = kandinsky.kandinsky_5(), kandinsky.inputs_5(9, 8, 8, 1)
     with (
         freeloc.patch(model, freeloc.default_profile(model, "vrpr", 4)),
         pytest.raises(freeloc.errors.LayoutError, match="NABLA"),

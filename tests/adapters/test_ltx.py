@@ -6,6 +6,7 @@ from dense import oracle
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
 from families import FACTS
 from freeloc_adapters.examples import ltx
+from lengths import plan_of_call
 from test_families import run
 
 import freeloc
@@ -16,7 +17,9 @@ def profile_of(model, policy):
 
 
 def oracle_of(model, name, profile, frames, height, width):
-    plan = lambda layer, count: freeloc.frame_plan(profile, layer, count)  # noqa: E731
+    def plan(layer, count):
+        return plan_of_call(profile, layer, count, FACTS[name].spacing)
+
     return oracle(model, FACTS[name], plan, frames, height, width)
 
 
@@ -70,15 +73,43 @@ def test_the_step_follows_the_frame_rate():
     assert (runs[1] - expected).abs().max() > 1e-3
 
 
-def test_positions_that_the_caller_makes_are_refused():
+def coordinates_of(frames, rate=25, height=2, width=3):
+    """Seconds and pixels of each token, as the pipelines with conditions make them."""
+    axes = torch.arange(frames) * 8 / rate, torch.arange(height) * 32.0, torch.arange(width) * 32.0
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)[None]
+
+
+def without_sizes(inputs):
+    return {name: value for name, value in inputs.items() if name not in ("num_frames", "height", "width")}
+
+
+def test_coordinates_that_are_a_grid_stand_for_its_sizes():
     model, inputs = ltx.ltx(), ltx.inputs(9, 2, 3, 1)
-    with (
-        freeloc.patch(model, profile_of(model, "vrpr")),
-        pytest.raises(
-            freeloc.errors.LayoutError, match="called with video_coords: conditions may come before the video"
-        ),
-    ):
-        run(model, inputs | {"video_coords": torch.zeros(1, 3, 54)})
+    profile = profile_of(model, "vrpr+tsa")
+    with oracle_of(model, "ltx", profile, frames=9, height=2, width=3):
+        expected = run(model, inputs)
+    given = without_sizes(inputs) | {"rope_interpolation_scale": None, "video_coords": coordinates_of(9)}
+    with freeloc.patch(model, profile):
+        assert (run(model, given) - expected).abs().max() <= 1e-4  # coordinates in float32 are rounded
+
+
+@pytest.mark.parametrize("frames", [3, 9])
+def test_conditions_among_the_coordinates_run_at_the_trained_length_and_are_refused_beyond_it(frames):
+    model, inputs = ltx.ltx(), ltx.inputs(frames, 2, 3, 1)
+    keyframe, video = coordinates_of(1)[:, :, :4], coordinates_of(frames)
+    given = without_sizes(inputs) | {
+        "rope_interpolation_scale": None,
+        "video_coords": torch.cat([keyframe, video], dim=2),
+        "hidden_states": torch.cat([torch.ones(1, 4, 4), inputs["hidden_states"]], dim=1),
+    }
+    before = run(model, given)
+    with freeloc.patch(model, profile_of(model, "vrpr")) as patch:
+        if frames == 9:
+            with pytest.raises(freeloc.errors.LayoutError, match=r"video_coords is not a grid .* keyframes"):
+                run(model, given)
+        else:
+            assert torch.equal(run(model, given), before)
+            assert patch.report().untouched_calls == 2
 
 
 @pytest.mark.parametrize("name", ["interleaved", "split"])
@@ -95,13 +126,33 @@ def test_ltx_2_with_the_coordinates_that_its_pipelines_pass(name):
 
 def test_ltx_2_with_reference_tokens_at_the_end_is_refused():
     model, inputs = ltx.ltx_2(), ltx.inputs_2(9, 2, 3, 1)
-    coordinates = model.rope.prepare_video_coords(1, 10, 2, 3, torch.device("cpu"), fps=25.0)
+    coordinates = model.rope.prepare_video_coords(1, 9, 2, 3, torch.device("cpu"), fps=25.0)
+    coordinates = torch.cat([coordinates, coordinates[:, :, :6]], dim=2)
     more = {"hidden_states": torch.zeros(1, 60, 4), "timestep": torch.full((1, 60), 500), "video_coords": coordinates}
     with (
         freeloc.patch(model, profile_of(model, "vrpr")),
-        pytest.raises(freeloc.errors.LayoutError, match="expected self-attention over 54 tokens"),
+        pytest.raises(freeloc.errors.LayoutError, match="video_coords is not a grid"),
     ):
         run(model, inputs | more)
+
+
+def test_ltx_2_with_more_tokens_than_coordinates_say_is_refused():
+    model, inputs = ltx.ltx_2(), ltx.inputs_2(9, 2, 3, 1)
+    with (
+        freeloc.patch(model, profile_of(model, "vrpr")),
+        pytest.raises(freeloc.errors.LayoutError, match="expected 48 tokens, 8 latent frames of 2 x 3 = 48, found 54"),
+    ):
+        run(model, inputs | {"num_frames": 8, "video_coords": None, "hidden_states": inputs["hidden_states"]})
+
+
+def test_ltx_2_without_sizes_at_the_trained_length():
+    """As its pipelines with a duration call it."""
+    model, inputs = ltx.ltx_2(), ltx.inputs_2(3, 2, 3, 1)
+    coordinates = model.rope.prepare_video_coords(1, 3, 2, 3, torch.device("cpu"), fps=25.0)
+    given = without_sizes(inputs) | {"video_coords": coordinates}
+    before = run(model, given)
+    with freeloc.patch(model, profile_of(model, "vrpr")):
+        assert torch.equal(run(model, given), before)
 
 
 def test_ltx_2_blocks_whose_attention_guidance_skips_are_left_alone():

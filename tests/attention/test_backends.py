@@ -189,7 +189,7 @@ def calls_of(subject, frames=9):
     with subject.patch(backend=Backend("note", note)) as patch:
         subject.run(frames)
         model = patch._hooks[0].model
-        step = 1.0 if model.step is None else model.step(model.module, model.reader.given((), inputs_of(subject)))
+        step = model.read((), inputs_of(subject)).positions_per_frame
     numbers = [line.layer for line in patch.report().layers if line.calls]
     return model, step, dict(zip(numbers, seen, strict=False))
 
@@ -212,6 +212,7 @@ class TestOneLayer:
                 "text_last": call.layout.text_last,
                 "frequencies": None if model.rope is None else model.frequencies,
                 "positions_per_frame": step,
+                "spacing": step / model.trained_step if model.trained_step else 1.0,
                 "scale": call.scale,
             }
             tensors = call.query, call.key, call.value

@@ -14,6 +14,7 @@ from freeloc.adapter.spec import ModelShape
 from freeloc.attention import LayerPlans, TokenLayout, attend, attend_reference
 from freeloc.errors import LayoutError
 from freeloc.plans.baselines import sliding_window
+from freeloc.plans.length import VideoLength
 from freeloc.profile.planning import layer_plans, policy_plan
 
 FRAMES, HEADS, DIM = 7, 4, 24
@@ -40,7 +41,7 @@ def test_each_head_has_its_own_plan(per_head_frequencies: bool, mask: str) -> No
     }[mask]
     own = None if shape is None else torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.2
     prepared = LayerPlans(lambda layer, frames: PLANS, ModelShape(1, HEADS, DIM), ROPE, frequencies)
-    plan = prepared.at(0, FRAMES)
+    plan = prepared.at(0, VideoLength(FRAMES))
     assert [group.heads for group in plan.groups] == [[0, 3], [1], [2]]
     out = attend(*tensors(), plan, LAYOUT, own)
     for head, own_plan in enumerate(PLANS):
@@ -54,9 +55,9 @@ def test_each_head_has_its_own_plan(per_head_frequencies: bool, mask: str) -> No
 def test_tables_are_shared() -> None:
     shape, frequencies = ModelShape(2, HEADS, DIM), ROPE.frequencies(DIM)
     prepared = LayerPlans(lambda layer, frames: PLANS, shape, ROPE, frequencies)
-    first, second = (prepared.at(layer, FRAMES).groups for layer in (0, 1))
+    first, second = (prepared.at(layer, VideoLength(FRAMES)).groups for layer in (0, 1))
     assert [a.plan is b.plan for a, b in zip(first, second, strict=True)] == [True, True, True]
-    same = LayerPlans(lambda layer, frames: [PLANS[0]] * HEADS, shape, ROPE, frequencies).at(0, FRAMES)
+    same = LayerPlans(lambda layer, frames: [PLANS[0]] * HEADS, shape, ROPE, frequencies).at(0, VideoLength(FRAMES))
     assert [group.heads for group in same.groups] == [None]
 
 
@@ -70,7 +71,7 @@ def test_tables_are_shared() -> None:
 def test_plans_that_do_not_fit(plans: list[FramePlan], words: str) -> None:
     prepared = LayerPlans(lambda layer, frames: plans, ModelShape(1, HEADS, DIM), ROPE, ROPE.frequencies(DIM))
     with pytest.raises(LayoutError, match=words):
-        prepared.at(0, FRAMES)
+        prepared.at(0, VideoLength(FRAMES))
 
 
 def heads(**changes: Any) -> freeloc.Profile:

@@ -17,14 +17,14 @@ from freeloc.interception.layers import LayerHook
 @pytest.fixture
 def interrupted(monkeypatch):
     """Raises KeyboardInterrupt in the attention of the second layer while the list is not empty."""
-    left, run = [], LayerHook._attend
+    left, run = [], LayerHook.attend
 
     def interrupt(hook, *arguments):
         if left and hook.report.layer == 1:
             raise left.pop()
         return run(hook, *arguments)
 
-    monkeypatch.setattr(LayerHook, "_attend", interrupt)
+    monkeypatch.setattr(LayerHook, "attend", interrupt)
     return left
 
 

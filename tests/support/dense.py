@@ -34,6 +34,8 @@ class Facts:
             none if the model has no rotary embedding.
         still: changes such a table into one that rotates nothing; by default of (cos, sin).
         tokens: "f" where each place of the frame is a sequence of its own.
+        spacing: distance between frames in the example, as a multiple of that in training.
+        references: reference images before the video in the example.
         tolerance: largest difference between the model's outputs, larger where the model itself rounds.
     """
 
@@ -47,6 +49,8 @@ class Facts:
     rotary: Sequence[str | int] = ("image_rotary_emb",)
     still: Callable[[Any], Any] = lambda table: (torch.ones_like(table[0]), torch.zeros_like(table[1]))
     tokens: str = "f h w"
+    spacing: float = 1.0
+    references: int = 0
     tolerance: float = 2e-5
 
     @classmethod

@@ -12,7 +12,7 @@ def facts(scales, fps):
         for channels, scale in zip((12, 10, 10), scales, strict=True)
     ]
     temporal, spatial = axis_by_axis(rotations[0] * 24 / fps, rotations[1], rotations[2])
-    return Facts(blocks("transformer_blocks.*.attn1"), half_split(32), temporal, spatial)
+    return Facts(blocks("transformer_blocks.*.attn1"), half_split(32), temporal, spatial, spacing=24 / fps)
 
 
 FACTS = {"cosmos": facts((2.0, 1.0, 1.0), fps=30), "cosmos-2": facts((20 / 24, 2.0, 2.0), fps=24)}

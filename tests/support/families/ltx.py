@@ -32,7 +32,7 @@ def rotations(axis, shares, dtype):
     return on_axis(axis, (shares.float()[:, None] * 2 - 1) * waves(dtype))
 
 
-def facts(pairs, seconds, middle, dtype, rotary):
+def facts(pairs, seconds, middle, dtype, rotary, spacing=1.0):
     """`seconds` of frames 0, 1, ..., and the position of a token within it, from 0 to 1."""
     temporal = on_axis(0, 2 * waves(dtype).double()[None] * (8 / FPS / SECONDS))[:, 0]
 
@@ -46,7 +46,7 @@ def facts(pairs, seconds, middle, dtype, rotary):
         angles = rotations(0, seconds(frames) / SECONDS, dtype).transpose(0, 1)
         return torch.where(temporal == 0, 0, angles / temporal)[:, :, None]
 
-    return Facts(PATHS, pairs, temporal, spatial, times=times, rotary=rotary)
+    return Facts(PATHS, pairs, temporal, spatial, times=times, rotary=rotary, spacing=spacing)
 
 
 def uniform(frames):
@@ -63,6 +63,7 @@ LTX_2 = (middles, 0.5, torch.float64, ("query_rotary_emb",))
 
 FACTS = {
     "ltx": facts(interleaved(20), uniform, 0, torch.float32, ("image_rotary_emb",)),
-    "ltx-2": facts(interleaved(20), *LTX_2),
-    "ltx-2-split": facts(half_split(20), *LTX_2),
+    # The example has 25 frames per second, the pipelines of LTX-2 have 24.
+    "ltx-2": facts(interleaved(20), *LTX_2, spacing=24 / 25),
+    "ltx-2-split": facts(half_split(20), *LTX_2, spacing=24 / 25),
 }

@@ -14,6 +14,7 @@ def still(table):
 
 
 FACTS = {
-    **dict.fromkeys(["skyreels-v2", "skyreels-v2-causal", "chronoedit", "wan-animate"], WAN),
+    **dict.fromkeys(["skyreels-v2", "skyreels-v2-causal", "chronoedit"], WAN),
+    "wan-animate": replace(WAN, references=1),
     "anyflow": replace(WAN, rotary=("rotary_emb",), still=still),
 }

@@ -17,9 +17,11 @@ TOY = Adapter(
     name="toy",
     family="toy",
     classes=("freeloc_toy.model.ToyDiT",),
-    sites=(AttentionSite("blocks.*.attention", kernel=KERNEL, text="first"),),
+    sites=(
+        AttentionSite("blocks.*.attention", kernel=KERNEL, text="first", text_tokens="transformer.text", joint=True),
+    ),
     grid=TokenGrid("video", axes="b f c h w", patch=(1, 2, 2)),
-    rope=TemporalRope(channels=4, first=4, pairing="(two pair)", theta=100.0),
+    rope=TemporalRope(channels=4, first=4, pairing="(two pair)", theta=100.0, tables="turns"),
     heads="heads",
     head_dim="head_dim",
 )

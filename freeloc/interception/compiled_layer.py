@@ -1,0 +1,74 @@
+"""The attention call of a layer in a compiled model: one opaque operator, which chooses the plan when it runs."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freeloc.errors import LayoutError
+from freeloc.interception import checkpoints, context
+from freeloc.interception.compiled import Traced
+from freeloc.interception.context import Read
+from freeloc.interception.kernel_call import KernelCall, as_output, read_call
+from freeloc.interception.module_call import CallReader, Which
+from freeloc.interception.patched import PatchedModel
+
+
+def answer_in_trace(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Tensor]:
+    """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
+    reader, model, site = layer.reader, layer.model, layer.site
+    given = reader.given(args, kwargs)
+    mask = given.get(site.text_mask) if site.text_mask else None
+    text = 0 if mask is not None else reader.text_tokens(model.in_trace, given)[0]
+    tables = reader.tables(given.get(model.tables))
+
+    def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+        call = read_call(site.kernel, given, named)
+        of_sample = None if mask is None else mask[number]
+        rest = layer.handle, *model.traced, tables, of_sample, text
+        return as_output(site.kernel, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
+
+    return answer
+
+
+def answer_compiled(
+    layer: Any,
+    call: tuple[Tensor, Tensor, Tensor, Tensor | None, float | None],
+    traced: tuple[Tensor, Tensor, Tensor] | None,
+    tables: list[Tensor],
+    text_mask: Tensor | None,
+    text: int,
+) -> Tensor:
+    """Compute the operator's call. See `freeloc.attention.op.Layer`."""
+    model: PatchedModel = layer.model
+    reader: CallReader = layer.reader
+    query, key, value, mask, scale = call
+    read = _read_running(layer) if traced is None else _read_traced(model, traced)
+    assert read.grid is not None
+    text = text if text_mask is None else int(text_mask.bool().sum())
+    rotation = reader.rotation(read, tables, read.grid, text)
+    length = model.length(read, read.grid, rotation)
+    refused = read.refused or rotation.refused
+    if layer.needs_correction(length, rotation) and refused:
+        raise LayoutError(f"{layer.report.path}: {refused} (adapter '{model.adapter.name}')")
+    which = Which(read.grid, length, text, rotation)
+    out: Tensor = layer.attend(KernelCall(query, key, value, mask, None, scale), which, {})
+    return out
+
+
+def _read_traced(model: PatchedModel, traced: tuple[Tensor, Tensor, Tensor]) -> Read:
+    """What a forward has read that was traced as a whole."""
+    return model.with_references(Traced(*traced).read(model.refused_in_trace), sys._getframe())
+
+
+def _read_running(layer: Any) -> Read:
+    """What a running forward has read, of whose model only parts are compiled."""
+    forward = context.current(layer.model)
+    read = checkpoints.remembered(layer.model) if forward is None else layer.model.read_running(forward)
+    if read is None or read.grid is None:
+        raise layer.outside()
+    return read

@@ -1,0 +1,160 @@
+"""What one call of an attention module says: its token grid, its text tokens, and how far each frame is rotated."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from freeloc.adapter.reader import Signature
+from freeloc.adapter.site import AttentionSite
+from freeloc.adapter.tables import tables_in
+from freeloc.errors import LayoutError
+from freeloc.interception.context import ForwardContext, Grid, Read
+from freeloc.interception.patched import OF_MODEL, PatchedModel, count_of
+from freeloc.interception.rotation import Rotation, TableRows
+from freeloc.plans.length import VideoLength
+
+
+class ModuleCall(NamedTuple):
+    """What was read from one call of an attention module."""
+
+    grids: list[Grid]
+    """One grid for the batch, or one for each sample."""
+    lengths: list[VideoLength]
+    """The length of the video on each grid."""
+    text: list[int]
+    """Text tokens of each kernel call, the last one for all further calls."""
+    rotation: Rotation
+    refused: str = ""
+    """Why it cannot be corrected; empty if it can."""
+    is_longer: bool = False
+    """Whether there are more tokens than the model was trained on. Then it is refused at any length."""
+
+
+class Which(NamedTuple):
+    """What determines the plan and the layout of a kernel call, beside the layer."""
+
+    grid: Grid
+    length: VideoLength
+    text: int
+    rotation: Rotation
+
+
+class CallReader:
+    """Reads the calls of one attention module."""
+
+    def __init__(self, model: PatchedModel, site: AttentionSite, module: nn.Module) -> None:
+        self.model = model
+        self.site = site
+        self._signature = Signature(module)
+        self.given = self._signature.given
+
+    def see(self, forward: ForwardContext, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> ModuleCall:
+        """What a call says.
+
+        Raises:
+            LayoutError: if the grid cannot be read.
+        """
+        model, read = self.model, forward.read or self.model.read_running(forward)
+        given = self.given(args, kwargs)
+        text = self.text_tokens(read, given)
+        argument = given.get(model.tables) if model.tables else None
+        known = forward.rotation
+        if known is None or read.grid is None or not _same(known[0], argument):
+            grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
+            rotation = self.rotation(read, self.tables(argument), grids[0], text[-1])
+            lengths = [model.length(read, grid, rotation) for grid in grids]
+            known = forward.rotation = argument, (grids, lengths, rotation)
+        grids, lengths, rotation = known[1]
+        other = (
+            "" if model.adapter.grid.of == "attention" or read.refused else self._other_tokens(given, grids[0], text)
+        )
+        is_longer = bool(other) and self._exceeds(given, grids[0])
+        return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer)
+
+    def tables(self, argument: Any) -> list[Tensor]:
+        """The rotary tables in an argument; empty if the model has none, or they cannot be read."""
+        rope = self.model.adapter.rope
+        return tables_in(rope, argument) if self.model.tables and rope is not None else []
+
+    def text_tokens(self, read: Read, given: Mapping[str, Any]) -> list[int]:
+        """Text tokens of each kernel call."""
+        site = self.site
+        if site.text == "none":
+            return [0]
+        if site.text_mask and isinstance(mask := given.get(site.text_mask), Tensor):
+            counts: list[int] = mask.bool().sum(dim=-1).tolist()
+            return counts
+        name = site.text_tokens.removeprefix(OF_MODEL)
+        return [read.text_tokens[name] if name != site.text_tokens else count_of(given.get(name))]
+
+    def _grids_of_samples(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> list[Grid]:
+        model = self.model
+        if model.adapter.grid.submodule:
+            raise LayoutError(
+                f"{model.adapter.grid.submodule} of {type(model.module).__name__} has not run, from which its grid is "
+                f"read (adapter '{model.adapter.name}')"
+            )
+        reader = model.reader
+        return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
+
+    def rotation(self, read: Read, tables: list[Tensor], grid: Grid, text: int) -> Rotation:
+        """How far the model rotates each latent frame."""
+        model, step = self.model, read.positions_per_frame
+        rope = model.adapter.rope
+        if model.rope is None or rope is None:
+            return Rotation(step)
+        if not rope.tables:
+            model.read_weights()
+            return Rotation(step)
+        if not tables:
+            return Rotation(step, None, "its attention was called without rotary tables, with which it was trained")
+        if read.refused:
+            return Rotation(step)
+        tokens = math.prod(grid) if self.site.tokens == "f h w" else grid[0]
+        length, per_frame = VideoLength(grid[0], read.first, read.last), tokens // grid[0]
+        found = model.rotation(tables, step, TableRows(length, per_frame, 0, tokens))
+        if found.refused and text:  # the tables may have rows of the text too
+            first = text if self.site.text == "first" else 0
+            joint = model.rotation(tables, step, TableRows(length, per_frame, first, tokens + text))
+            return found if joint.refused else joint
+        return found
+
+    def video_tokens(self, grid: Grid) -> int:
+        """Tokens of the video in a sequence."""
+        return math.prod(grid) if self.site.tokens == "f h w" else grid[0]
+
+    def _hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
+        name = self.site.hidden_states or self._signature.names[0]
+        found = given.get(name)
+        return found if isinstance(found, Tensor) and found.ndim == 3 else None
+
+    def _other_tokens(self, given: Mapping[str, Any], grid: Grid, text: list[int]) -> str:
+        """How the number of tokens differs from the grid; empty if it does not."""
+        hidden, video = self._hidden_states(given), self.video_tokens(grid)
+        expected = video + (text[-1] if self.site.joint else 0)
+        if hidden is None or hidden.shape[1] == expected:
+            return ""
+        frames, height, width = grid
+        size = (
+            f"{frames} latent frames of {height} x {width}"
+            if self.site.tokens == "f h w"
+            else f"{frames} latent frames"
+        )
+        and_text = f" and {text[-1]} of text" if self.site.joint else ""
+        return (
+            f"expected {expected} tokens, {size} = {video}{and_text}, found {hidden.shape[1]}: the model has added or "
+            "dropped tokens, such as history, keyframes or merged tokens"
+        )
+
+    def _exceeds(self, given: Mapping[str, Any], grid: Grid) -> bool:
+        trained, hidden = self.model.correction.trained_frames, self._hidden_states(given)
+        most = 0 if trained is None else trained * (self.video_tokens(grid) // grid[0])
+        return hidden is not None and hidden.shape[1] > most
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are the same object, or pairs of the same objects."""
+    pairs = type(one) is type(other) is tuple and len(one) == len(other)
+    return one is other or (pairs and all(a is b for a, b in zip(one, other, strict=True)))
