@@ -73,9 +73,14 @@ def mark(model: nn.Module, modules: Iterable[nn.Module]) -> None:
 
 def unmark(module: nn.Module) -> None:
     """Remove the mark. A ``forward`` that other code has set stays."""
-    own = module.__dict__.get("forward")
-    if own is not None and own == type(module).forward.__get__(module):
+    if "forward" in module.__dict__ and not has_own_forward(module):
         del module.__dict__["forward"]
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether other code has replaced the forward of a module."""
+    own = module.__dict__.get("forward")
+    return own is not None and own != type(module).forward.__get__(module)
 
 
 def has_compiled_parts(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
 from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.errors import LayoutError
-from freeloc.interception import checkpoints, compiled, compiled_layer, context
+from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked
 from freeloc.interception.context import ForwardContext, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
@@ -90,7 +90,7 @@ class LayerHook:
                 seen = self.reader.see(forward, module, *now)
                 if not self._corrects_any(seen):
                     return NotImplemented
-            return self._answer(seen, interceptor.calls - 1, given, named)
+            return self._answer(seen, interceptor.calls - 1, frame, given, named)
 
         interceptor = interceptor_of(self.site.kernel, module, answer, frame)
 
@@ -167,7 +167,9 @@ class LayerHook:
             self.report.note_untouched(length.video)
         return known
 
-    def _answer(self, seen: ModuleCall, number: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    def _answer(
+        self, seen: ModuleCall, number: int, frame: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
         """Compute the intercepted kernel call of the attention module."""
         kernel, grids = self.site.kernel, seen.grids
         try:
@@ -176,6 +178,8 @@ class LayerHook:
             raise LayoutError(f"{self.report.path}: {error}") from None
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
+        if number == 0:
+            self._check_marked(seen, text, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
             which = Which(grids[0], seen.lengths[0], text, seen.rotation)
             return as_output(kernel, self.attend(call, which, given))
@@ -188,6 +192,38 @@ class LayerHook:
             which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation)
             out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
         return as_output(kernel, out)
+
+    def _check_marked(self, seen: ModuleCall, text: int, call: KernelCall, frame: FrameType) -> None:
+        """In the first call of each size, check the order and the rotation of tokens that reach the kernel.
+
+        Raises:
+            LayoutError: if they are others than the adapter describes.
+        """
+        key = (self._kind(), seen.grids[0], text, seen.lengths[0])
+        if key in self.model.checked:
+            return
+        which = Which(seen.grids[0], seen.lengths[0], text, seen.rotation)
+        layout, rope = (self._ready.get(which) or self._make_ready(which)).layout, self.model.rope
+        run = marked.run_marked(self.reader, self.module, frame, layout, by_frame=rope is None)
+        problem = (
+            ""
+            if run is None or not marked.is_plain(call.query)
+            else marked.problem_of(*run, layout, rope, self._per_frame(seen.rotation), seen.lengths[0].first)
+        )
+        if problem:
+            raise LayoutError(f"{self.report.path} ({self._name()}): {problem} (adapter '{self.model.adapter.name}')")
+        self.model.checked.add(key)
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What determines how the module treats its tokens: its classes; itself, if they are not of one library."""
+        processor = getattr(self.module, "processor", None)
+        plain = processor is None or marked.library_of(processor) == marked.library_of(self.module)
+        own = self.report.path if not plain or compiled.has_own_forward(self.module) else ""
+        return self._site, type(self.module), type(processor), own
+
+    def _name(self) -> str:
+        processor = getattr(self.module, "processor", None)
+        return type(self.module if processor is None else processor).__name__
 
     def answer_compiled(self, *arguments: Any) -> Tensor:
         """Compute the operator's call in a compiled model, or in a compiled part of a model."""

@@ -125,14 +125,24 @@ class CallReader:
         """Tokens of the video in a sequence."""
         return math.prod(grid) if self.site.tokens == "f h w" else grid[0]
 
-    def _hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
-        name = self.site.hidden_states or self._signature.names[0]
-        found = given.get(name)
+    def hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
+        """The argument with the video's tokens, (batch, tokens, channels); None if there is no such tensor."""
+        found = given.get(self.site.hidden_states or self._signature.names[0])
         return found if isinstance(found, Tensor) and found.ndim == 3 else None
+
+    def with_hidden_states(
+        self, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a call with other tokens."""
+        name = self.site.hidden_states or self._signature.names[0]
+        if name in kwargs:
+            return args, kwargs | {name: hidden_states}
+        place = self._signature.names.index(name)
+        return (*args[:place], hidden_states, *args[place + 1 :]), kwargs
 
     def _other_tokens(self, given: Mapping[str, Any], grid: Grid, text: list[int]) -> str:
         """How the number of tokens differs from the grid; empty if it does not."""
-        hidden, video = self._hidden_states(given), self.video_tokens(grid)
+        hidden, video = self.hidden_states(given), self.video_tokens(grid)
         expected = video + (text[-1] if self.site.joint else 0)
         if hidden is None or hidden.shape[1] == expected:
             return ""
@@ -149,7 +159,7 @@ class CallReader:
         )
 
     def _exceeds(self, given: Mapping[str, Any], grid: Grid) -> bool:
-        trained, hidden = self.model.correction.trained_frames, self._hidden_states(given)
+        trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
         most = 0 if trained is None else trained * (self.video_tokens(grid) // grid[0])
         return hidden is not None and hidden.shape[1] > most
 

@@ -91,6 +91,8 @@ class PatchedModel:
         self.reader = GridReader(adapter, module, self._shows_grid())
         self.signature = Signature(module)
         self.shape = adapter.shape(module)
+        self.checked: set[Any] = set()
+        """Calls whose order of tokens was checked, see `freeloc.interception.marked`."""
         self.notes: Counter[str] = Counter()
         """What the report says about forwards, with the number of forwards."""
         rope = adapter.rope_of(module)
@@ -229,13 +231,14 @@ class PatchedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places")}
+        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known is self.adapter for _, known in owners)
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.checked = set()
         if isinstance(self.adapter, str):
             self.adapter = registry().adapters.get(self.adapter)  # type: ignore[assignment]  # reason: no refusal is patched
         self.reader.of_grid(self.adapter.grid)

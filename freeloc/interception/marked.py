@@ -1,0 +1,172 @@
+"""Runs an attention module once on marked tokens, to see in what order and how rotated they reach its kernel.
+
+Attention processors may regroup tokens, and rotate them by rules of their own. The first call of each size therefore
+runs the module once more, up to its kernel, on tokens that are equal in all frames and carry a code of their place in
+the frame. If the kernel gets them in another order, or rotated in another way than was read, the call is refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freeloc.adapter.rope import TemporalRope
+from freeloc.attention.backends.sdpa import rotate
+from freeloc.attention.devices import OnCpu
+from freeloc.attention.layout import TokenLayout
+from freeloc.interception import context
+from freeloc.interception.interceptors import interceptor_of
+from freeloc.interception.kernel_call import KernelCall, read_call
+from freeloc.interception.module_call import CallReader
+
+ROTATION_TOLERANCE = {torch.float64: 2e-2, torch.float32: 2e-2}
+"""Largest error of rotated queries and keys, as a share of the largest, by dtype; 6e-2 for half precision."""
+
+ORDER_TOLERANCE = 0.2
+"""Largest distance of a value from that of its code, as a share of the spread of all values."""
+
+CODE = 8
+"""Numbers in the code of a place."""
+
+
+class MarkedRunEndedError(Exception):
+    """Ends the run of a module at its kernel."""
+
+
+def run_marked(
+    reader: CallReader, module: nn.Module, frame: FrameType, layout: TokenLayout, by_frame: bool
+) -> tuple[KernelCall, Tensor] | None:
+    """The kernel call of a module on marked tokens, and their codes; None if it cannot be made.
+
+    Args:
+        reader: reads the calls of the module.
+        module: the attention module, which is running.
+        frame: the frame of its call, with its arguments.
+        layout: the order of the tokens.
+        by_frame: see `marks`.
+    """
+    arguments = context.arguments(frame)
+    hidden = None if arguments is None else reader.hidden_states(reader.given(*arguments))
+    if arguments is None or hidden is None or not is_plain(hidden):
+        return None
+    with OnCpu():
+        tokens, codes = marks(layout, hidden.shape[2], hidden, by_frame)
+    first = layout.text_first if reader.site.joint else 0
+    marked = hidden.detach().clone()
+    marked[:, first : first + len(tokens)] = tokens
+    seen: list[KernelCall] = []
+
+    def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        seen.append(read_call(reader.site.kernel, args, kwargs))
+        raise MarkedRunEndedError
+
+    interceptor = interceptor_of(reader.site.kernel, module, capture, None)
+    args, kwargs = reader.with_hidden_states(marked, *arguments)
+    with torch.no_grad():
+        interceptor.enter()
+        try:
+            module.forward(*args, **kwargs)
+        except MarkedRunEndedError:
+            pass
+        finally:
+            interceptor.leave()
+    return (seen[0], codes) if seen else None
+
+
+def marks(layout: TokenLayout, channels: int, like: Tensor, by_frame: bool) -> tuple[Tensor, Tensor]:
+    """Marked tokens of the video, (tokens, channels), and their codes, (tokens, size of a code).
+
+    All have mean 0 and variance 1, so that a normalization leaves them alone.
+
+    Args:
+        layout: the order of the tokens.
+        channels: channels of a token.
+        like: a tensor with their dtype and device.
+        by_frame: whether frames have codes too, for models without RoPE, in which equal frames cannot be told apart.
+    """
+    places = layout.frames * layout.tokens_per_frame if by_frame else layout.tokens_per_frame
+    size = max(2, min(CODE, places // 2, channels - 1))
+    generator = torch.Generator("cpu").manual_seed(0)
+    codes = F.normalize(torch.randn(places, size, generator=generator), dim=1)
+    directions = torch.randn(channels, size, generator=generator)
+    directions = torch.linalg.qr(directions - directions.mean(dim=0)).Q  # so that all tokens have one mean and length
+    codes = codes if by_frame else codes.repeat(layout.frames, 1)
+    return (channels**0.5 * codes @ directions.mT).to(like.device, like.dtype), codes
+
+
+def problem_of(
+    call: KernelCall,
+    codes: Tensor,
+    layout: TokenLayout,
+    rope: TemporalRope | None,
+    per_frame: Tensor,
+    first: int,
+) -> str:
+    """What is wrong with the order or the rotation of marked tokens at a kernel; empty if nothing is.
+
+    Args:
+        call: the kernel's call.
+        codes: see `marks`.
+        layout: the order of the tokens.
+        rope: the temporal RoPE with the model's own numbers; None if it has none.
+        per_frame: radians per latent frame, (pairs,) or (heads, pairs).
+        first: reference images before the video.
+    """
+    query, key, value = (tensor[:1, :, layout.video] for tensor in call[:3])
+    size = layout.frames, layout.tokens_per_frame
+    if rope is not None:
+        with OnCpu():
+            error = max(_rotation_error(tensor.unflatten(2, size), rope, per_frame, first) for tensor in (query, key))
+        if error > ROTATION_TOLERANCE.get(value.dtype, 6e-2):
+            return f"between equal frames they are not rotated as its rotary tables or its adapter say (by {error:.1e})"
+    if _order_error(value, codes) > ORDER_TOLERANCE:
+        return "tokens reach its kernel in another order than frame by frame, in raster order"
+    return ""
+
+
+def _rotation_error(frames: Tensor, rope: TemporalRope, per_frame: Tensor, first: int) -> float:
+    """Error of frames computed from the second of the video, (1, heads, frames, tokens, head_dim), head by head."""
+    start = min(first + 1, frames.shape[2] - 1)
+    later = torch.arange(frames.shape[2] - start, dtype=torch.float64, device="cpu")
+    worst, largest = 0.0, float(frames.abs().max())
+    for head in range(frames.shape[1]):
+        own = per_frame[head % len(per_frame)] if per_frame.ndim > 1 else per_frame
+        angles = (later[:, None] * own)[:, None]
+        wide = torch.promote_types(frames.dtype, torch.float32)
+        rotations = torch.polar(torch.ones_like(angles), angles).to(torch.promote_types(wide, torch.complex64))
+        found = frames[:, head : head + 1, start:].to(wide)
+        base = found[:, :, :1].expand_as(found)
+        expected = rotate(base, rotations.to(frames.device), rope.span(frames.shape[-1]), rope.pairing)
+        worst = max(worst, float((expected - found).abs().max()))
+    return worst / max(largest, 1e-12)
+
+
+def _order_error(value: Tensor, codes: Tensor) -> float:
+    """Distance of values (1, heads, tokens, head_dim) from an affine function of the codes of their places."""
+    known = torch.cat([torch.ones_like(codes[:, :1]), codes], dim=1).to(value.device)
+    if len(known.unique(dim=0)) <= known.shape[1]:
+        return 0.0  # with so few places, any order fits
+    solve = torch.linalg.pinv(known)
+    worst = 0.0
+    for head in value[0].float():
+        spread = (head - head.mean(dim=0)).norm(dim=-1).mean()
+        error = (head - known @ (solve @ head)).norm(dim=-1).max()
+        worst = max(worst, float(error / spread.clamp(min=1e-12)))
+    return worst
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers on a device: not a fake, traced, batched or distributed one."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+        return False
+    if torch._C._get_tracing_state() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def library_of(thing: object) -> str:
+    """The top-level package of an object's class."""
+    return type(thing).__module__.partition(".")[0]
