@@ -12,6 +12,7 @@ from freeloc.interception import checkpoints, context
 from freeloc.interception.compiled import Traced
 from freeloc.interception.context import Read
 from freeloc.interception.kernel_call import KernelCall, as_output, read_call
+from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.patched import PatchedModel
 
@@ -21,6 +22,11 @@ def answer_in_trace(
 ) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Tensor]:
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
     reader, model, site = layer.reader, layer.model, layer.site
+    if is_foreign(layer.module) and name_of(layer.module.processor) not in model.checked:
+        raise LayoutError(
+            f"{layer.report.path}: {name_of(layer.module.processor)} is not of the library of the model, and compiled "
+            "code cannot check in what order tokens reach its kernel: run the patched model once without torch.compile"
+        )
     given = reader.given(args, kwargs)
     mask = given.get(site.text_mask) if site.text_mask else None
     text = 0 if mask is not None else reader.text_tokens(model.in_trace, given)[0]

@@ -51,12 +51,17 @@ class LayerHook:
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("handle", "_ready", "_corrects")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("handle", "_ready", "_checked", "_corrects")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.handle = handle_of(self)
         self._ready: dict[Which, _Ready] = {}
+        self._checked: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._corrects: dict[VideoLength, bool] = {}
 
     @property
@@ -178,8 +183,8 @@ class LayerHook:
             raise LayoutError(f"{self.report.path}: {error}") from None
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
-        if number == 0:
-            self._check_marked(seen, text, call, frame)
+        if number == 0 and self.model.correction.checked:
+            self._check(seen, text, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
             which = Which(grids[0], seen.lengths[0], text, seen.rotation)
             return as_output(kernel, self.attend(call, which, given))
@@ -193,37 +198,19 @@ class LayerHook:
             out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
         return as_output(kernel, out)
 
-    def _check_marked(self, seen: ModuleCall, text: int, call: KernelCall, frame: FrameType) -> None:
-        """In the first call of each size, check the order and the rotation of tokens that reach the kernel.
+    def _check(self, seen: ModuleCall, text: int, call: KernelCall, frame: FrameType) -> None:
+        """Check the tokens that reach the kernel, in the first call of each size and processor.
 
         Raises:
-            LayoutError: if they are others than the adapter describes.
+            LayoutError: if they are not in the order, or not rotated, as the adapter describes.
         """
-        key = (self._kind(), seen.grids[0], text, seen.lengths[0])
-        if key in self.model.checked:
-            return
         which = Which(seen.grids[0], seen.lengths[0], text, seen.rotation)
-        layout, rope = (self._ready.get(which) or self._make_ready(which)).layout, self.model.rope
-        run = marked.run_marked(self.reader, self.module, frame, layout, by_frame=rope is None)
-        problem = (
-            ""
-            if run is None or not marked.is_plain(call.query)
-            else marked.problem_of(*run, layout, rope, self._per_frame(seen.rotation), seen.lengths[0].first)
-        )
-        if problem:
-            raise LayoutError(f"{self.report.path} ({self._name()}): {problem} (adapter '{self.model.adapter.name}')")
-        self.model.checked.add(key)
-
-    def _kind(self) -> tuple[Any, ...]:
-        """What determines how the module treats its tokens: its classes; itself, if they are not of one library."""
-        processor = getattr(self.module, "processor", None)
-        plain = processor is None or marked.library_of(processor) == marked.library_of(self.module)
-        own = self.report.path if not plain or compiled.has_own_forward(self.module) else ""
-        return self._site, type(self.module), type(processor), own
-
-    def _name(self) -> str:
-        processor = getattr(self.module, "processor", None)
-        return type(self.module if processor is None else processor).__name__
+        own = getattr(self.module, "processor", None), self.module.__dict__.get("forward")
+        known = self._checked.get(which[:3])
+        if known is None or known[0] is not own[0] or known[1] is not own[1]:
+            ready = self._ready.get(which) or self._make_ready(which)
+            marked.check(self.model, self.reader, self.module, frame, (call, which, ready.layout), self.report.path)
+            self._checked[which[:3]] = own
 
     def answer_compiled(self, *arguments: Any) -> Tensor:
         """Compute the operator's call in a compiled model, or in a compiled part of a model."""
@@ -245,7 +232,7 @@ class LayerHook:
         query, key, value = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
         observer, backends = self.model.correction.observer, self.model.correction.backends
         if observer is not None:
-            seen = (*call[:3], ready.layout, call.mask, call.scale, self.model.rope, self._per_frame(rotation))
+            seen = (*call[:3], ready.layout, call.mask, call.scale, self.model.rope, self.model.per_frame(rotation))
             answer = observer(LayerCall(self.report.layer, *seen, self.report.path, given))
             if answer is not None:
                 return answer
@@ -264,11 +251,6 @@ class LayerHook:
         if not ready.plan.is_identity:
             self.report.note_corrected(ready.frames, ready.plan.largest_position, ready.density, backend.name)
         return out.to(call.query.dtype)
-
-    def _per_frame(self, rotation: Rotation) -> Tensor:
-        """Radians per latent frame of the temporal pairs."""
-        own = self.model.frequencies if rotation.frequencies is None else rotation.frequencies
-        return own * rotation.positions_per_frame
 
     def _make_ready(self, which: Which) -> _Ready:
         """Prepare the plan and the layout of a call."""

@@ -17,10 +17,12 @@ from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.backends.sdpa import rotate
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
-from freeloc.interception import context
+from freeloc.errors import LayoutError
+from freeloc.interception import compiled, context
 from freeloc.interception.interceptors import interceptor_of
 from freeloc.interception.kernel_call import KernelCall, read_call
-from freeloc.interception.module_call import CallReader
+from freeloc.interception.module_call import CallReader, Which
+from freeloc.interception.patched import PatchedModel
 
 ROTATION_TOLERANCE = {torch.float64: 2e-2, torch.float32: 2e-2}
 """Largest error of rotated queries and keys, as a share of the largest, by dtype; 6e-2 for half precision."""
@@ -34,6 +36,51 @@ CODE = 8
 
 class MarkedRunEndedError(Exception):
     """Ends the run of a module at its kernel."""
+
+
+def check(
+    model: PatchedModel,
+    reader: CallReader,
+    module: nn.Module,
+    frame: FrameType,
+    kernel_call: tuple[KernelCall, Which, TokenLayout],
+    path: str,
+) -> None:
+    """Run an attention module on marked tokens, unless another one of its kind was checked at this size.
+
+    Raises:
+        LayoutError: if tokens reach its kernel in another order, or rotated in another way, than was read.
+    """
+    call, which, layout = kernel_call
+    processor = getattr(module, "processor", None)
+    own = path if is_foreign(module) or compiled.has_own_forward(module) else ""
+    key = reader.site.path, type(module), type(processor), own, *which[:3]
+    if key in model.checked or not is_plain(call.query):
+        return
+    run = run_marked(reader, module, frame, layout, by_frame=model.rope is None)
+    if run is not None:
+        rope, per_frame = model.rope, model.per_frame(which.rotation)
+        problem = problem_of(*run, layout, rope, per_frame, which.length.first)
+        if problem:
+            name = type(module if processor is None else processor).__name__
+            raise LayoutError(f"{path} ({name}): {problem} (adapter '{model.adapter.name}')")
+        model.checked.add(name_of(processor))
+    model.checked.add(key)
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Whether the processor of a module is of another library than the module."""
+    processor = getattr(module, "processor", None)
+    return processor is not None and _library_of(processor) != _library_of(module)
+
+
+def name_of(thing: object) -> str:
+    """The qualified name of an object's class."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _library_of(thing: object) -> str:
+    return type(thing).__module__.partition(".")[0]
 
 
 def run_marked(
@@ -165,8 +212,3 @@ def is_plain(tensor: Tensor) -> bool:
     if torch._C._get_tracing_state() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def library_of(thing: object) -> str:
-    """The top-level package of an object's class."""
-    return type(thing).__module__.partition(".")[0]

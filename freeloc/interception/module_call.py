@@ -50,8 +50,10 @@ class CallReader:
         self._signature = Signature(module)
         self.given = self._signature.given
 
-    def see(self, forward: ForwardContext, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> ModuleCall:
-        """What a call says.
+    def see(
+        self, forward: ForwardContext, module: nn.Module, args: tuple[Any, ...], kwargs: Any, is_checked: bool = False
+    ) -> ModuleCall:
+        """What a call says; with `is_checked` also under a correction that does not check calls.
 
         Raises:
             LayoutError: if the grid cannot be read.
@@ -59,17 +61,17 @@ class CallReader:
         model, read = self.model, forward.read or self.model.read_running(forward)
         given = self.given(args, kwargs)
         text = self.text_tokens(read, given)
+        grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
         argument = given.get(model.tables) if model.tables else None
         known = forward.rotation
-        if known is None or read.grid is None or not _same(known[0], argument):
-            grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
-            rotation = self.rotation(read, self.tables(argument), grids[0], text[-1])
-            lengths = [model.length(read, grid, rotation) for grid in grids]
-            known = forward.rotation = argument, (grids, lengths, rotation)
-        grids, lengths, rotation = known[1]
-        other = (
-            "" if model.adapter.grid.of == "attention" or read.refused else self._other_tokens(given, grids[0], text)
-        )
+        if known is None or not _same(known[0], argument) or known[1][0] != grids:
+            is_read = model.correction.checked or is_checked
+            tables = self.tables(argument) if is_read else None
+            rotation = self.rotation(read, tables, grids[0], text[-1])
+            known = argument, (grids, [model.length(read, grid, rotation) for grid in grids], rotation)
+            forward.rotation = None if is_checked else known
+        _, lengths, rotation = known[1]
+        other = self.other_tokens(read, given, grids[0], text)
         is_longer = bool(other) and self._exceeds(given, grids[0])
         return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer)
 
@@ -99,11 +101,11 @@ class CallReader:
         reader = model.reader
         return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
 
-    def rotation(self, read: Read, tables: list[Tensor], grid: Grid, text: int) -> Rotation:
-        """How far the model rotates each latent frame."""
+    def rotation(self, read: Read, tables: list[Tensor] | None, grid: Grid, text: int) -> Rotation:
+        """How far the model rotates each latent frame; without tables, as the adapter describes."""
         model, step = self.model, read.positions_per_frame
         rope = model.adapter.rope
-        if model.rope is None or rope is None:
+        if model.rope is None or rope is None or tables is None:
             return Rotation(step)
         if not rope.tables:
             model.read_weights()
@@ -140,8 +142,10 @@ class CallReader:
         place = self._signature.names.index(name)
         return (*args[:place], hidden_states, *args[place + 1 :]), kwargs
 
-    def _other_tokens(self, given: Mapping[str, Any], grid: Grid, text: list[int]) -> str:
+    def other_tokens(self, read: Read, given: Mapping[str, Any], grid: Grid, text: list[int]) -> str:
         """How the number of tokens differs from the grid; empty if it does not."""
+        if self.model.adapter.grid.of == "attention" or read.refused or not self.model.correction.checked:
+            return ""
         hidden, video = self.hidden_states(given), self.video_tokens(grid)
         expected = video + (text[-1] if self.site.joint else 0)
         if hidden is None or hidden.shape[1] == expected:
@@ -160,7 +164,7 @@ class CallReader:
 
     def _exceeds(self, given: Mapping[str, Any], grid: Grid) -> bool:
         trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
-        most = 0 if trained is None else trained * (self.video_tokens(grid) // grid[0])
+        most = trained * (self.video_tokens(grid) // grid[0])
         return hidden is not None and hidden.shape[1] > most
 
 

@@ -52,7 +52,8 @@ class Correction:
         plan: (layer, length of the video) -> the plans of the layer.
         backends: backends in order of preference; the first that supports a call computes it.
         observer: function that gets every attention call. With an observer, all layers are intercepted.
-        trained_frames: latent frames of the clips that the model was trained on; None if no length is refused.
+        checked: whether calls are checked; if not, they are taken to be as the adapter describes.
+        trained_frames: latent frames of the clips that the model was trained on; 0 if it is not known.
         references: reference images before and after the frames of the video, if the user has told their number.
     """
 
@@ -61,7 +62,8 @@ class Correction:
     plan: Callable[[int, VideoLength], Plans]
     backends: Sequence[Backend]
     observer: Observer | None = None
-    trained_frames: int | None = None
+    checked: bool = True
+    trained_frames: int = 0
     references: tuple[int, int] | None = None
 
 
@@ -108,6 +110,11 @@ class PatchedModel:
         if rope is not None and rope.trained_step is not None:
             self.trained_step = float(rope.trained_step(module) if callable(rope.trained_step) else rope.trained_step)
         self._other_plans: dict[bytes, LayerPlans] = {}
+
+    def per_frame(self, rotation: Rotation) -> torch.Tensor:
+        """Radians per latent frame of the temporal pairs, (pairs,) or (heads, pairs)."""
+        own = self.frequencies if rotation.frequencies is None else rotation.frequencies
+        return own * rotation.positions_per_frame
 
     def _shows_grid(self) -> nn.Module:
         """The module whose call has the token grid."""

@@ -138,6 +138,7 @@ class Subject:
         correction = Correction(
             self.profile.model.name, lambda layer: "probe", recording, backends_named("auto"), observer
         )
+        correction.trained_frames = self.profile.model.trained_latent_frames
         hooks = install(self.found, correction)
         try:
             # An observer that counts calls would make a compiled model compile again and again.

@@ -90,7 +90,9 @@ class Case:
             )
             return out.to(query.dtype)
 
-        correction = Correction("the suite", lambda layer: "observed", self._identity, backends_named("sdpa"), note)
+        correction = Correction(
+            "the suite", lambda layer: "observed", self._identity, backends_named("sdpa"), note, False
+        )
         hooks = install([(self.model, self.adapter)], correction)
         try:
             self.run(self.inputs() if inputs is None else inputs)
