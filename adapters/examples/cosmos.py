@@ -43,7 +43,8 @@ EXAMPLES = [
         cosmos,
         inputs,
         expected_failures={
-            "check_scores_depend_on_distance_only": "Cosmos 1.0 adds learned embeddings of absolute positions"
+            "check_scores_depend_on_distance_only": "Cosmos 1.0 adds learned embeddings of absolute positions",
+            "check_our_rotation_is_the_models_own": "Cosmos 1.0 adds learned embeddings of absolute positions",
         },
     ),
     Example(

@@ -97,7 +97,7 @@ def run_marked(
     """
     arguments = context.arguments(frame)
     hidden = None if arguments is None else reader.hidden_states(reader.given(*arguments))
-    if arguments is None or hidden is None or not is_plain(hidden):
+    if arguments is None or hidden is None or hidden.ndim != 3 or not is_plain(hidden):
         return None
     with OnCpu():
         tokens, codes = marks(layout, hidden.shape[2], hidden, by_frame)

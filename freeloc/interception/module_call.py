@@ -128,9 +128,9 @@ class CallReader:
         return math.prod(grid) if self.site.tokens == "f h w" else grid[0]
 
     def hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
-        """The argument with the video's tokens, (batch, tokens, channels); None if there is no such tensor."""
+        """The argument with the video's tokens, (batch, tokens, ...); None if there is no such tensor."""
         found = given.get(self.site.hidden_states or self._signature.names[0])
-        return found if isinstance(found, Tensor) and found.ndim == 3 else None
+        return found if isinstance(found, Tensor) and found.ndim in (3, 4) else None
 
     def with_hidden_states(
         self, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -147,8 +147,13 @@ class CallReader:
         if self.model.adapter.grid.of == "attention" or read.refused or not self.model.correction.checked:
             return ""
         hidden, video = self.hidden_states(given), self.video_tokens(grid)
+        if hidden is None:
+            name = self.site.hidden_states or self._signature.names[0]
+            return (
+                f"expected (batch, tokens, channels) as its argument '{name}', found {type(given.get(name)).__name__}"
+            )
         expected = video + (text[-1] if self.site.joint else 0)
-        if hidden is None or hidden.shape[1] == expected:
+        if hidden.shape[1] == expected:
             return ""
         frames, height, width = grid
         size = (
@@ -165,7 +170,7 @@ class CallReader:
     def _exceeds(self, given: Mapping[str, Any], grid: Grid) -> bool:
         trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
         most = trained * (self.video_tokens(grid) // grid[0])
-        return hidden is not None and hidden.shape[1] > most
+        return hidden is None or hidden.shape[1] > most
 
 
 def _same(one: Any, other: Any) -> bool:

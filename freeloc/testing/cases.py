@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freeloc.adapter.example import Example
+from freeloc.adapter.reader import Signature
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.interception.patched import Correction
@@ -104,6 +105,12 @@ class Case:
     @staticmethod
     def _identity(layer: int, length: VideoLength) -> FramePlan:
         return FramePlan.identity(length.frames)
+
+    def positions_per_frame(self) -> float:
+        """The positions per latent frame that the adapter reads in a run."""
+        rope = self.adapter.rope
+        given = Signature(self.model).given((), self.inputs())
+        return 1.0 if rope is None or rope.step is None else float(rope.step(self.model, given))
 
     def first_call(self, inputs: Mapping[str, Any] | None = None) -> SiteCall:
         """The call of the first layer, before attention has mixed the tokens."""

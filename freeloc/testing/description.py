@@ -127,6 +127,20 @@ def check_the_layout_adds_up(case: Case) -> None:
 
 
 @needs(check_the_layout_adds_up)
+def check_text_is_counted(case: Case) -> None:
+    """The number of text tokens that the adapter reads is that of the tokens beyond the grid."""
+    sites = {path: site for site, _, path, _ in case.adapter.places(case.model)}
+    for call in case.calls():
+        beyond = call.query.shape[2] - call.layout.frames * call.layout.tokens_per_frame
+        read, name = call.layout.text_first + call.layout.text_last, sites[call.path].text_tokens
+        require(
+            read == beyond,
+            f"text_tokens: {call.path} has {beyond} text tokens, the adapter reads {read} from '{name}': look at "
+            "text_tokens, and at text_mask if the kernel gets valid tokens only",
+        )
+
+
+@needs(check_text_is_counted)
 def check_each_token_is_where_it_should_be(case: Case) -> None:
     """Changing one latent frame, or one row of it, changes those tokens of each site's queries and no others."""
     calls = case.muted_calls(case.inputs())

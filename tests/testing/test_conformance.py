@@ -7,6 +7,7 @@ from unittest import mock
 import hunyuan_double
 import opensora_double
 import pytest
+import torch.nn.functional as F
 import wan_double
 from freeloc_toy import model as toy_dit
 from freeloc_toy.adapter import KERNEL
@@ -15,7 +16,7 @@ from freeloc_toy.examples import inputs
 from freeloc_toy.model import ToyDiT
 
 import freeloc
-from freeloc.adapter import MATMUL
+from freeloc.adapter import MATMUL, References
 from freeloc.testing import CHECKS, Example, behaviour, conformance, examples, random_model, run_checks
 
 TOY = "freeloc_toy.model"
@@ -85,6 +86,10 @@ BROKEN = {
     "check_every_site_calls_its_kernel": [
         (wrong_kernel(function="flash_attention"), f"{TOY} has no function 'flash_attention'"),
         (wrong_site(kernel=MATMUL), "made no call of torch.matmul"),
+        (
+            wrong(grid=replace(RIGHT.grid, references=References(frames=9))),
+            "expected more latent frames than the 9 of reference images, found 8",
+        ),
         (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
     ],
     "check_every_tensor_of_the_call_is_described": [
@@ -94,7 +99,10 @@ BROKEN = {
         (wrong(heads="head_dim"), "heads: blocks.0.attention has 2, the adapter reads 12"),
     ],
     "check_the_layout_adds_up": [
-        (wrong_site(text="none"), "text: 'none', but blocks.0.attention has 4 more tokens than the grid"),
+        (
+            wrong_site(text="none", text_tokens="", joint=False),
+            "text: 'none', but blocks.0.attention has 4 more tokens than the grid",
+        ),
         (wrong(grid=replace(RIGHT.grid, axes="b f c w h")), "look at argument, axes and patch"),
         (wrong(grid=replace(RIGHT.grid, patch=(1, 1, 2))), "the adapter reads (8, 4, 3)"),
     ],
@@ -108,6 +116,19 @@ BROKEN = {
         (wrong_rope(theta=10_000.0), "with one base for all pairs, theta=100 and step=1"),
         (wrong(rope=None), "none is described, but between equal frames there is a rotation"),
         (wrong_rope(step=lambda model, given: 0.5), "with one base for all pairs, theta=100 and step=1"),
+    ],
+    "check_text_is_counted": [
+        (wrong_site(text_tokens="bias"), "blocks.0.attention has 4 text tokens, the adapter reads 1 from 'bias'"),
+        (wrong_site(text_tokens="transformer.prompt"), "has 4 text tokens, the adapter reads 0 from"),
+    ],
+    "check_every_call_is_as_described": [
+        (wrong_rope(tables="bias"), "expected rotary tables of 48 tokens, found shapes (2, 1, 1, 52)"),
+        (wrong_rope(tables="angles"), "its attention was called without rotary tables"),
+        (wrong_site(joint=False), "expected 48 tokens, 8 latent frames of 2 x 3 = 48, found 52"),
+        (wrong_site(hidden_states="turns"), "expected (batch, tokens, channels) as its argument 'turns', found Tensor"),
+    ],
+    "check_the_frame_rate_is_near_the_trained_one": [
+        (wrong_rope(trained_step=0.04), "near the example's 1, found 0.04: are both in the same unit?"),
     ],
     "check_the_engine_is_the_models_attention": [
         (wrong_kernel(scale=None), "look at mask, scale, valid_keys, segments and output"),
@@ -127,6 +148,22 @@ def test_one_wrong_word_is_caught_by_one_check_that_names_it(check, adapter, mes
     found = problems(adapter, example(sharpness=0.7))
     assert list(found) == [check]
     assert message in found[check]
+
+
+class Padding(ToyDiT):
+    """Pads the video to a multiple of the patch, as ComfyUI does."""
+
+    def forward(self, video, text, text_lengths):
+        rows, columns = (-size % 2 for size in video.shape[3:])
+        return super().forward(F.pad(video, (0, columns, 0, rows)), text, text_lengths)
+
+
+def test_a_grid_that_does_not_see_padding_is_caught():
+    padding = Example("toy", lambda: random_model(Padding), inputs, video="video")
+    found = problems(RIGHT, padding)
+    assert list(found) == ["check_sizes_that_are_no_multiple_of_the_patch"]
+    message = found["check_sizes_that_are_no_multiple_of_the_patch"]
+    assert "expected 36 tokens" in message or "does it pad the video?" in message
 
 
 def add_one(model, given):
@@ -243,5 +280,5 @@ def test_every_check_has_an_adapter_or_engine_that_it_alone_catches():
         "check_fast_equals_reference",
         "check_text_is_neither_hidden_nor_rotated",
     }
-    alone |= {"check_two_models_do_not_see_each_other"}
+    alone |= {"check_two_models_do_not_see_each_other", "check_sizes_that_are_no_multiple_of_the_patch"}
     assert alone == {check.__name__ for check in CHECKS}
