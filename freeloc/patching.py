@@ -178,7 +178,7 @@ def backends_named(backend: str | Backend) -> list[Backend]:
 
 def _references(told: object) -> tuple[int, int] | None:
     """References before and after the video, from the argument of `patch`."""
-    pair = (told, 0) if isinstance(told, int) else told
+    pair = (told, 0) if isinstance(told, int) and not isinstance(told, bool) else told
     if pair is None or (
         isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(count, int) and count >= 0 for count in pair)
     ):

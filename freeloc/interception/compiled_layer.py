@@ -22,11 +22,6 @@ def answer_in_trace(
 ) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Tensor]:
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
     reader, model, site = layer.reader, layer.model, layer.site
-    if is_foreign(layer.module) and name_of(layer.module.processor) not in model.checked:
-        raise LayoutError(
-            f"{layer.report.path}: {name_of(layer.module.processor)} is not of the library of the model, and compiled "
-            "code cannot check in what order tokens reach its kernel: run the patched model once without torch.compile"
-        )
     given = reader.given(args, kwargs)
     mask = given.get(site.text_mask) if site.text_mask else None
     text = 0 if mask is not None else reader.text_tokens(model.in_trace, given)[0]
@@ -58,12 +53,22 @@ def answer_compiled(
     text = text if text_mask is None else int(text_mask.bool().sum())
     rotation = reader.rotation(read, tables, read.grid, text)
     length = model.length(read, read.grid, rotation)
-    refused = read.refused or rotation.refused
+    refused = read.refused or rotation.refused or _unchecked(layer)
     if layer.needs_correction(length, rotation) and refused:
         raise LayoutError(f"{layer.report.path}: {refused} (adapter '{model.adapter.name}')")
     which = Which(read.grid, length, text, rotation)
     out: Tensor = layer.attend(KernelCall(query, key, value, mask, None, scale), which, {})
     return out
+
+
+def _unchecked(layer: Any) -> str:
+    """Why a processor of another library cannot be compiled; empty if it was checked in an earlier run."""
+    if not is_foreign(layer.module) or name_of(layer.module.processor) in layer.model.checked:
+        return ""
+    return (
+        f"{name_of(layer.module.processor)} is of another library than the model, and compiled code cannot check in "
+        "what order it hands tokens to its kernel: run the patched model once without torch.compile"
+    )
 
 
 def _read_traced(model: PatchedModel, traced: tuple[Tensor, Tensor, Tensor]) -> Read:

@@ -105,11 +105,15 @@ class CallReader:
         """How far the model rotates each latent frame; without tables, as the adapter describes."""
         model, step = self.model, read.positions_per_frame
         rope = model.adapter.rope
+        if grid[0] <= read.first + read.last:
+            raise LayoutError(
+                f"expected more latent frames than the {read.first + read.last} of reference images, found {grid[0]}: "
+                "look at reference_frames"
+            )
         if model.rope is None or rope is None or tables is None:
             return Rotation(step)
         if not rope.tables:
-            model.read_weights()
-            return Rotation(step)
+            return Rotation(step, model.changed_weights())
         if not tables:
             return Rotation(step, None, "its attention was called without rotary tables, with which it was trained")
         if read.refused:

@@ -198,43 +198,30 @@ class PatchedModel:
         return (count, 0) if known.place == "first" else (0, count)
 
     def length(self, read: Read, grid: Grid, rotation: Rotation) -> VideoLength:
-        """How long the video of a call is.
-
-        Raises:
-            LayoutError: if it has no more latent frames than references.
-        """
-        frames = grid[0]
-        if frames <= read.first + read.last:
-            raise LayoutError(
-                f"expected more latent frames than the {read.first + read.last} of reference images, found {frames}: "
-                "look at reference_frames"
-            )
+        """How long the video of a call is."""
         spacing = rotation.positions_per_frame / self.trained_step if self.trained_step else 1.0
         spacing = spacing if spacing > 0 else 1.0  # all frames at one time: then only their number counts
-        return VideoLength(frames, read.first, read.last, 1.0 if abs(spacing - 1) < 1e-3 else round(spacing, 6))
+        return VideoLength(grid[0], read.first, read.last, 1.0 if abs(spacing - 1) < 1e-3 else round(spacing, 6))
 
     def rotation(self, tables: list[torch.Tensor], step: float, rows: TableRows) -> Rotation:
         """How far the model rotates each latent frame, by its rotary tables."""
         assert self.rope is not None
         with OnCpu():
             found = read_rotation(tables, self.rope, self.shape.head_dim, self.frequencies, step, rows)
-            if found != Rotation(step) and self.read_weights():
-                found = read_rotation(tables, self.rope, self.shape.head_dim, self.frequencies, step, rows)
-        return found
+            if found == Rotation(step) or (now := self.changed_weights()) is None:
+                return found
+            again = read_rotation(tables, self.rope, self.shape.head_dim, now, step, rows)
+            return again._replace(frequencies=now) if again.frequencies is None and not again.refused else found
 
-    def read_weights(self) -> bool:
-        """Read frequencies that are weights again, and return whether they have changed."""
+    def changed_weights(self) -> torch.Tensor | None:
+        """Frequencies that are weights, if they are others than at the time of patching; None if they are not."""
         rope = self.adapter.rope
         if rope is None or rope.frequencies_from is None:
-            return False
-        now = self.adapter.rope_of(self.module)
-        assert now is not None
-        frequencies = now.frequencies_of(self.module, self.shape.head_dim)
-        if torch.equal(frequencies, self.frequencies):
-            return False
-        self.frequencies = frequencies
-        self.__dict__.pop("plans", None)
-        return True
+            return None
+        resolved = self.adapter.rope_of(self.module)
+        assert resolved is not None
+        now = resolved.frequencies_of(self.module, self.shape.head_dim)
+        return None if torch.equal(now, self.frequencies) else now
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""

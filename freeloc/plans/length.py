@@ -99,7 +99,7 @@ def _reference_positions(length: VideoLength, limit: float) -> Tensor:
     for reference in range(length.first):
         largest[length.first :, reference] = limit + length.first - reference
     for reference in range(end, length.frames):
-        largest[:end, reference] = limit + 1 + reference - end
+        largest[length.first : end, reference] = limit + 1 + reference - end
     for reference in range(length.first):  # references on both sides, as far apart as in training
         largest[end:, reference] = limit + 1 + index[end:] - end + length.first - reference
     largest = torch.minimum(largest, largest.mT)
