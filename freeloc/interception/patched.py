@@ -54,6 +54,7 @@ class Correction:
         observer: function that gets every attention call. With an observer, all layers are intercepted.
         trained_frames: latent frames of the clips that the model was trained on; None if no length is refused.
         references: reference images before and after the frames of the video, if the user has told their number.
+        allowed: arguments of the transformer that are not refused, although its grid says so (`Beside.argument`).
     """
 
     label: str
@@ -63,6 +64,7 @@ class Correction:
     observer: Observer | None = None
     trained_frames: int | None = None
     references: tuple[int, int] | None = None
+    allowed: frozenset[str] = frozenset()
 
 
 class PatchedModel:
@@ -137,7 +139,7 @@ class PatchedModel:
         adapter, given = self.adapter, self.signature.given(args, kwargs)
         own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
         texts = {name: count_of(given.get(name)) for name in own}
-        grid, refused = None, self.reader.refusal(self.module, given)
+        grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
         if adapter.grid.of == "transformer":
             grid, why = self.reader.of_model(self.module, given)
             refused = refused or why
@@ -233,7 +235,7 @@ class PatchedModel:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
         kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
-        installed = any(known is self.adapter for _, known in owners)
+        installed = any(known == self.adapter for _, known in owners)  # also one with layer numbers, read once
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
