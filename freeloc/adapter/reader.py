@@ -77,11 +77,8 @@ class GridReader:
     def refusal(self, module: nn.Module, given: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
         """Why a call of the transformer cannot be corrected: an argument that the adapter refuses; empty if none is."""
         for name, why in self._grid.refused.items():
-            if (
-                name not in allowed
-                and given.get(name) is not None
-                and given[name] is not self._signature.defaults.get(name)
-            ):
+            value = None if name in allowed else given.get(name)
+            if value is not None and value is not self._signature.defaults.get(name):
                 return f"{type(module).__name__} cannot be corrected when called with {name}: {why}"
         return ""
 

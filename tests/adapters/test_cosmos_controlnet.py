@@ -11,6 +11,7 @@ import torch
 from cosmos_control import EVERY, SCALE, pipeline, run
 from dense import oracle
 from families import cosmos as family
+from lengths import plan_of_call
 
 import freeloc
 from freeloc.adapter import Beside
@@ -38,7 +39,7 @@ def profile_of(pipe):
 def oracles(pipe, profile, frames, parts=tuple(FACTS)):
     with contextlib.ExitStack() as stack:
         for part in parts:
-            plan = lambda layer, count: freeloc.frame_plan(profile, layer, count)  # noqa: E731
+            plan = lambda layer, count: plan_of_call(profile, layer, count, FACTS["transformer"].spacing)  # noqa: E731
             stack.enter_context(oracle(pipe.components[part], FACTS[part], plan, frames, 2, 3))
         yield
 
