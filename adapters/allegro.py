@@ -28,6 +28,7 @@ DIFFUSERS = Adapter(
         tables="image_rotary_emb",
         tables_from=_tables,
     ),
+    other_attention=("transformer_blocks.*.attn2",),
 )
 
 ADAPTERS = [DIFFUSERS]

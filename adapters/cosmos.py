@@ -1,16 +1,17 @@
-"""Cosmos 1.0, 2 and 2.5 of diffusers. Source: diffusers transformer_cosmos.py.
+"""Cosmos 1.0, 2 and 2.5 of diffusers. Source: diffusers transformer_cosmos.py, controlnet_cosmos.py.
 
 Its attention uses the active attention backend of diffusers, which must be a native one. Cosmos 1.0 also adds learned
 embeddings of absolute positions, which are not changed.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Beside, TemporalRope, TokenGrid
 
 
 def _frequencies(model: Any) -> Tensor:
@@ -25,12 +26,19 @@ def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
     return float(model.rope.base_fps / given["fps"]) if given.get("fps") is not None else 1.0
 
 
+CONTROL = "block_controlnet_hidden_states"
+
 COSMOS = Adapter(
     name="cosmos",
     family="cosmos",
     classes=("diffusers.models.transformers.transformer_cosmos.CosmosTransformer3DModel",),
     sites=(AttentionSite("transformer_blocks.*.attn1"),),
-    grid=TokenGrid(),
+    grid=TokenGrid(
+        refused={
+            CONTROL: "it is the output of a ControlNet, which this patch does not correct. Patch the pipeline, which "
+            f"has both; or leave the ControlNet as it is: leave_uncorrected=['{CONTROL}']"
+        }
+    ),
     rope=TemporalRope(
         channels=lambda head_dim: head_dim - 4 * (head_dim // 6),
         pairing="(two pair)",
@@ -41,6 +49,18 @@ COSMOS = Adapter(
         unit="frames at 24 per second",
         tables="image_rotary_emb",
     ),
+    other_attention=("transformer_blocks.*.attn2",),
 )
 
-ADAPTERS = [COSMOS]
+# Its blocks run in parallel with every n-th block of the transformer, on the same positions.
+CONTROLNET = replace(
+    COSMOS,
+    name="cosmos-controlnet",
+    classes=("diffusers.models.controlnets.controlnet_cosmos.CosmosControlNetModel",),
+    sites=(AttentionSite("control_blocks.*.attn1"),),
+    grid=TokenGrid("controls_latents"),
+    other_attention=("control_blocks.*.attn2",),
+    beside=Beside("cosmos", layers="config.controlnet_block_every_n", argument=CONTROL),
+)
+
+ADAPTERS = [COSMOS, CONTROLNET]

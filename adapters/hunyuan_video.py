@@ -26,6 +26,7 @@ DIFFUSERS = Adapter(
     ),
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
     rope=ROPE,
+    other_attention=("context_embedder",),
 )
 
 HUNYUAN_15 = replace(

@@ -25,6 +25,7 @@ KANDINSKY_5 = Adapter(
     ),
     heads="visual_transformer_blocks.0.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
+    other_attention=("text_transformer_blocks", "visual_transformer_blocks.*.cross_attention"),
 )
 
 KANDINSKY_6 = Adapter(
@@ -45,6 +46,14 @@ KANDINSKY_6 = Adapter(
     ),
     heads="visual_transformer_blocks.0.video_dec_block.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.video_dec_block.self_attention.query_norm.normalized_shape.0",
+    other_attention=(
+        "video_text_transformer_blocks",
+        "audio_text_transformer_blocks",
+        "visual_transformer_blocks.*.video_dec_block.cross_attention",
+        "visual_transformer_blocks.*.audio_dec_block",
+        "visual_transformer_blocks.*.va_cross_attention",
+        "visual_transformer_blocks.*.av_cross_attention",
+    ),
 )
 
 ADAPTERS = [KANDINSKY_5, KANDINSKY_6]

@@ -16,6 +16,7 @@ DIFFUSERS = Adapter(
     sites=(AttentionSite("temporal_transformer_blocks.*.attn1", tokens="f"),),
     grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
     rope=None,
+    other_attention=("transformer_blocks",),  # within one frame, and to the text
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -82,6 +82,7 @@ LTX = Adapter(
         unit="seconds",
         tables="image_rotary_emb",
     ),
+    other_attention=("transformer_blocks.*.attn2",),
 )
 
 LTX_2 = Adapter(
@@ -102,6 +103,16 @@ LTX_2 = Adapter(
         trained_step=_trained_seconds_per_frame,
         unit="seconds",
         tables="query_rotary_emb",
+    ),
+    other_attention=(
+        "transformer_blocks.*.attn2",
+        "transformer_blocks.*.audio_attn1",
+        "transformer_blocks.*.audio_attn2",
+        "transformer_blocks.*.audio_to_video_attn",
+        "transformer_blocks.*.video_to_audio_attn",
+        # Of the pipeline's component `connectors`, which reads the text.
+        "video_connector",
+        "audio_connector",
     ),
 )
 

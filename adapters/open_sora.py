@@ -57,6 +57,7 @@ OPEN_SORA_12 = Adapter(
     rope=TemporalRope(channels=lambda head_dim: head_dim, frequencies_from=lambda model: model.rope.freqs),
     heads="num_heads",
     head_dim="temporal_blocks.0.attn.head_dim",
+    other_attention=("spatial_blocks.*.attn",),  # within one frame
 )
 
 ADAPTERS = [OPEN_SORA_2, OPEN_SORA_12]

@@ -20,6 +20,7 @@ DIFFUSERS = Adapter(
     sites=(AttentionSite("blocks.*.attn1", while_running=NATIVE),),
     grid=TokenGrid(),
     rope=ROPE,
+    other_attention=("blocks.*.attn2",),
 )
 
 # Reference images come before the video. Their number is in no argument of the transformer.
@@ -32,6 +33,7 @@ VACE = replace(
         *DIFFUSERS.sites,
         AttentionSite("vace_blocks.*.attn1", layers="config.vace_layers", while_running=NATIVE),
     ),
+    other_attention=("blocks.*.attn2", "vace_blocks.*.attn2"),
 )
 
 FLASH_ATTENTION = Kernel(
@@ -55,6 +57,7 @@ ORIGINAL = Adapter(
     rope=replace(ROPE, tables="freqs", table_rows="position"),
     heads="num_heads",
     head_dim="blocks.0.self_attn.head_dim",
+    other_attention=("blocks.*.cross_attn",),
 )
 
 ORIGINAL_VACE = replace(
@@ -66,6 +69,7 @@ ORIGINAL_VACE = replace(
         *ORIGINAL.sites,
         AttentionSite("vace_blocks.*.self_attn", layers="vace_layers", kernel=FLASH_ATTENTION),
     ),
+    other_attention=("blocks.*.cross_attn", "vace_blocks.*.cross_attn"),
 )
 
 ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE]

@@ -19,12 +19,15 @@ HEAD = (
     "file of `freeloc inspect`, unedited |\n|---|---|---|---|---|\n"
 )
 DOUBLES = ("wan_double", "hunyuan_double", "opensora_double")
+OF_TESTS = ("cosmos_control",)
+"""Files of tests/support with examples of real classes."""
 
 
 def everything() -> list[tuple[Example, str]]:
     """Every example, and what it is made of."""
-    found = [(example, f"diffusers {metadata.version('diffusers')}") for example in examples()]
     sys.path.insert(0, str(ROOT / "tests" / "support"))
+    real = [*examples(), *(example for name in OF_TESTS for example in importlib.import_module(name).EXAMPLES)]
+    found = [(example, f"diffusers {metadata.version('diffusers')}") for example in real]
     for name in DOUBLES:
         found += [(example, "a double of the original") for example in importlib.import_module(name).EXAMPLES]
     return sorted(found, key=lambda pair: (pair[0].adapter, pair[0].label))

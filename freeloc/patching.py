@@ -1,6 +1,7 @@
 """`patch` corrects a model for long videos, and `unpatch` undoes it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,14 +24,16 @@ from freeloc.profile.planning import plans_of_call, require_noise, require_setti
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.report import Report
+from freeloc.uncorrected import require_all_described
 
 
 class Patch:
     """A correction that stays on a model until `remove`, or until the end of its ``with`` block."""
 
-    def __init__(self, hooks: list[ModelHook], profile: Profile) -> None:
+    def __init__(self, hooks: list[ModelHook], profile: Profile, left: Sequence[str] = ()) -> None:
         self.profile = profile
         self._hooks = hooks
+        self._left = list(left)
 
     def remove(self) -> None:
         """Leave the model as it was before `patch`. Idempotent."""
@@ -40,7 +43,7 @@ class Patch:
     def report(self) -> Report:
         """What ran so far: per layer the method, calls, frames, positions, density, backend and uncorrected calls."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
-        return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks])
+        return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks], self._left)
 
     def __enter__(self) -> "Patch":
         if any(hook.is_removed for hook in self._hooks):
@@ -62,6 +65,7 @@ def patch(
     backend: str | Backend = "auto",
     noise_prepared: bool = False,
     reference_frames: int | tuple[int, int] | None = None,
+    leave_uncorrected: Sequence[str] = (),
 ) -> Patch:
     """Correct the attention of a video diffusion transformer for videos longer than it was trained on.
 
@@ -87,13 +91,18 @@ def patch(
         reference_frames: how many latent frames of each call are reference images: before the video, or a pair (before,
             after). They are not counted in its length. By default what the adapter or the pipeline says.
         noise_prepared: True if sampling starts from the noise that the method requires (`Method.noise`: FreeNoise).
+        leave_uncorrected: what is left as it is, and named in the report: components of a pipeline, such as
+            ``["controlnet"]``, paths of modules, with ``*`` for any one name; or arguments of the transformer that hold
+            the output of a network elsewhere. By default attention that may be over the video, and that no adapter
+            describes, is refused.
 
     Returns:
         A `Patch`: a context manager with ``remove()`` and ``report()``.
 
     Raises:
         ProfileError: if the profile is missing, malformed, or for another model.
-        AdapterError: if no adapter describes the model, or without a profile its trained length is not known.
+        AdapterError: if no adapter describes the model, or without a profile its trained length is not known; or if
+            more modules may attend over the video than those that are described.
         RegistryError: if no method or backend has that name.
         PatchError: if the model is patched already, or does not support what the profile or method asks for; or if a
             method requires noise of its own and `noise_prepared` is not given.
@@ -101,21 +110,21 @@ def patch(
     resolve_method(method)
     require_noise(method, noise_prepared)
     backends, references = backends_named(backend), _references(reference_frames)
-    found = transformers_of(model_or_pipeline, adapter)
+    found = transformers_of(model_or_pipeline, adapter, leave_uncorrected)
+    left = require_all_described(model_or_pipeline, found, leave_uncorrected)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
-    for transformer, known in found:
-        require_fit(loaded, known.shape(transformer), (known.name, known.family))
+    require_fit(loaded, found)
     require_settings(method, loaded)
     if method is None:
         require_noise(loaded, noise_prepared)
     chosen = _Chosen(loaded, method)
-    correction = Correction(loaded.model.name, chosen.method_of, chosen.plan, backends)
+    correction = Correction(loaded.model.name, chosen.method_of, chosen.plan, backends, allowed=left.arguments)
     correction.trained_frames, correction.references = loaded.model.trained_latent_frames, references
     hooks = install(found, correction)
     try:
         for hook in hooks:
             hook.require_executable(2 * loaded.model.trained_latent_frames)
-        return Patch(hooks, loaded)
+        return Patch(hooks, loaded, left.names)
     except BaseException:
         for hook in hooks:
             hook.remove()
@@ -136,6 +145,8 @@ def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) 
                     f"{model.correction.label}; undo that first: call remove() on its Patch, leave its with block, or "
                     "call freeloc.unpatch(model)"
                 )
+    seconds = frozenset(known.beside.argument for _, known in found if known.beside)
+    correction = replace(correction, allowed=correction.allowed | seconds)
     hooks: list[ModelHook] = []
     try:
         for transformer, known in found:
@@ -153,7 +164,7 @@ def unpatch(model_or_pipeline: object) -> None:
     """Remove every patch from a model or pipeline, including hooks that interrupted calls left behind. Idempotent."""
     context.close_dead()
     leave_cpu()
-    for part in components(model_or_pipeline):
+    for part in components(model_or_pipeline).values():
         for module in part.modules():
             for model in list(patched_models(module)):
                 take_off(module, model)

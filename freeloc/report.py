@@ -57,10 +57,12 @@ class Report:
     Attributes:
         profile: name of the model in the profile, and the kind of its provenance.
         transformers: for each transformer of the pipeline, in order, one entry per attention module, in order.
+        left: what `leave_uncorrected` of `freeloc.patch` names, with its class.
     """
 
     profile: str
     transformers: list[list[LayerReport]]
+    left: list[str] = field(default_factory=list)
 
     @property
     def layers(self) -> list[LayerReport]:
@@ -88,6 +90,7 @@ class Report:
                 lines += _table(done)
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
         lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
+        lines += [f"left uncorrected, as asked: {', '.join(self.left)}"] if self.left else []
         if not self.corrected_calls and not reasons:
             lines.append("the patched model has not run yet")
         return "\n".join(lines)

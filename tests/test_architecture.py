@@ -17,6 +17,7 @@ LEVELS = [
     {"attention", "metrics"},
     {"registry", "report"},
     {"discovery"},
+    {"uncorrected"},
     {"interception", "profile"},
     {"patching"},
     {"layer"},

@@ -1,5 +1,6 @@
 """Describing a model in data: where it computes attention, how its tokens are ordered, how it encodes positions."""
 
+from freeloc.adapter.beside import Beside
 from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.rope import TemporalRope
@@ -11,6 +12,7 @@ __all__ = [
     "SDPA",
     "Adapter",
     "AttentionSite",
+    "Beside",
     "Example",
     "Kernel",
     "ModelShape",

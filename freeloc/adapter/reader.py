@@ -1,7 +1,7 @@
 """Reads the token grid of a call from its arguments, as an adapter describes them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,10 +74,11 @@ class GridReader:
             )
         return Size((frames, height, width))
 
-    def refusal(self, module: nn.Module, given: Mapping[str, Any]) -> str:
+    def refusal(self, module: nn.Module, given: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
         """Why a call of the transformer cannot be corrected: an argument that the adapter refuses; empty if none is."""
         for name, why in self._grid.refused.items():
-            if given.get(name) is not None and given[name] is not self._signature.defaults.get(name):
+            value = None if name in allowed else given.get(name)
+            if value is not None and value is not self._signature.defaults.get(name):
                 return f"{type(module).__name__} cannot be corrected when called with {name}: {why}"
         return ""
 

@@ -4,10 +4,11 @@ An adapter is data: it holds names and numbers only, so that importing it import
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from freeloc.adapter.beside import Beside
 from freeloc.adapter.checks import check_types, require
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
@@ -72,6 +73,13 @@ class Adapter(_Described):
         rope: the temporal part of the rotary embedding; None if the model has none.
         heads: attribute path of the number of heads; a number in a path is an item, as in ``"config.sizes.0"``.
         head_dim: attribute path of the channels per head.
+        other_attention: paths, with ``*`` for any one name, of further modules of the sites' classes, which attend over
+            other tokens than the video's, such as cross-attention: ``"blocks.*.attn2"``. A path covers what is below
+            it. Modules of these classes that are neither sites nor covered are refused: a model that derives from a
+            described one may have more attention over the video.
+        exact: whether subclasses of `classes` do not match: for classes whose subclasses compute something else.
+        beside: the transformer beside which the described network runs, if it is a second one, such as a ControlNet.
+        layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
     """
 
     name: str
@@ -82,14 +90,37 @@ class Adapter(_Described):
     rope: TemporalRope | None
     heads: str = "config.num_attention_heads"
     head_dim: str = "config.attention_head_dim"
+    other_attention: tuple[str, ...] | None = None
+    exact: bool = False
+    beside: Beside | None = None
+    layer_numbers: tuple[int, ...] | None = field(default=None, compare=False)
+
+    def claims(self, model: object) -> int | None:
+        """Distance from the model's class to a class in `classes` (0: the class itself), or None."""
+        distance = super().claims(model)
+        return None if self.exact and distance else distance
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""
         count = 0
         for site in self.sites:
-            for beside, path, module in site.modules(model):
-                yield site, count if beside is None else beside, path, module
-                count += beside is None
+            for parallel, path, module in site.modules(model):
+                layer = count if parallel is None else parallel
+                yield site, self.layer_numbers[layer] if self.layer_numbers else layer, path, module
+                count += parallel is None
+
+    def bound(self, model: nn.Module, transformer: nn.Module, known: "Adapter") -> "Adapter":
+        """The same for a network that runs beside this transformer, with the numbers of the transformer's layers.
+
+        Raises:
+            AdapterError: if these numbers cannot be read, or the transformer has no such layers.
+        """
+        assert self.beside is not None  # the caller found the transformer by it
+        own, layers = self.shape(model).layers, known.shape(transformer).layers
+        numbers = self.beside.numbers(read_path(transformer, self.beside.layers), own)
+        expected = f"layers of {type(transformer).__name__}, 0 to {layers - 1}"
+        require(set(numbers) <= set(range(layers)), f"Beside.layers {self.beside.layers!r}", expected, numbers)
+        return replace(self, layer_numbers=numbers)
 
     def shape(self, model: nn.Module) -> ModelShape:
         """Count the model's layers and read its sizes."""

@@ -21,7 +21,7 @@ ADAPTER = Adapter(
     grid={grid},
     rope={rope},
     heads="{heads}",
-    head_dim="{head_dim}",
+    head_dim="{head_dim}",{other_attention}
 )
 
 ADAPTERS = [ADAPTER]
@@ -50,6 +50,8 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
     cls = seen.model.rpartition(".")[2]
     name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", re.sub(r"(Transformer.*|Model)$", "", cls) or cls).lower()
     sites = ", ".join(_site(seen, index) for index in range(len(seen.candidates)))
+    others = ", ".join(f'"{path}"' for path in seen.other_attention)
+    others += "," if len(seen.other_attention) == 1 else ""
     rope = "None" if seen.rope is None else _rope(seen.rope)
     names = ["Adapter", "AttentionSite", "TemporalRope", "TokenGrid"]
     names = [imported for imported in names if imported != "TemporalRope" or seen.rope]
@@ -67,6 +69,7 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
         rope=rope,
         heads=seen.heads or "TODO: an attribute path that holds the number of heads",
         head_dim=seen.head_dim or "TODO: an attribute path that holds the channels per head",
+        other_attention=f"\n    other_attention=({others})," if others else "",
     )
     compile(text, f"{name}.py", "exec")
     return text

@@ -7,11 +7,15 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.site import AttentionSite
+from freeloc.adapter.spec import Adapter
+from freeloc.discovery import components, modules_of
 from freeloc.errors import AdapterError, FreelocError
 from freeloc.inspection.grid_search import FoundGrid, GridSearch
 from freeloc.inspection.rope_search import FoundRope, find_rope
 from freeloc.interception.watch import AttentionCall, observe
+from freeloc.uncorrected import undescribed
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Inspection:
         rope: the temporal RoPE of the first candidate, or None if no rotation was found.
         heads, head_dim: attribute paths of the model that hold these numbers, or None.
         patch_path: attribute path that holds the patch size, or None.
+        other_attention: paths of modules of the candidates' classes that do not attend over the whole grid.
         unknown: what was not found, and why.
     """
 
@@ -59,6 +64,7 @@ class Inspection:
     heads: str | None = None
     head_dim: str | None = None
     patch_path: str | None = None
+    other_attention: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     @property
@@ -134,6 +140,7 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     found.heads = _size_path(model, site.first, site.query[1], "heads")
     found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
     found.patch_path = _patch_path(model, grid.patch)
+    found.other_attention = _other_attention(model, found, calls)
     places = {"heads": found.heads, "head_dim": found.head_dim}
     found.unknown += [f"{name}: no attribute holds it" for name, path in places.items() if not path]
     found.rope = find_rope(search.equal_frames(grid, site.first))
@@ -207,6 +214,17 @@ def _find_grid(
             if grid is not None:
                 return search, site, grid
     return None
+
+
+def _other_attention(model: nn.Module, found: Inspection, calls: Sequence[AttentionCall]) -> list[str]:
+    """Paths of the modules of the candidates' classes that are no candidates, but made calls."""
+    sites = tuple(AttentionSite(site.path) for site in found.candidates)
+    if not sites:
+        return []
+    draft = Adapter("draft", "draft", (found.model,), sites, TokenGrid(), rope=None)
+    places = list(modules_of(components(model)))
+    seen = {call.path for call in calls}
+    return list(dict.fromkeys(path for path, place in undescribed(places, [(model, draft)]) if place.whole in seen))
 
 
 def _size_path(model: nn.Module, site: str, value: int, kind: Literal["heads", "head_dim"]) -> str | None:

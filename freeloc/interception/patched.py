@@ -55,6 +55,7 @@ class Correction:
         checked: whether calls are checked; if not, they are taken to be as the adapter describes.
         trained_frames: latent frames of the clips that the model was trained on; 0 if it is not known.
         references: reference images before and after the frames of the video, if the user has told their number.
+        allowed: arguments of the transformer that are not refused, although its grid says so (`Beside.argument`).
     """
 
     label: str
@@ -65,6 +66,7 @@ class Correction:
     checked: bool = True
     trained_frames: int = 0
     references: tuple[int, int] | None = None
+    allowed: frozenset[str] = frozenset()
 
 
 class PatchedModel:
@@ -144,7 +146,7 @@ class PatchedModel:
         adapter, given = self.adapter, self.signature.given(args, kwargs)
         own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
         texts = {name: count_of(given.get(name)) for name in own}
-        grid, refused = None, self.reader.refusal(self.module, given)
+        grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
         if adapter.grid.of == "transformer":
             grid, why = self.reader.of_model(self.module, given)
             refused = refused or why
@@ -227,7 +229,7 @@ class PatchedModel:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
         kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
-        installed = any(known is self.adapter for _, known in owners)
+        installed = any(known == self.adapter for _, known in owners)  # also one with layer numbers, read once
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

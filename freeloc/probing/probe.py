@@ -74,8 +74,7 @@ def probe(
     chosen = find_depth(depth)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=True)
-    for transformer, known in found:
-        require_fit(loaded, known.shape(transformer), (known.name, known.family))
+    require_fit(loaded, found)
     if isinstance(prompts, str):
         raise ProbeError(f"expected a list of prompts, found one text: give prompts=[{brief(prompts)}]")
     labels = [str(prompt) for prompt in prompts]

@@ -1,5 +1,8 @@
 """Finding the profile that fits a model, and making a default one where none does."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import nn
 
 from freeloc.adapter.spec import Adapter, ModelShape
@@ -15,12 +18,20 @@ KINDS = ("published", "probed", "default")
 NOT_MEASURED = "freeloc.default_profile(model, trained_latent_frames=...) makes one that is not measured."
 
 
-def require_fit(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
-    """Require that a profile was made for this kind of model.
+def require_fit(profile: Profile, found: Sequence[tuple[nn.Module, Adapter]]) -> None:
+    """Require that a profile was made for these transformers, with their adapters.
 
     Raises:
         ProfileError: if it was not. The message has the numbers of both, and the installed profiles that fit.
     """
+    for transformer, adapter in found:
+        shape, names = adapter.shape(transformer), (adapter.name, adapter.family)
+        if adapter.layer_numbers:  # of another of these transformers, which must fit itself
+            shape = replace(shape, layers=profile.model.layers)
+        _require_shape(profile, shape, names)
+
+
+def _require_shape(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
     wrong = [
         f"{getattr(profile.model, name)} {name}, found {getattr(shape, name)}"
         for name in ("layers", "heads", "head_dim")

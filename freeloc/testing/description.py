@@ -14,12 +14,13 @@ from freeloc.interception.watch import observe
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case, SiteCall
 from freeloc.testing.diagnosis import rotation_problem
 from freeloc.testing.requirements import ConformanceError, error_of, needs, require
+from freeloc.uncorrected import require_all_described
 
 
 def check_it_matches_its_class_only(case: Case) -> None:
     """The adapter describes the model, and none of the model's parts."""
     cls = type(case.model)
-    names = ", ".join(case.adapter.classes)
+    names = ("exactly " if case.adapter.exact else "") + ", ".join(case.adapter.classes)
     require(
         case.adapter.claims(case.model) is not None,
         f"classes: the model is a {cls.__module__}.{cls.__qualname__}, the adapter names {names}",
@@ -70,7 +71,16 @@ def check_every_site_is_named(case: Case) -> None:
     require(not others, f"sites: {len(paths)} are named, but these also attend over the whole video: {near}")
 
 
-@needs(check_it_matches_its_class_only, check_every_site_is_named)
+@needs(check_every_site_is_named)
+def check_other_attention_is_named(case: Case) -> None:
+    """Every module of a site's class is a site, or is named as attention over other tokens than the whole video."""
+    try:
+        require_all_described(case.model, [(case.model, case.adapter)], leave=())
+    except AdapterError as error:
+        raise ConformanceError(f"other_attention: {error}") from error
+
+
+@needs(check_it_matches_its_class_only, check_every_site_is_named, check_other_attention_is_named)
 def check_every_site_calls_its_kernel(case: Case) -> None:
     """In a run of the model, every site makes the call that the adapter describes, and every layer has a number."""
     calls = case.calls()

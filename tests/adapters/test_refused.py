@@ -1,11 +1,12 @@
-"""Every video transformer of diffusers is adapted, or refused with a reason."""
+"""Every video transformer and video ControlNet of diffusers is adapted, or refused with a reason."""
 
 import inspect
 import re
 
 import pytest
 import torch
-from diffusers.models import transformers
+from diffusers.models import controlnets, transformers
+from torch import nn
 
 import freeloc
 from freeloc.registry import registry
@@ -18,6 +19,8 @@ VIDEO = re.compile(
     "|Helios|AnyFlow|MiniMax|ConsisID|ChronoEdit"
 )
 NOT_VIDEO = {
+    "HunyuanDiT2DControlNetModel": "images",
+    "HunyuanDiT2DMultiControlNetModel": "images",
     "HunyuanDiT2DModel": "images",
     "HunyuanImageTransformer2DModel": "images",
     "JoyImageEditPlusTransformer3DModel": "images",
@@ -29,9 +32,11 @@ NOT_VIDEO = {
 
 
 def of_diffusers():
-    """Every transformer of diffusers that may be one of video, by name."""
-    found = vars(transformers).items()
-    return {name: cls for name, cls in found if inspect.isclass(cls) and VIDEO.search(name)}
+    """Every transformer of diffusers that may be one of video, and every ControlNet, by name."""
+    found = (vars(transformers) | vars(controlnets)).items()
+    return {
+        name: cls for name, cls in found if inspect.isclass(cls) and VIDEO.search(name) and issubclass(cls, nn.Module)
+    }
 
 
 @pytest.mark.parametrize("name", list(REFUSED))

@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 from unittest import mock
 
+import cosmos_control
 import hunyuan_double
 import opensora_double
 import pytest
@@ -37,7 +38,7 @@ def test_installed_adapters(check):
     check()
 
 
-@conformance(*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES)
+@conformance(*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES, *cosmos_control.EXAMPLES)
 def test_adapters_of_original_repositories(check):
     check()
 
@@ -82,6 +83,14 @@ BROKEN = {
     "check_every_site_is_named": [
         (wrong_site(path="blocks.*.self_attention"), "sites: ToyDiT has no 'blocks.0.self_attention'"),
         (wrong(sites=(SITE, SITE)), "sites: a module is named twice"),
+    ],
+    "check_other_attention_is_named": [
+        (
+            wrong(other_attention=None),
+            "other_attention: expected an adapter to describe all modules like those that attend over the video of "
+            "ToyDiT, found also text_attention (1 of ToyAttention)",
+        ),
+        (wrong(other_attention=("blocks.*.text_attention",)), "found also text_attention (1 of ToyAttention)"),
     ],
     "check_every_site_calls_its_kernel": [
         (wrong_kernel(function="flash_attention"), f"{TOY} has no function 'flash_attention'"),
@@ -164,6 +173,29 @@ def test_a_grid_that_does_not_see_padding_is_caught():
     assert list(found) == ["check_sizes_that_are_no_multiple_of_the_patch"]
     message = found["check_sizes_that_are_no_multiple_of_the_patch"]
     assert "expected 36 tokens" in message or "does it pad the video?" in message
+
+
+class FinerDiT(ToyDiT):
+    """A class that derives from the described one."""
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_adapter_for_exactly_one_class_is_caught_on_a_subclass(exact):
+    finer = replace(example(), model=lambda: random_model(FinerDiT))
+    found = problems(wrong(exact=exact), finer)
+    assert list(found) == (["check_it_matches_its_class_only"] if exact else [])
+    assert not exact or f"FinerDiT, the adapter names exactly {TOY}.ToyDiT" in found["check_it_matches_its_class_only"]
+
+
+def test_attention_that_a_subclass_adds_is_caught():
+    class WiderDiT(ToyDiT):
+        def __init__(self):
+            super().__init__()
+            self.more_attention = toy_dit.ToyAttention(None)
+
+    found = problems(RIGHT, replace(example(), model=lambda: random_model(WiderDiT)))
+    assert list(found) == ["check_other_attention_is_named"]
+    assert "of WiderDiT, found also more_attention (1 of ToyAttention)" in found["check_other_attention_is_named"]
 
 
 def add_one(model, given):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from test_docs import code_blocks
 
+from freeloc.testing import CHECKS
+
 DOCS = Path(__file__).parents[2] / "docs"
 PLUGIN = DOCS / "examples" / "freeloc-toy"
 PAGE = DOCS / "write-an-adapter.md"
@@ -62,7 +64,7 @@ def test_the_command_lists_its_adapter_and_profile(run):
 def test_the_command_checks_its_adapter(run):
     done = run("-m", "freeloc", "check-adapter", "toy")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok     toy") == len(done.stdout.splitlines()) == 16
+    assert done.stdout.count("ok     toy") == len(done.stdout.splitlines()) == len(CHECKS)
 
 
 def test_a_model_is_patched_in_one_line(run):
@@ -75,7 +77,7 @@ def test_a_model_is_patched_in_one_line(run):
 def test_its_own_five_lines_of_tests_pass(run):
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_adapter.py", folder=run.tests)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 passed" in done.stdout
+    assert f"{len(CHECKS)} passed" in done.stdout
 
 
 def test_the_package_built_by_following_the_page_meets_every_requirement(tmp_path, monkeypatch):
@@ -93,5 +95,5 @@ def test_the_package_built_by_following_the_page_meets_every_requirement(tmp_pat
     (tmp_path / "site").mkdir()
     run = installed(source, tmp_path / "site")
     done = run("-m", "freeloc", "check-adapter", "toy")
-    assert done.stdout.count("ok     toy") == len(done.stdout.splitlines()) == 16, done.stdout + done.stderr
+    assert done.stdout.count("ok     toy") == len(done.stdout.splitlines()) == len(CHECKS), done.stdout + done.stderr
     assert "2 attention calls corrected, 0 left as they are (profile: ToyDiT, default)" in run("-c", CODE).stdout

@@ -24,4 +24,5 @@ TOY = Adapter(
     rope=TemporalRope(channels=4, first=4, pairing="(two pair)", theta=100.0, tables="turns"),
     heads="heads",
     head_dim="head_dim",
+    other_attention=("text_attention",),
 )
