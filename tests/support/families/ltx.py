@@ -13,7 +13,7 @@ import math
 import torch
 from dense import Facts, blocks, half_split, interleaved
 
-FPS, SECONDS, PIXELS = 25, 20, 2048
+SECONDS, PIXELS = 20, 2048
 PATHS = blocks("transformer_blocks.*.attn1")
 
 
@@ -32,9 +32,9 @@ def rotations(axis, shares, dtype):
     return on_axis(axis, (shares.float()[:, None] * 2 - 1) * waves(dtype))
 
 
-def facts(pairs, seconds, middle, dtype, rotary, spacing=1.0):
+def facts(pairs, seconds, middle, dtype, rotary, trained_rate, rate=25):
     """`seconds` of frames 0, 1, ..., and the position of a token within it, from 0 to 1."""
-    temporal = on_axis(0, 2 * waves(dtype).double()[None] * (8 / FPS / SECONDS))[:, 0]
+    temporal = on_axis(0, 2 * waves(dtype).double()[None] * (8 / rate / SECONDS))[:, 0]
 
     def spatial(height, width):
         rows, columns = ((torch.arange(size) + middle) * 32 / PIXELS for size in (height, width))
@@ -43,27 +43,30 @@ def facts(pairs, seconds, middle, dtype, rotary, spacing=1.0):
 
     def times(frames):
         """In latent frames, of each pair on its own, because each has its own rounding."""
-        angles = rotations(0, seconds(frames) / SECONDS, dtype).transpose(0, 1)
+        angles = rotations(0, seconds(frames, rate) / SECONDS, dtype).transpose(0, 1)
         return torch.where(temporal == 0, 0, angles / temporal)[:, :, None]
 
-    return Facts(PATHS, pairs, temporal, spatial, times=times, rotary=rotary, spacing=spacing)
+    return Facts(PATHS, pairs, temporal, spatial, times=times, rotary=rotary, spacing=trained_rate / rate)
 
 
-def uniform(frames):
-    return torch.arange(frames).float() * (8 / FPS)
+def uniform(frames, rate):
+    return torch.arange(frames).float() * (8 / rate)
 
 
-def middles(frames):
+def middles(frames, rate):
     """Video frames 0, 1 to 8, 9 to 16 ..."""
-    starts, ends = [((torch.arange(frames) + late) * 8.0 - 7).clamp(min=0) / FPS for late in (0, 1)]
+    starts, ends = [((torch.arange(frames) + late) * 8.0 - 7).clamp(min=0) / rate for late in (0, 1)]
     return (starts + ends) / 2
 
 
-LTX_2 = (middles, 0.5, torch.float64, ("query_rotary_emb",))
+# The pipelines of LTX have 25 frames per second, those of LTX-2 have 24.
+LTX = (interleaved(20), uniform, 0, torch.float32, ("image_rotary_emb",), 25)
+LTX_2 = (middles, 0.5, torch.float64, ("query_rotary_emb",), 24)
+EVERY = {"ltx": LTX, "ltx-2": (interleaved(20), *LTX_2), "ltx-2-split": (half_split(20), *LTX_2)}
 
-FACTS = {
-    "ltx": facts(interleaved(20), uniform, 0, torch.float32, ("image_rotary_emb",)),
-    # The example has 25 frames per second, the pipelines of LTX-2 have 24.
-    "ltx-2": facts(interleaved(20), *LTX_2, spacing=24 / 25),
-    "ltx-2-split": facts(half_split(20), *LTX_2, spacing=24 / 25),
-}
+FACTS = {name: facts(*own) for name, own in EVERY.items()}
+
+
+def at_rate(name, rate):
+    """The facts of a model at another frame rate than that of its example."""
+    return facts(*EVERY[name], rate=rate)
