@@ -5,14 +5,16 @@ from functools import partial
 
 from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import FramePlan
-from freeloc.plans.length import VideoLength, plans_of_length
+from freeloc.plans.length import VideoLength, plan_of_length, plans_of_length
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.policies import resolve_policy, resolved_with
 from freeloc.profile.schema import Policy, Profile
 from freeloc.registry import registry
 
 
-def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = None) -> FramePlan:
+def frame_plan(
+    profile: Profile, layer: int, frames: int, head: int | None = None, reference_frames: tuple[int, int] = (0, 0)
+) -> FramePlan:
     """The plan of a layer under a profile, for a video with a given number of latent frames.
 
     >>> from freeloc import load_profile
@@ -23,17 +25,21 @@ def frame_plan(profile: Profile, layer: int, frames: int, head: int | None = Non
     Args:
         profile: the profile.
         layer: 0 to ``profile.model.layers - 1``.
-        frames: latent frames of the video, at least 1.
+        frames: latent frames of the call, at least 1.
         head: index of a head; by default the plan of the layer, which most profiles use for all its heads.
+        reference_frames: how many of the first and of the last latent frames are reference images.
 
     Raises:
-        FreelocError: if there is no such layer or head.
+        FreelocError: if there is no such layer or head, or there are no other frames than references.
     """
-    if head is None:
-        return policy_plan(profile, profile.policy(layer), frames, layer)
-    if head not in range(profile.model.heads):
+    if head is not None and head not in range(profile.model.heads):
         raise FreelocError(f"expected a head from 0 to {profile.model.heads - 1}, found {head}")
-    return policy_plan(profile, profile.head_policies(layer)[head], frames, layer, head)
+    policy = profile.policy(layer) if head is None else profile.head_policies(layer)[head]
+    length = VideoLength(frames, *reference_frames)
+    if length.video < 1:
+        raise FreelocError(f"expected more latent frames than {sum(reference_frames)} references, found {frames}")
+    plan = policy_plan(profile, policy, length.video, layer, head)
+    return plan_of_length(plan, length, profile.model.trained_latent_frames)
 
 
 def layer_plans(profile: Profile, layer: int, frames: int) -> Plans:

@@ -1,6 +1,6 @@
 """The plan of a call whose frames are further apart than in training, or that has reference images, written apart.
 
-It follows docs/checks.md, pair by pair, and shares no code with freeloc/plans/length.py.
+It follows docs/concepts/checks.md, pair by pair, and shares no code with freeloc/plans/length.py.
 """
 
 import math
