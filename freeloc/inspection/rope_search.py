@@ -36,6 +36,12 @@ class FoundRope:
     positions_per_frame: float
     error: float
 
+    @property
+    def by_head(self) -> Tensor:
+        """Radians per latent frame, (pairs,), or (heads, pairs) where heads differ."""
+        differ = (self.frequencies - self.frequencies[:1]).abs().max() > 1e-6
+        return self.frequencies if differ else self.frequencies[0]
+
 
 def find_rope(frames: Tensor) -> FoundRope | None:
     """The rotation between equal frames, or None where nothing rotates or no pairing explains the changes.
