@@ -16,7 +16,9 @@ from freeloc.testing import examples, noise
 
 EXAMPLES = {example.label: example for example in [*examples(), TOY]}
 INSTALLED = {adapter.name: adapter for adapter in [*freeloc.discovery.adapters(), TOY_ADAPTER]}
-WITH_TABLES = ["allegro", "cogvideox", "cosmos-2", "hunyuan-video", "kandinsky5", "ltx", "mochi", "toy", "wan"]
+WITH_TABLES = [
+    *("allegro", "cogvideox", "cosmos-2", "hunyuan-video", "kandinsky5", "ltx", "ltx-2-split", "mochi", "toy", "wan"),
+]
 
 
 def inspected(name):
