@@ -3,6 +3,7 @@
 import re
 
 from freeloc.errors import FreelocError
+from freeloc.inspection.argument_search import FoundArguments, FoundTables
 from freeloc.inspection.inspector import Inspection
 from freeloc.inspection.rope_search import FoundRope
 
@@ -35,7 +36,7 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
     >>> from freeloc.testing import examples
     >>> example = examples("hunyuan-video")[0]
     >>> text = adapter_file(inspect(example.model(), example.inputs(8, 2, 3, 2)))
-    >>> 'rope=TemporalRope(channels=8, theta=256.0)' in text
+    >>> 'rope=TemporalRope(channels=8, theta=256.0, tables="image_rotary_emb")' in text
     True
 
     Args:
@@ -52,7 +53,7 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
     sites = ", ".join(_site(seen, index) for index in range(len(seen.candidates)))
     others = ", ".join(f'"{path}"' for path in seen.other_attention)
     others += "," if len(seen.other_attention) == 1 else ""
-    rope = "None" if seen.rope is None else _rope(seen.rope)
+    rope = "None" if seen.rope is None else _rope(seen.rope, seen.tables)
     names = ["Adapter", "AttentionSite", "TemporalRope", "TokenGrid"]
     names = [imported for imported in names if imported != "TemporalRope" or seen.rope]
     if "MATMUL" in sites:
@@ -77,12 +78,17 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
 
 def _site(seen: Inspection, index: int) -> str:
     site, grid = seen.candidates[index], seen.grid
+    found = site.arguments or FoundArguments()
     assert grid is not None
     fields = [f'"{site.path}"']
     if site.kernel == "torch.matmul":
         fields.append("kernel=MATMUL")
     if grid.text_first or grid.text_last:
         fields.append(f'text="{"first" if grid.text_first else "last"}"')
+        counted = found.text_tokens or "TODO: the argument that has the number of text tokens"
+        fields.append(f'text_tokens="{counted}"')
+    fields += [f'{name}="{value}"' for name in ("text_mask", "hidden_states") if (value := getattr(found, name))]
+    fields += ["joint=True"] if found.joint else []
     if grid.tokens[1:] == (1, 1):
         fields.append('tokens="f"')
     return f"AttentionSite({', '.join(fields)})"
@@ -97,7 +103,7 @@ def _grid(seen: Inspection) -> str:
     return f'TokenGrid("{grid.argument}", axes="{grid.axes}", patch={patch})'
 
 
-def _rope(rope: FoundRope) -> str:
+def _rope(rope: FoundRope, tables: FoundTables | None) -> str:
     fields = [f"channels={rope.channels}"]
     if rope.first:
         fields.append(f"first={rope.first}")
@@ -106,14 +112,15 @@ def _rope(rope: FoundRope) -> str:
     if rope.within != rope.channels:
         fields.append(f"within={rope.within}")
     if rope.theta is None:
-        found = (
-            rope.frequencies if (rope.frequencies - rope.frequencies[:1]).abs().max() > 1e-6 else rope.frequencies[0]
-        )
-        fields.append(f"frequencies_from=lambda model: torch.tensor({_numbers(found.tolist())})")
+        fields.append(f"frequencies_from=lambda model: torch.tensor({_numbers(rope.by_head.tolist())})")
     else:
         fields.append(f"theta={rope.theta!r}")
         if abs(rope.positions_per_frame - 1) > 1e-4:
             fields.append(f"step=lambda model, given: {rope.positions_per_frame:.7g}")
+    if tables is not None:
+        fields.append(f'tables="{tables.argument}"')
+        if tables.rows != "token":
+            fields.append(f'table_rows="{tables.rows}"')
     return f"TemporalRope({', '.join(fields)})"
 
 

@@ -1,5 +1,6 @@
 """Inspects a model without an adapter: its attention calls, and what an adapter would say about them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter
 from freeloc.discovery import components, modules_of
 from freeloc.errors import AdapterError, FreelocError
+from freeloc.inspection.argument_search import FoundArguments, FoundTables, find_arguments, find_tables
 from freeloc.inspection.grid_search import FoundGrid, GridSearch
 from freeloc.inspection.rope_search import FoundRope, find_rope
 from freeloc.interception.watch import AttentionCall, observe
@@ -30,6 +32,7 @@ class FoundSite:
         query, key: shapes in the first call, (batch, heads, tokens, head_dim).
         kernel: name of the function.
         is_candidate: whether all modules that the path matches attend over the whole token grid.
+        arguments: the arguments of the first module that an adapter names, for candidates.
     """
 
     path: str
@@ -40,6 +43,7 @@ class FoundSite:
     key: tuple[int, ...]
     kernel: str
     is_candidate: bool = False
+    arguments: FoundArguments | None = None
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Inspection:
         sites: all attention calls, grouped.
         grid: the token grid, or None if it was not found.
         rope: the temporal RoPE of the first candidate, or None if no rotation was found.
+        tables: its rotary tables, or None if no argument holds tables of this rotation.
         heads, head_dim: attribute paths of the model that hold these numbers, or None.
         patch_path: attribute path that holds the patch size, or None.
         other_attention: paths of modules of the candidates' classes that do not attend over the whole grid.
@@ -61,6 +66,7 @@ class Inspection:
     sites: list[FoundSite]
     grid: FoundGrid | None = None
     rope: FoundRope | None = None
+    tables: FoundTables | None = None
     heads: str | None = None
     head_dim: str | None = None
     patch_path: str | None = None
@@ -91,6 +97,8 @@ class Inspection:
                 f"within {self.rope.within}), {base}, {self.rope.positions_per_frame:g} positions per latent frame, "
                 f"error {self.rope.error:.1e}"
             )
+        if self.tables:
+            lines.append(f"rotary tables: {self.tables.argument}, with a row for each {self.tables.rows}")
         return "\n".join(lines + [f"not found: {problem}" for problem in self.unknown])
 
 
@@ -135,8 +143,9 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     for index, seen in enumerate(found.sites):
         if seen.query[2] == seen.key[2] == site.query[2]:
             problem = _unlike(model, seen, grid, calls)
-            found.sites[index] = replace(seen, is_candidate=not problem)
-            found.unknown += [f"{seen.path}: {problem}"] if problem else []
+            arguments = _arguments(seen, grid, calls, inputs)
+            found.sites[index] = replace(seen, is_candidate=not problem, arguments=arguments)
+            found.unknown += [f"{seen.path}: {problem}"] if problem else arguments.unknown
     found.heads = _size_path(model, site.first, site.query[1], "heads")
     found.head_dim = _size_path(model, site.first, site.query[3], "head_dim")
     found.patch_path = _patch_path(model, grid.patch)
@@ -146,7 +155,21 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     found.rope = find_rope(search.equal_frames(grid, site.first))
     if found.rope is None:
         found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")
+        return found
+    call = next(call for call in calls if call.path == site.first)
+    found.tables = find_tables(call, found.rope, grid.tokens[0], math.prod(grid.tokens), bool(grid.text_first))
+    if found.tables is None:
+        found.unknown.append(f"tables: no argument of {site.first} holds rotary tables that rotate frames like this")
     return found
+
+
+def _arguments(
+    site: FoundSite, grid: FoundGrid, calls: Sequence[AttentionCall], inputs: Mapping[str, Any]
+) -> FoundArguments:
+    """The arguments of a site's first module that an adapter names."""
+    own = [call for call in calls if call.path == site.first]
+    others = {name: value for name, value in inputs.items() if name != grid.argument}
+    return find_arguments(own, math.prod(grid.tokens), others)
 
 
 def _sites(calls: Sequence[AttentionCall]) -> list[FoundSite]:

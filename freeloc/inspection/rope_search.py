@@ -36,6 +36,12 @@ class FoundRope:
     positions_per_frame: float
     error: float
 
+    @property
+    def by_head(self) -> Tensor:
+        """Radians per latent frame, (pairs,), or (heads, pairs) where heads differ."""
+        differ = (self.frequencies - self.frequencies[:1]).abs().max() > 1e-6
+        return self.frequencies if differ else self.frequencies[0]
+
 
 def find_rope(frames: Tensor) -> FoundRope | None:
     """The rotation between equal frames, or None where nothing rotates or no pairing explains the changes.
@@ -70,8 +76,9 @@ def _pairings(frames: Tensor, rotated: list[int]) -> list[Tensor]:
     """Ways (2, pairs) to pair the rotated channels such that no pair changes its length."""
     head_dim, first = frames.shape[-1], rotated[0]
     ways = [torch.arange(first - first % 2, head_dim - head_dim % 2).view(-1, 2).mT]
-    halves = range(1, (head_dim - first) // 2 + 1)
-    ways += [torch.stack([torch.arange(half), torch.arange(half, 2 * half)]) + first for half in halves]
+    for start in sorted({0, first}):  # the first pairs of a block may be still
+        halves = range(1, (head_dim - start) // 2 + 1)
+        ways += [torch.stack([torch.arange(half), torch.arange(half, 2 * half)]) + start for half in halves]
     lengths = [_complex(frames, pairs).abs() for pairs in ways]
     largest = frames.abs().max()
     return [

@@ -114,7 +114,8 @@ def _each_frequency(steps: Tensor) -> Tensor:
 
 def _common_factor(steps: Tensor, per_frame: Tensor) -> float | None:
     """The one factor between described and real angles, from slow pairs to fast ones; None if there is none."""
-    described = per_frame.expand(steps.shape[1:]).flatten()
+    steps, described = torch.broadcast_tensors(steps, per_frame)
+    described = described[0].flatten()
     real, last = steps.flatten(1), len(steps) - 1
     order = [pair for pair in described.abs().argsort().tolist() if described[pair] != 0]
     if not order:

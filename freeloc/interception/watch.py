@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from freeloc.adapter.reader import Signature
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.layout import TokenLayout
 from freeloc.interception.interceptors import PRODUCTS
@@ -56,6 +57,7 @@ class AttentionCall:
         kernel: ``"torch.nn.functional.scaled_dot_product_attention"``, or ``"torch.matmul"`` for two products.
         query, key, value: (batch, heads, tokens, head_dim).
         mask: the attention mask of the call.
+        given: the arguments of that module, by name, in the order of its forward.
     """
 
     path: str
@@ -64,15 +66,30 @@ class AttentionCall:
     key: Tensor
     value: Tensor
     mask: Tensor | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Running(NamedTuple):
+    """A running module, and what it was called with."""
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def given(self) -> dict[str, Any]:
+        signature = Signature(self.module)
+        given = signature.given(self.args, self.kwargs)
+        return {name: given[name] for name in signature.names if name in given} | given
 
 
 class _Watching(TorchFunctionMode):
     """Records every attention call with the path of its module."""
 
-    def __init__(self, until: Callable[[AttentionCall], bool] | None) -> None:
+    def __init__(self, call: _Running, until: Callable[[AttentionCall], bool] | None) -> None:
         super().__init__()
         self.until = until
-        self.running: list[str] = [""]
+        self.running = [call]
         self.calls: list[AttentionCall] = []
         self._factors: tuple[str, Tensor, Tensor] | None = None
 
@@ -83,25 +100,26 @@ class _Watching(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(kwargs)
             tensors = given["query"], given["key"], given["value"]
-            name = "torch.nn.functional.scaled_dot_product_attention"
-            self._note(AttentionCall(self.running[-1], name, *tensors, given.get("attn_mask")))
+            self._note("torch.nn.functional.scaled_dot_product_attention", *tensors, given.get("attn_mask"))
         elif func in PRODUCTS:
             factors = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
             if factors["input"].ndim == factors["other"].ndim == 4:
                 self._note_product(factors["input"], factors["other"])
         return func(*args, **kwargs)
 
-    def _note(self, call: AttentionCall) -> None:
+    def _note(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
+        here = self.running[-1]
+        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given())
         self.calls.append(call)
         if self.until is not None and self.until(call):
             raise _SeenError
 
     def _note_product(self, left: Tensor, right: Tensor) -> None:
         """Record attention when a module makes two products, and the second has as many keys as the first returned."""
-        here, before = self.running[-1], self._factors
+        here, before = self.running[-1].path, self._factors
         if before is not None and before[0] == here and left.shape[-1] == right.shape[-2] == before[2].shape[-2]:
             self._factors = None
-            self._note(AttentionCall(here, "torch.matmul", before[1], before[2], right))
+            self._note("torch.matmul", before[1], before[2], right)
         else:
             self._factors = here, left, right.mT
 
@@ -127,10 +145,10 @@ def observe(
         inputs: arguments of its forward.
         until: function of a call that says whether it is the last one to record. The run ends there.
     """
-    watch = _Watching(until)
+    watch = _Watching(_Running("", model, (), inputs), until)
 
     def enter(path: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: watch.running.append(path)
+        return lambda module, args, kwargs: watch.running.append(_Running(path, module, args, kwargs))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         watch.running.pop()

@@ -17,7 +17,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(24, 72)
         self.heads, self.head_dim = 2, 12
 
-    def forward(self, x, sizes, mask):
+    def forward(self, x, sizes, mask, padding):
         q, k, v = self.qkv(x).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -33,7 +33,7 @@ class Model(nn.Module):
         seen = (torch.arange(x.shape[1]) < sizes.prod(1)[:, None])[:, None, None]
         mask = seen.expand(-1, -1, x.shape[1], -1) if per_query else seen
         for layer in self.layers:
-            x = x + layer(x, sizes, mask)
+            x = x + layer(x, sizes, mask, padding=x.shape[1] - int(sizes.prod(1).min()))
         return x
 
 
@@ -41,7 +41,7 @@ ADAPTER = freeloc.adapter.Adapter(
     name="padded",
     family="padded",
     classes=(f"{__name__}.Model",),
-    sites=(freeloc.adapter.AttentionSite("layers.*", text="last"),),
+    sites=(freeloc.adapter.AttentionSite("layers.*", text="last", text_tokens="padding"),),
     grid=freeloc.adapter.TokenGrid("sizes", axes="sample (f h w)", of="attention"),
     rope=None,
     heads="layers.0.heads",
