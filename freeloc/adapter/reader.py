@@ -18,6 +18,7 @@ class Signature:
     """The parameters of a module's forward."""
 
     def __init__(self, module: nn.Module) -> None:
+        module = getattr(module, "_orig_mod", module)  # of a module that is compiled by itself
         is_bound = type(module).forward is nn.Module.forward
         forward = module.forward if is_bound else type(module).forward
         parameters = list(inspect.signature(forward).parameters.values())[0 if is_bound else 1 :]
@@ -45,8 +46,8 @@ class GridReader:
         self._grid = adapter.grid
         self._arguments = adapter.grid.arguments
         self._patch = (1, 1, 1) if adapter.grid.of == "attention" else adapter.patch_size(model)
-        self._signature = Signature(shows)
-        self.given = self._signature.given
+        self.given = Signature(shows).given
+        self._defaults = Signature(model).defaults
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the grid, which may hold functions: `of_grid` sets it again."""
@@ -78,7 +79,7 @@ class GridReader:
         """Why a call of the transformer cannot be corrected: an argument that the adapter refuses; empty if none is."""
         for name, why in self._grid.refused.items():
             value = None if name in allowed else given.get(name)
-            if value is not None and value is not self._signature.defaults.get(name):
+            if value is not None and value is not self._defaults.get(name):
                 return f"{type(module).__name__} cannot be corrected when called with {name}: {why}"
         return ""
 
@@ -99,6 +100,9 @@ class GridReader:
         values = [self._argument(module, given, name) for name in self._arguments]
         if len(values) == 3:
             return int(values[0]), int(values[1]), int(values[2])
+        if not isinstance(values[0], Tensor):
+            found = type(values[0]).__name__
+            raise LayoutError(f"expected {self._grid.argument} with axes ({self._grid.axes}), found a {found}")
         if self._grid.axes == "sample token (f h w)":
             frames, height, width = (int(largest) + 1 for largest in values[0].amax(dim=(0, 1)))
             return frames, height, width

@@ -30,6 +30,7 @@ class ModelHook:
             LayerHook(self.model, adapter.sites.index(site), layer, path, attention)
             for site, layer, path, attention in self.model.places
         ]
+        self._grid_modules = [self.model.shows_grid] if adapter.grid.submodule else []
 
     def install(self) -> None:
         """Register all hooks. `remove` and `take_off` remove them, also after an interrupt in this function."""
@@ -37,10 +38,10 @@ class ModelHook:
         for layer in self.layers:
             _put_on(layer.module, layer.before, layer.after)
             layer.held.own(layer.module)
-        if self.model.adapter.grid.submodule:
-            _put_on(module.get_submodule(self.model.adapter.grid.submodule), None, self.note_grid)
+        for submodule in self._grid_modules:
+            _put_on(submodule, None, self.note_grid)
         _put_on(module, self.open_forward, self.close_forward)
-        compiled.mark(module, [layer.module for layer in self.layers])
+        compiled.mark(module, [*self._grid_modules, *(layer.module for layer in self.layers)])
 
     def remove(self) -> None:
         """Remove all hooks, and clean up after interrupted forwards in this thread. Idempotent.
@@ -50,9 +51,7 @@ class ModelHook:
         self.is_removed = True
         context.close_dead()
         leave_cpu()
-        inner = self.model.adapter.grid.submodule
-        grids = [self.model.module.get_submodule(inner)] if inner else []
-        for module in (self.model.module, *grids, *(layer.module for layer in self.layers)):
+        for module in (self.model.module, *self._grid_modules, *(layer.module for layer in self.layers)):
             take_off(module, self.model)
 
     def require_executable(self, frames: int) -> None:
@@ -108,7 +107,7 @@ class ModelHook:
         forward = context.current(self.model)
         if forward is not None and output is not None:  # without an exception
             read = self.model.read_running(forward)
-            forward.read = self.model.read_submodule(read, args, kwargs, output)
+            forward.read, forward.rotation = self.model.read_submodule(read, args, kwargs, output), None
 
     _note_outside = compiled.outside_graphs(_note_grid)
 

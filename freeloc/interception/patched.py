@@ -1,5 +1,6 @@
 """PatchedModel: the state of a patched transformer, from patching to removal."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.prepared import LayerPlans
-from freeloc.errors import LayoutError
+from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
@@ -92,7 +93,8 @@ class PatchedModel:
         kernels = {site.kernel.function for site in adapter.sites}
         self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention"
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
-        self.reader = GridReader(adapter, module, self._shows_grid())
+        self.shows_grid = self._shows_grid()
+        self.reader = GridReader(adapter, module, self.shows_grid)
         self.signature = Signature(module)
         self.shape = adapter.shape(module)
         self.checked: set[Any] = set()
@@ -120,10 +122,20 @@ class PatchedModel:
 
     def _shows_grid(self) -> nn.Module:
         """The module whose call has the token grid."""
-        of = self.adapter.grid.of
+        of, name = self.adapter.grid.of, type(self.module).__name__
         if of == "attention":
             return self.places[0][3]
-        return self.module if of == "transformer" else self.module.get_submodule(of)
+        if of == "transformer":
+            return self.module
+        try:
+            found = self.module.get_submodule(of)
+        except AttributeError as error:
+            raise AdapterError(f"{name} has no '{of}', where its adapter expects its token grid: {error}") from error
+        if any(found is module for _, _, _, module in self.places):
+            raise AdapterError(
+                f"TokenGrid.of: expected a submodule that runs before attention, or 'attention', found '{of}'"
+            )
+        return found
 
     @cached_property
     def plans(self) -> LayerPlans:
@@ -164,9 +176,17 @@ class PatchedModel:
         return forward.read
 
     def read_submodule(self, read: Read, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Read:
-        """What a forward has read, with the grid from the call of a submodule."""
+        """What a forward has read, with the grid from the call of a submodule.
+
+        If it runs more than once, as on a reference image, the call with the most tokens counts. How many tokens the
+        attention modules get is checked in any case.
+        """
         given = self.reader.given(args, kwargs) | {"output": output}
-        grid, refused = self.reader.of_model(self._shows_grid(), given)
+        grid, refused = self.reader.of_model(self.shows_grid, given)
+        if read.grid is not None and read.grid != grid:
+            if math.prod(read.grid) == math.prod(grid):
+                refused = f"{self.adapter.grid.of} ran more than once, on grids of {read.grid} and {grid} tokens"
+            grid = max(read.grid, grid, key=math.prod)
         return read._replace(grid=grid, refused=read.refused or refused)
 
     def trace(self, read: Read) -> None:
