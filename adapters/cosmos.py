@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from freeloc_adapters.diffusers_hooks import BYPASSES
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, Beside, TemporalRope, TokenGrid
@@ -50,6 +51,7 @@ COSMOS = Adapter(
         tables="image_rotary_emb",
     ),
     other_attention=("transformer_blocks.*.attn2",),
+    bypasses=BYPASSES,
 )
 
 # Its blocks run in parallel with every n-th block of the transformer, on the same positions.

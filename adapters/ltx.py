@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from freeloc_adapters.diffusers_hooks import BYPASSES
 from freeloc_adapters.wan import NATIVE
 from torch import Tensor
 
@@ -83,6 +84,7 @@ LTX = Adapter(
         tables="image_rotary_emb",
     ),
     other_attention=("transformer_blocks.*.attn2",),
+    bypasses=BYPASSES,
 )
 
 LTX_2 = Adapter(
@@ -114,6 +116,7 @@ LTX_2 = Adapter(
         "video_connector",
         "audio_connector",
     ),
+    bypasses=BYPASSES,
 )
 
 ADAPTERS = [LTX, LTX_2]

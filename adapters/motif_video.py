@@ -5,6 +5,7 @@ the previous blocks, without RoPE. These tokens have no position, so they are tr
 all of them, and they attend to every token.
 """
 
+from freeloc_adapters.diffusers_hooks import BYPASSES
 from freeloc_adapters.hunyuan_video import TEXT
 from freeloc_adapters.wan import NATIVE
 
@@ -20,6 +21,7 @@ MOTIF_VIDEO = Adapter(
     ),
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
     rope=TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta", tables="image_rotary_emb"),
+    bypasses=BYPASSES,
 )
 
 ADAPTERS = [MOTIF_VIDEO]

@@ -5,6 +5,8 @@ Sources: diffusers transformer_wan.py, transformer_wan_vace.py; Wan-Video/Wan2.1
 
 from dataclasses import replace
 
+from freeloc_adapters.diffusers_hooks import BYPASSES
+
 from freeloc.adapter import Adapter, AttentionSite, Kernel, References, TemporalRope, TokenGrid
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
@@ -21,6 +23,7 @@ DIFFUSERS = Adapter(
     grid=TokenGrid(),
     rope=ROPE,
     other_attention=("blocks.*.attn2",),
+    bypasses=BYPASSES,
 )
 
 # Reference images come before the video. Their number is in no argument of the transformer.

@@ -43,7 +43,7 @@ class Patch:
     def report(self) -> Report:
         """What ran so far: per layer the method, calls, frames, positions, density, backend and uncorrected calls."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
-        return Report(label, [[layer.report for layer in hook.layers] for hook in self._hooks], self._left)
+        return Report(label, [hook.report() for hook in self._hooks], self._left)
 
     def __enter__(self) -> "Patch":
         if any(hook.is_removed for hook in self._hooks):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from freeloc.adapter.beside import Beside
+from freeloc.adapter.bypass import Bypasses
 from freeloc.adapter.checks import check_types, require
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
@@ -79,6 +80,7 @@ class Adapter(_Described):
             described one may have more attention over the video.
         exact: whether subclasses of `classes` do not match: for classes whose subclasses compute something else.
         beside: the transformer beside which the described network runs, if it is a second one, such as a ControlNet.
+        bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
     """
 
@@ -93,6 +95,7 @@ class Adapter(_Described):
     other_attention: tuple[str, ...] | None = None
     exact: bool = False
     beside: Beside | None = None
+    bypasses: Bypasses | None = None
     layer_numbers: tuple[int, ...] | None = field(default=None, compare=False)
 
     def claims(self, model: object) -> int | None:

@@ -36,6 +36,11 @@ def remembered(owner: object) -> Read | None:
     return None if noted is None or noted[0] is not owner else noted[1]
 
 
+def in_backward() -> bool:
+    """Whether autograd is computing gradients in this thread. Gradient checkpointing then runs modules again."""
+    return torch._C._current_autograd_node() is not None
+
+
 def _notes(node: Any) -> dict[int, tuple[object, Read]]:
     """The entries on a node of an autograd graph, by id of the patched model."""
     notes: dict[int, tuple[object, Read]] = node.metadata.setdefault(_KEY, {})

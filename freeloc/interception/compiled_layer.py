@@ -10,7 +10,7 @@ from torch import Tensor
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context
 from freeloc.interception.compiled import Traced
-from freeloc.interception.context import Read
+from freeloc.interception.context import ForwardContext, Read
 from freeloc.interception.kernel_call import KernelCall, as_output, read_call
 from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
@@ -48,16 +48,24 @@ def answer_compiled(
     model: PatchedModel = layer.model
     reader: CallReader = layer.reader
     query, key, value, mask, scale = call
-    read = _read_running(layer) if traced is None else _read_traced(model, traced)
+    forward = context.current(model) if traced is None else None
+    read = _read_running(layer, forward) if traced is None else _read_traced(model, traced)
     assert read.grid is not None
     text = text if text_mask is None else int(text_mask.bool().sum())
     rotation = reader.rotation(read, tables, read.grid, text)
     length = model.length(read, read.grid, rotation)
     refused = read.refused or rotation.refused or _unchecked(layer)
-    if layer.needs_correction(length, rotation) and refused:
+    if (is_due := layer.is_due(length, rotation)) and refused:
         raise LayoutError(f"{layer.report.path}: {refused} (adapter '{model.adapter.name}')")
     which = Which(read.grid, length, text, rotation)
     out: Tensor = layer.attend(KernelCall(query, key, value, mask, None, scale), which, {})
+    model.report.is_compiled = True
+    if forward is not None:
+        forward.called[layer] = [length]
+    elif traced is not None:
+        layer.compiled_calls[length.video] += 1
+    if not is_due:
+        layer.report.note_untouched(length.video)
     return out
 
 
@@ -76,9 +84,8 @@ def _read_traced(model: PatchedModel, traced: tuple[Tensor, Tensor, Tensor]) -> 
     return model.with_references(Traced(*traced).read(model.refused_in_trace), sys._getframe())
 
 
-def _read_running(layer: Any) -> Read:
+def _read_running(layer: Any, forward: ForwardContext | None) -> Read:
     """What a running forward has read, of whose model only parts are compiled."""
-    forward = context.current(layer.model)
     read = checkpoints.remembered(layer.model) if forward is None else layer.model.read_running(forward)
     if read is None or read.grid is None:
         raise layer.outside()

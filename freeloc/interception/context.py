@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from freeloc.plans.length import VideoLength
+
 Grid = tuple[int, int, int]
 """Latent frames, rows and columns of tokens."""
 
@@ -63,6 +65,10 @@ class ForwardContext:
     thread: int = field(default_factory=threading.get_ident)
     open: list[Opened] = field(default_factory=list)
     """Active interceptions, the innermost last."""
+    called: dict[object, list[VideoLength]] = field(default_factory=dict)
+    """The layers whose attention modules were called, with the length of each sample."""
+    is_traced: bool = False
+    """Whether it is the context of one module alone, in a model that is compiled as a whole."""
     rotation: tuple[Any, Any] | None = None
     """The argument with the last rotary tables that were read, and what they say about the video."""
 

@@ -5,7 +5,8 @@ each attention module pass the module's attention call to a backend. If the plan
 identity, nothing is intercepted, and the model's own kernel runs.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from torch import nn
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.devices import leave_cpu
 from freeloc.interception import checkpoints, compiled, context
-from freeloc.interception.context import ForwardContext
+from freeloc.interception.context import ForwardContext, Read
 from freeloc.interception.layers import LayerHook
+from freeloc.interception.missing import bypass_around, note_skipped
 from freeloc.interception.patched import Correction, PatchedModel
+from freeloc.interception.rotation import Rotation
 from freeloc.plans.length import VideoLength
+from freeloc.report import AGAIN, NO_CALL, TransformerReport
 
 
 class ModelHook:
@@ -31,6 +35,8 @@ class ModelHook:
             for site, layer, path, attention in self.model.places
         ]
         self._grid_modules = [self.model.shows_grid] if adapter.grid.submodule else []
+        self.may_correct = any(layer.may_correct for layer in self.layers)
+        self._due: dict[VideoLength, frozenset[LayerHook]] = {}
 
     def install(self) -> None:
         """Register all hooks. `remove` and `take_off` remove them, also after an interrupt in this function."""
@@ -66,6 +72,7 @@ class ModelHook:
             self._open_forward(module, args, kwargs)
         elif self.model.is_traceable:
             compiled.refuse_export(args, kwargs)
+            self.model.has_called = False
             self.model.trace(self.model.read(args, kwargs))
         else:
             self._open_outside(module, args, kwargs)
@@ -89,6 +96,8 @@ class ModelHook:
         if not torch.compiler.is_dynamo_compiling():
             self._close_forward(output)
         elif self.model.is_traceable:
+            if not self.model.has_called and self.may_correct:
+                self._close_without_calls()
             self.model.traced = compiled.NOTHING
         else:
             self._close_outside(output)
@@ -114,7 +123,8 @@ class ModelHook:
     def _close_forward(self, output: Any) -> None:
         model = self.model
         forward = context.current(model)
-        if forward is not None and forward.frame is context.module_frame():
+        ended = forward is not None and forward.frame is context.module_frame()
+        if forward is not None and ended:
             if torch.is_grad_enabled():
                 checkpoints.remember(model, forward.read, output)
             context.close(forward)
@@ -123,8 +133,68 @@ class ModelHook:
             model.running = [other for other in model.running if other is not forward and other.is_running]
         if self.is_removed:
             self.remove()
+        if torch._C._current_autograd_node() is not None:  # `checkpoints.in_backward`, without a call
+            model.report.notes[AGAIN] += 1
+        elif output is None:  # the contexts of calls that ended in an error are closed by `close_dead`
+            model.report.failed += 1
+        elif forward is not None and ended:
+            self._count(forward)
 
     _close_outside = compiled.outside_graphs(_close_forward)
+
+    def _count(self, forward: ForwardContext) -> None:
+        """Count a forward that has ended, and the layers that were due for correction in it and were not called."""
+        _, seen, rotation = forward.rotation[1] if forward.rotation else (None, [], None)
+        lengths = {*seen} or {length for found in forward.called.values() for length in found}
+        if rotation is None:
+            read = self.model.read_running(forward)
+            rotation = Rotation(read.positions_per_frame)
+            lengths = lengths or self._lengths_of(read, rotation)
+        self._count_lengths(lengths, rotation, forward.called)
+
+    def _lengths_of(self, read: Read, rotation: Rotation) -> set[VideoLength]:
+        """The length of a forward in which no layer was called; none if it is not known."""
+        return {self.model.length(read, read.grid, rotation)} if read.grid else set()
+
+    def _count_lengths(
+        self, lengths: Collection[VideoLength], rotation: Rotation, called: Mapping[object, Any]
+    ) -> None:
+        report = self.model.report
+        if not lengths:
+            report.notes[NO_CALL] += 1
+        for length in lengths:
+            due = self._due.get(length)
+            if due is None:
+                due = frozenset(layer for layer in self.layers if layer.is_due(length, rotation))
+                self._due[length] = due
+            report.forwards[length.video] += 1
+            report.due[length.video] += bool(due)
+            if missing := due.difference(called):
+                reports = [layer.report for layer in missing]
+                note_skipped(reports, len(due), length.video, self.model.adapter.bypasses, self.model.module)
+
+    @compiled.outside_graphs
+    def _close_without_calls(self) -> None:
+        """Close a traced forward in which no layer was called that may be corrected."""
+        model = self.model
+        read = model.with_references(model.traced.read(model.refused_in_trace), context.module_frame())
+        rotation = Rotation(read.positions_per_frame)
+        self._count_lengths(self._lengths_of(read, rotation), rotation, {})
+
+    def report(self) -> TransformerReport:
+        """What has happened so far, as a copy."""
+        report = copy.deepcopy(self.model.report)
+        report.layers = [copy.deepcopy(layer.report) for layer in self.layers]
+        for frames in set().union(*(layer.compiled_calls for layer in self.layers)):
+            forwards = max(layer.compiled_calls[frames] for layer in self.layers)
+            is_due = any(layer.report.calls[frames] for layer in self.layers)
+            report.forwards[frames] += forwards
+            report.due[frames] += forwards * is_due
+            for layer, copied in zip(self.layers, report.layers, strict=True):
+                if layer.may_correct and is_due and layer.compiled_calls[frames] < forwards:
+                    bypass = bypass_around(copied.path, self.model.adapter.bypasses, self.model.module)
+                    copied.skipped[frames, bypass.name if bypass else ""] += forwards - layer.compiled_calls[frames]
+        return report
 
 
 def _put_on(module: nn.Module, before: Callable[..., None] | None, after: Callable[..., None]) -> None:

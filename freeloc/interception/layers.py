@@ -1,6 +1,7 @@
 """LayerHook: the hooks around one attention module, and the computation of its intercepted call."""
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
@@ -18,12 +19,13 @@ from freeloc.interception import checkpoints, compiled, compiled_layer, context,
 from freeloc.interception.context import ForwardContext, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
+from freeloc.interception.missing import note_no_call
 from freeloc.interception.module_call import CallReader, ModuleCall, Which
 from freeloc.interception.patched import PatchedModel
 from freeloc.interception.rotation import Rotation
 from freeloc.interception.watch import LayerCall
 from freeloc.plans.length import VideoLength
-from freeloc.report import LayerReport
+from freeloc.report import AGAIN, LayerReport
 
 
 class _Ready(NamedTuple):
@@ -45,6 +47,8 @@ class LayerHook:
         self._site = site
         self.report = LayerReport(layer, path, model.correction.method_of(layer))
         self.may_correct = self.report.method != "none" or model.correction.observer is not None
+        self.compiled_calls: Counter[int] = Counter()
+        """Calls in a model that is compiled as a whole, by number of latent frames."""
         self.in_trace: tuple[Interceptor, list[Any]] | None = None
         self.held = HeldAttributes(self.site.while_running)
         self.reader = CallReader(model, self.site, module)
@@ -77,6 +81,7 @@ class LayerHook:
             self._before_outside(module, args, kwargs)
         elif self.may_correct:
             interceptor = SdpaInterceptor(lambda given, named: answer(interceptor.calls - 1, given, named), None)
+            self.model.has_called = True
             answer = compiled_layer.answer_in_trace(self, args, kwargs)
             self.in_trace = interceptor, self.held.hold_in_trace(module)
             interceptor.enter()
@@ -86,6 +91,7 @@ class LayerHook:
         forward = context.current(self.model) or self._again(frame)
         is_late = context.is_followed(module, self.before)
         seen = self.reader.see(forward, module, args, kwargs)
+        forward.called[self] = seen.lengths
         if not (self._corrects_any(seen) or is_late):
             return
 
@@ -93,6 +99,7 @@ class LayerHook:
             nonlocal seen
             if is_late and (now := context.arguments(frame)) is not None:
                 seen = self.reader.see(forward, module, *now)
+                forward.called[self] = seen.lengths
                 if not self._corrects_any(seen):
                     return NotImplemented
             return self._answer(seen, interceptor.calls - 1, frame, given, named)
@@ -108,12 +115,12 @@ class LayerHook:
         interceptor.enter()
 
     def _corrects_any(self, seen: ModuleCall) -> bool:
-        """Whether the plan of any sample changes anything. The report counts each that is left alone.
+        """Whether the plan of any sample changes anything.
 
         Raises:
             LayoutError: if the call is refused, and longer than the trained length.
         """
-        corrects = [self.needs_correction(length, seen.rotation) for length in seen.lengths]
+        corrects = [self.is_due(length, seen.rotation) for length in seen.lengths]  # each, for `_after`
         if seen.refused and (any(corrects) or seen.is_longer):
             raise LayoutError(f"{self.report.path}: {seen.refused} (adapter '{self.model.adapter.name}')")
         return any(corrects)
@@ -122,14 +129,18 @@ class LayerHook:
 
     def _again(self, frame: FrameType) -> ForwardContext:
         """A context for a module that autograd runs again, with what its forward has read."""
+        is_traced = False
         by_itself = self.model.adapter.grid.of == "attention"  # then each attention module gets the grid
         read = Read(None, 1.0) if by_itself else checkpoints.remembered(self.model)
         if read is None and self.model.traced.thread == threading.get_ident():
             # The model is compiled, and this part of it runs between graphs.
             read = self.model.with_references(self.model.traced.read(self.model.refused_in_trace), frame)
+            self.model.has_called = is_traced = True
         if read is None:
             raise self.outside()
-        forward = ForwardContext(self.model, frame, read)
+        if checkpoints.in_backward():
+            self.report.notes[AGAIN] += 1
+        forward = ForwardContext(self.model, frame, read, is_traced=is_traced)
         context.push(forward)
         return forward
 
@@ -148,28 +159,27 @@ class LayerHook:
     def _after(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
         forward = context.current(self.model)
         interceptor = None if forward is None else forward.end(self)
+        lengths = [] if forward is None or output is None else forward.called.get(self, [])
         if forward is not None and forward.frame is context.module_frame():
             context.close(forward)  # the context of a module that autograd ran again
         context.close_dead()
-        if interceptor is None or interceptor.calls or output is None:
-            return
-        if not (self.site.idle and kwargs.get(self.site.idle)):
-            raise LayoutError(
-                f"{self.report.path} ({type(module).__name__}) made no call of {self.site.kernel.function}, so nothing "
-                "could be corrected. Linear attention, attention that is answered from a cache, and kernels or "
-                "replacements of that function that cannot be seen are not supported"
-            )
+        for length in lengths:
+            if not self._corrects[length]:
+                self.report.note_untouched(length.video)
+        if forward is not None and forward.is_traced:
+            self.compiled_calls.update(length.video for length in lengths)
+        if interceptor is not None and not interceptor.calls and output is not None:
+            due = [length.video for length in lengths if self._corrects[length]]
+            note_no_call(self.report, self.site, self.model.adapter.bypasses, module, kwargs, due)
 
     _after_outside = compiled.outside_graphs(_after)
 
-    def needs_correction(self, length: VideoLength, rotation: Rotation) -> bool:
-        """Whether this layer's plan at this length changes anything; if not, the report counts the call."""
+    def is_due(self, length: VideoLength, rotation: Rotation) -> bool:
+        """Whether this layer's plan at this length changes anything, or an observer wants its call."""
         known = self._corrects.get(length)
         if known is None:
             plan = self.model.plans_under(rotation).at(self.report.layer, length, rotation.positions_per_frame)
             known = self._corrects[length] = not plan.is_identity or self.model.correction.observer is not None
-        if not known:
-            self.report.note_untouched(length.video)
         return known
 
     def _answer(

@@ -1,7 +1,6 @@
 """PatchedModel: the state of a patched transformer, from patching to removal."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from freeloc.interception.watch import Observer
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
 from freeloc.registry import registry
+from freeloc.report import TransformerReport
 
 OF_MODEL = "transformer."
 """Prefix of `AttentionSite.text_tokens` for an argument of the transformer."""
@@ -89,6 +89,8 @@ class PatchedModel:
         self.in_trace = Read(None, 1.0)
         """The same, with symbols for numbers. Only valid in the trace."""
         self.refused_in_trace = ""
+        self.has_called = False
+        """Whether a layer that may be corrected was called in the traced forward that is running."""
         self.places = list(adapter.places(module))
         kernels = {site.kernel.function for site in adapter.sites}
         self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention"
@@ -99,8 +101,8 @@ class PatchedModel:
         self.shape = adapter.shape(module)
         self.checked: set[Any] = set()
         """Calls whose order of tokens was checked, see `freeloc.interception.marked`."""
-        self.notes: Counter[str] = Counter()
-        """What the report says about forwards, with the number of forwards."""
+        self.report = TransformerReport()
+        """Of the transformer as a whole. The layers have reports of their own."""
         rope = adapter.rope_of(module)
         with OnCpu():
             nothing = torch.zeros(1, dtype=torch.float64)
@@ -202,7 +204,7 @@ class PatchedModel:
             return read
         found = context.callers_value(frame, known.caller) if known.caller else None
         if found is None:
-            self.notes[
+            self.report.notes[
                 "reference images: not known outside a pipeline, counted as none; say patch(..., reference_frames=...)"
             ] += 1
             return read

@@ -9,7 +9,7 @@ from freeloc_toy.adapter import KERNEL, TOY
 from freeloc_toy.model import ToyDiT
 
 import freeloc
-from freeloc.adapter import Adapter, AttentionSite, Kernel, References, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, Bypasses, Kernel, References, TemporalRope, TokenGrid
 
 SITE = TOY.sites[0]
 QUALIFIED = r"Adapter\.classes: expected qualified names, 'package\.module\.Class', found 'ToyDiT'"
@@ -29,6 +29,14 @@ SLIPS = {
     "a kernel by its name alone": (
         lambda: AttentionSite("blocks.*", kernel="kernel"),
         r"AttentionSite\.kernel: expected Kernel, found 'kernel'",
+    ),
+    "a class of hooks by its name alone": (
+        lambda: Bypasses("hooks", caches=("CacheHook",)),
+        r"Bypasses\.caches: expected a tuple of qualified names, \('package\.module\.Class',\), found \('CacheHook',\)",
+    ),
+    "a hook that is no tuple": (
+        lambda: Bypasses("hooks", skips=("package.SkipHook")),
+        r"Bypasses\.skips: expected a tuple of .* found 'package.SkipHook'",
     ),
     "a value that is no place": (
         lambda: AttentionSite("blocks.*", while_running={"mode": "slow"}),

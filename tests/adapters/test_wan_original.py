@@ -161,6 +161,9 @@ def test_a_short_sample_beside_a_long_one_counts_as_left_alone():
         run(model, BATCHES["one of them short"])
     assert [dict(layer.calls) for layer in patch.report().layers] == [{16: 1}] * 3 + [{}]
     assert patch.report().untouched_calls == 3 + 2
+    (model_report,) = patch.report().models
+    assert len(model_report.forwards) == 2
+    assert set(model_report.forwards.values()) == {1}  # one for each size
 
 
 @MODELS
