@@ -5,6 +5,8 @@ Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_all
 
 from typing import Any
 
+from freeloc_adapters.wan import CONTEXT_PARALLEL
+
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 
@@ -29,6 +31,7 @@ DIFFUSERS = Adapter(
         tables_from=_tables,
     ),
     other_attention=("transformer_blocks.*.attn2",),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

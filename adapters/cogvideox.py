@@ -8,6 +8,8 @@ methods that do not change positions, such as TSA. 5b-I2V adds a learned embeddi
 other lengths than the trained one, diffusers adds sinusoids instead.
 """
 
+from freeloc_adapters.wan import CONTEXT_PARALLEL
+
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # Heads of 64 channels are split 16 / 24 / 24 for time, height and width.
@@ -22,6 +24,7 @@ DIFFUSERS = Adapter(
         tables="image_rotary_emb",
         present="config.use_rotary_positional_embeddings",
     ),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

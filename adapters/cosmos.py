@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, Beside, TemporalRope, TokenGrid
@@ -50,6 +51,7 @@ COSMOS = Adapter(
         tables="image_rotary_emb",
     ),
     other_attention=("transformer_blocks.*.attn2",),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 # Its blocks run in parallel with every n-th block of the transformer, on the same positions.

@@ -7,6 +7,8 @@ hyvideo/modules/models.py, attenion.py.
 from dataclasses import replace
 from typing import Any
 
+from freeloc_adapters.wan import CONTEXT_PARALLEL
+
 from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
@@ -27,6 +29,7 @@ DIFFUSERS = Adapter(
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
     rope=ROPE,
     other_attention=("context_embedder",),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 HUNYUAN_15 = replace(

@@ -4,7 +4,7 @@ Released models: heads of 64 or 128 channels, split 16 / 24 / 24 or 32 / 48 / 48
 keys to bfloat16 in every dtype of the model. In Kandinsky 6, attention between video and audio is not changed.
 """
 
-from freeloc_adapters.wan import NATIVE
+from freeloc_adapters.wan import CONTEXT_PARALLEL, NATIVE
 
 from freeloc.adapter import Adapter, AttentionSite, References, TemporalRope, TokenGrid
 
@@ -26,6 +26,7 @@ KANDINSKY_5 = Adapter(
     heads="visual_transformer_blocks.0.self_attention.num_heads",
     head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
     other_attention=("text_transformer_blocks", "visual_transformer_blocks.*.cross_attention"),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 KANDINSKY_6 = Adapter(
@@ -54,6 +55,7 @@ KANDINSKY_6 = Adapter(
         "visual_transformer_blocks.*.va_cross_attention",
         "visual_transformer_blocks.*.av_cross_attention",
     ),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [KANDINSKY_5, KANDINSKY_6]

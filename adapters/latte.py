@@ -7,6 +7,8 @@ positions, such as TSA. It requires exactly `video_length` frames, 16 as release
 longer videos load it with ``LatteTransformer3DModel.from_pretrained(..., video_length=64)``.
 """
 
+from freeloc_adapters.wan import CONTEXT_PARALLEL
+
 from freeloc.adapter import Adapter, AttentionSite, TokenGrid
 
 DIFFUSERS = Adapter(
@@ -17,6 +19,7 @@ DIFFUSERS = Adapter(
     grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
     rope=None,
     other_attention=("transformer_blocks",),  # within one frame, and to the text
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

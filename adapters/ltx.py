@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from freeloc_adapters.wan import NATIVE
+from freeloc_adapters.wan import CONTEXT_PARALLEL, NATIVE
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
@@ -83,6 +83,7 @@ LTX = Adapter(
         tables="image_rotary_emb",
     ),
     other_attention=("transformer_blocks.*.attn2",),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 LTX_2 = Adapter(
@@ -114,6 +115,7 @@ LTX_2 = Adapter(
         "video_connector",
         "audio_connector",
     ),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [LTX, LTX_2]

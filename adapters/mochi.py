@@ -3,6 +3,8 @@
 Sources: diffusers transformer_mochi.py, MochiAttnProcessor2_0.
 """
 
+from freeloc_adapters.wan import CONTEXT_PARALLEL
+
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
 # Learned frequencies (3, heads, pairs) for time, height and width: all three rotate all pairs of a head.
@@ -21,6 +23,7 @@ DIFFUSERS = Adapter(
         frequencies_from=lambda model: model.pos_frequencies[0],
         tables="image_rotary_emb",
     ),
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -19,6 +19,7 @@ class LayerReport:
         untouched: calls that ran unchanged, by reason. In a compiled model, layers that the profile does not
             correct are not counted.
         backends: corrected calls, by the name of the attention backend.
+        share: which heads this process computes, if several processes share the layer; this is a report of these heads.
     """
 
     layer: int
@@ -30,6 +31,7 @@ class LayerReport:
     shares: float = 0.0
     untouched: Counter[str] = field(default_factory=Counter)
     backends: Counter[str] = field(default_factory=Counter)
+    share: str = ""
 
     @property
     def attended(self) -> float:
@@ -91,6 +93,8 @@ class Report:
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
         lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
         lines += [f"left uncorrected, as asked: {', '.join(self.left)}"] if self.left else []
+        shares = sorted({layer.share for layer in self.layers if layer.share})
+        lines += [f"shared by several processes: {share}" for share in shares]
         if not self.corrected_calls and not reasons:
             lines.append("the patched model has not run yet")
         return "\n".join(lines)

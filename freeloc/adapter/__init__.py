@@ -1,6 +1,7 @@
 """Describing a model in data: where it computes attention, how its tokens are ordered, how it encodes positions."""
 
 from freeloc.adapter.beside import Beside
+from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.rope import TemporalRope
@@ -13,6 +14,7 @@ __all__ = [
     "Adapter",
     "AttentionSite",
     "Beside",
+    "ContextParallel",
     "Example",
     "Kernel",
     "ModelShape",
