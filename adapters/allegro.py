@@ -6,6 +6,7 @@ Sources: diffusers transformer_allegro.py, AllegroAttnProcessor2_0, pipeline_all
 from typing import Any
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
@@ -32,6 +33,7 @@ DIFFUSERS = Adapter(
     ),
     other_attention=("transformer_blocks.*.attn2",),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -9,6 +9,7 @@ other lengths than the trained one, diffusers adds sinusoids instead.
 """
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
@@ -25,6 +26,7 @@ DIFFUSERS = Adapter(
         present="config.use_rotary_positional_embeddings",
     ),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

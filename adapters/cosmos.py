@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, Beside, TemporalRope, TokenGrid
@@ -52,6 +53,7 @@ COSMOS = Adapter(
     ),
     other_attention=("transformer_blocks.*.attn2",),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 # Its blocks run in parallel with every n-th block of the transformer, on the same positions.

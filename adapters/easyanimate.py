@@ -4,6 +4,7 @@ Source: diffusers transformer_easyanimate.py.
 """
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
@@ -16,6 +17,7 @@ DIFFUSERS = Adapter(
     grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
     rope=TemporalRope(channels=lambda head_dim: head_dim // 4, tables="image_rotary_emb"),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
@@ -30,6 +31,7 @@ DIFFUSERS = Adapter(
     rope=ROPE,
     other_attention=("context_embedder",),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 HUNYUAN_15 = replace(

@@ -5,7 +5,7 @@ keys to bfloat16 in every dtype of the model. In Kandinsky 6, attention between 
 """
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
-from freeloc_adapters.wan import NATIVE
+from freeloc_adapters.wan import CONTEXT_PARALLEL, NATIVE
 
 from freeloc.adapter import Adapter, AttentionSite, References, TemporalRope, TokenGrid
 
@@ -28,6 +28,7 @@ KANDINSKY_5 = Adapter(
     head_dim="visual_transformer_blocks.0.self_attention.query_norm.normalized_shape.0",
     other_attention=("text_transformer_blocks", "visual_transformer_blocks.*.cross_attention"),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 KANDINSKY_6 = Adapter(
@@ -57,6 +58,7 @@ KANDINSKY_6 = Adapter(
         "visual_transformer_blocks.*.av_cross_attention",
     ),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [KANDINSKY_5, KANDINSKY_6]

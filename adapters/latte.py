@@ -8,6 +8,7 @@ longer videos load it with ``LatteTransformer3DModel.from_pretrained(..., video_
 """
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, TokenGrid
 
@@ -20,6 +21,7 @@ DIFFUSERS = Adapter(
     rope=None,
     other_attention=("transformer_blocks",),  # within one frame, and to the text
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

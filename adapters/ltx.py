@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from freeloc_adapters.diffusers_hooks import BYPASSES
-from freeloc_adapters.wan import NATIVE
+from freeloc_adapters.wan import CONTEXT_PARALLEL, NATIVE
 from torch import Tensor
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
@@ -85,6 +85,7 @@ LTX = Adapter(
     ),
     other_attention=("transformer_blocks.*.attn2",),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 LTX_2 = Adapter(
@@ -117,6 +118,7 @@ LTX_2 = Adapter(
         "audio_connector",
     ),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [LTX, LTX_2]

@@ -4,6 +4,7 @@ Sources: diffusers transformer_mochi.py, MochiAttnProcessor2_0.
 """
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
+from freeloc_adapters.wan import CONTEXT_PARALLEL
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
@@ -24,6 +25,7 @@ DIFFUSERS = Adapter(
         tables="image_rotary_emb",
     ),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [DIFFUSERS]

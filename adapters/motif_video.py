@@ -7,7 +7,7 @@ all of them, and they attend to every token.
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
 from freeloc_adapters.hunyuan_video import TEXT
-from freeloc_adapters.wan import NATIVE
+from freeloc_adapters.wan import CONTEXT_PARALLEL, NATIVE
 
 from freeloc.adapter import Adapter, AttentionSite, TemporalRope, TokenGrid
 
@@ -22,6 +22,7 @@ MOTIF_VIDEO = Adapter(
     grid=TokenGrid(patch=("config.patch_size_t", "config.patch_size", "config.patch_size")),
     rope=TemporalRope(channels="config.rope_axes_dim.0", theta="config.rope_theta", tables="image_rotary_emb"),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 ADAPTERS = [MOTIF_VIDEO]

@@ -7,13 +7,19 @@ from dataclasses import replace
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
 
-from freeloc.adapter import Adapter, AttentionSite, Kernel, References, TemporalRope, TokenGrid
+from freeloc.adapter import Adapter, AttentionSite, ContextParallel, Kernel, References, TemporalRope, TokenGrid
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6), tables="rotary_emb")
 
 # The model may use any attention backend of diffusers. Only PyTorch's own function can be intercepted.
 NATIVE = {"processor._attention_backend": "diffusers.models.attention_dispatch:AttentionBackendName.NATIVE"}
+
+# Attributes of processors, set by `enable_parallelism` of diffusers and by cache-dit.
+CONTEXT_PARALLEL = ContextParallel(
+    ulysses=("processor._parallel_config.context_parallel_config._ulysses_mesh", "processor._cp_config._ulysses_mesh"),
+    ring=("processor._parallel_config.context_parallel_config._ring_mesh", "processor._cp_config._ring_mesh"),
+)
 
 DIFFUSERS = Adapter(
     name="wan",
@@ -24,6 +30,7 @@ DIFFUSERS = Adapter(
     rope=ROPE,
     other_attention=("blocks.*.attn2",),
     bypasses=BYPASSES,
+    context_parallel=CONTEXT_PARALLEL,
 )
 
 # Reference images come before the video. Their number is in no argument of the transformer.

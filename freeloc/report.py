@@ -25,6 +25,7 @@ class LayerReport:
         skipped: forward passes in which the layer was due for correction and its module was not called, by number of
             latent frames and name of the hook that skipped it: ``""`` if it is not known.
         notes: other facts about calls of this module, with the number of calls.
+        share: which heads this process computes, if several processes share the layer; this is a report of these heads.
     """
 
     layer: int
@@ -39,6 +40,7 @@ class LayerReport:
     cached: Counter[int] = field(default_factory=Counter)
     skipped: Counter[tuple[int, str]] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    share: str = ""
 
     @property
     def attended(self) -> float:
@@ -167,6 +169,8 @@ class Report:
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
         lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
         lines += [f"left uncorrected, as asked: {', '.join(self.left)}"] if self.left else []
+        shares = sorted({layer.share for layer in self.layers if layer.share})
+        lines += [f"shared by several processes: {share}" for share in shares]
         notes = sum((layer.notes for layer in self.layers), Counter[str]())
         lines += [f"note: {note} ({calls} calls)" for note, calls in notes.items()]
         if not any(model.has_run for model in self.models):

@@ -2,6 +2,7 @@
 
 from freeloc.adapter.beside import Beside
 from freeloc.adapter.bypass import Bypasses
+from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.rope import TemporalRope
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionSite",
     "Beside",
     "Bypasses",
+    "ContextParallel",
     "Example",
     "Kernel",
     "ModelShape",

@@ -11,6 +11,7 @@ from torch import nn
 from freeloc.adapter.beside import Beside
 from freeloc.adapter.bypass import Bypasses
 from freeloc.adapter.checks import check_types, require
+from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
 from freeloc.adapter.rope import TemporalRope
@@ -82,6 +83,7 @@ class Adapter(_Described):
         beside: the transformer beside which the described network runs, if it is a second one, such as a ControlNet.
         bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
+        context_parallel: where an attention module finds over which processes its library splits the tokens.
     """
 
     name: str
@@ -102,6 +104,8 @@ class Adapter(_Described):
         """Distance from the model's class to a class in `classes` (0: the class itself), or None."""
         distance = super().claims(model)
         return None if self.exact and distance else distance
+
+    context_parallel: ContextParallel | None = None
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""

@@ -1,5 +1,6 @@
 """Prepared plans: cached rotations of keys, runs of query frames, and groups of heads that share a plan."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -206,6 +207,7 @@ class LayerPlans:
         self._frequencies = frequencies
         self._layers: dict[tuple[int, VideoLength, float], LayerPlan] = {}
         self._prepared: dict[tuple[int, float, tuple[int, ...]], list[PreparedPlan]] = {}
+        self._parts: dict[range, LayerPlans] = {}
 
     def at(self, layer: int, length: VideoLength, positions_per_frame: float = 1.0) -> LayerPlan:
         """The plan of a layer for a video of this length.
@@ -219,6 +221,21 @@ class LayerPlans:
                 known = LayerPlan(self._groups(self._plan(layer, length), length.frames, positions_per_frame))
             self._layers[layer, length, positions_per_frame] = known
         return known
+
+    def of_heads(self, heads: range) -> "LayerPlans":
+        """The plans of some of the model's heads, for a process that computes only these."""
+        if heads not in self._parts:
+            shape = replace(self._shape, heads=len(heads))
+            own = self._frequencies if self._frequencies.ndim == 1 else self._frequencies[list(heads)]
+            self._parts[heads] = LayerPlans(functools.partial(self._of_heads, heads), shape, self._rope, own)
+        return self._parts[heads]
+
+    def _of_heads(self, heads: range, layer: int, length: VideoLength) -> Plans:
+        plans = self._plan(layer, length)
+        if isinstance(plans, FramePlan):
+            return plans
+        self._alike(plans)  # checks their number
+        return [plans[head] for head in heads]
 
     def _groups(self, plans: Plans, frames: int, positions_per_frame: float) -> list[HeadGroup]:
         """Groups of heads with the same plan."""

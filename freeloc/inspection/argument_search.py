@@ -137,7 +137,8 @@ def find_tables(call: AttentionCall, rope: FoundRope, frames: int, video: int, i
     described = TemporalRope(rope.channels, rope.first, rope.pairing, within=rope.within)
     frequencies, text = rope.by_head, call.query.shape[2] - video
     length, per_frame = VideoLength(frames), video // frames
-    rows = [TableRows(length, per_frame, 0, video), TableRows(length, per_frame, text * is_first, video + text)]
+    whole = range(video)
+    rows = [TableRows(length, per_frame, 0, whole), TableRows(length, per_frame, text * is_first, whole, text)]
     ways: list[tuple[Literal["token", "position"], TableRows]] = [("token", rows[0]), ("token", rows[1])]
     for name, value in call.given.items():
         tables = tables_in(described, value)

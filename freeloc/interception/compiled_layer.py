@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from freeloc.errors import LayoutError
-from freeloc.interception import checkpoints, context
+from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
 from freeloc.interception.context import ForwardContext, Read
 from freeloc.interception.kernel_call import KernelCall, as_output, read_call
 from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
-from freeloc.interception.patched import PatchedModel
+from freeloc.interception.patched import OF_MODEL, PatchedModel
 
 
 def answer_in_trace(
@@ -24,7 +25,7 @@ def answer_in_trace(
     reader, model, site = layer.reader, layer.model, layer.site
     given = reader.given(args, kwargs)
     mask = given.get(site.text_mask) if site.text_mask else None
-    text = 0 if mask is not None else reader.text_tokens(model.in_trace, given)[0]
+    text = 0 if mask is not None else reader.text_tokens(model.in_trace, given, None)[0]
     tables = reader.tables(given.get(model.tables))
 
     def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
@@ -52,13 +53,19 @@ def answer_compiled(
     read = _read_running(layer, forward) if traced is None else _read_traced(model, traced)
     assert read.grid is not None
     text = text if text_mask is None else int(text_mask.bool().sum())
-    rotation = reader.rotation(read, tables, read.grid, text)
+    share = None
+    if dist.is_available() and dist.is_initialized():
+        share = parallel.sequence_share(model.adapter.context_parallel, layer.module, None, 0)
+    if share is not None and not layer.site.text_tokens.startswith(OF_MODEL):
+        text = text * share.degree  # the module has those of this process
+    rotation = reader.rotation(read, tables, read.grid, text, share)
     length = model.length(read, read.grid, rotation)
     refused = read.refused or rotation.refused or _unchecked(layer)
     if (is_due := layer.is_due(length, rotation)) and refused:
         raise LayoutError(f"{layer.report.path}: {refused} (adapter '{model.adapter.name}')")
-    which = Which(read.grid, length, text, rotation)
-    out: Tensor = layer.attend(KernelCall(query, key, value, mask, None, scale), which, {})
+    kernel_call = KernelCall(query, key, value, mask, None, scale)
+    which = Which(read.grid, length, text, rotation, layer.share_of(kernel_call, share, read.grid))
+    out: Tensor = layer.attend(kernel_call, which, {})
     model.report.is_compiled = True
     if forward is not None:
         forward.called[layer] = [length]

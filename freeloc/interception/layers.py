@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from freeloc.adapter.site import AttentionSite
@@ -15,8 +16,8 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
 from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.errors import LayoutError
-from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked
-from freeloc.interception.context import ForwardContext, HeldAttributes, Opened, Read
+from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
+from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call
@@ -36,6 +37,8 @@ class _Ready(NamedTuple):
     density: float
     frames: int
     """Latent frames of the video, without references."""
+    gathered: parallel.Share | None
+    """Set if video and text of several processes alternate in the sequence."""
 
 
 class LayerHook:
@@ -92,8 +95,12 @@ class LayerHook:
         is_late = context.is_followed(module, self.before)
         seen = self.reader.see(forward, module, args, kwargs)
         forward.called[self] = seen.lengths
-        if not (self._corrects_any(seen) or is_late):
+        is_due = self._corrects_any(seen)
+        if not (is_due or is_late):
             return
+        if is_due and dist.is_available() and dist.is_initialized():
+            parallel.require_supported(self.model, module, args, kwargs)
+        has_graph = torch.is_grad_enabled()
 
         def answer(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
             nonlocal seen
@@ -102,6 +109,8 @@ class LayerHook:
                 forward.called[self] = seen.lengths
                 if not self._corrects_any(seen):
                     return NotImplemented
+            if torch.is_grad_enabled() != has_graph:  # called inside an autograd function, with gradients of its own
+                parallel.refuse_gradients(module, args, kwargs)
             return self._answer(seen, interceptor.calls - 1, frame, given, named)
 
         interceptor = interceptor_of(self.site.kernel, module, answer, frame)
@@ -193,10 +202,11 @@ class LayerHook:
             raise LayoutError(f"{self.report.path}: {error}") from None
         given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
+        share = self.share_of(call, seen.share, grids[0])
+        which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)
         if number == 0 and self.model.correction.checked:
-            self._check(seen, text, call, frame)
+            self._check(which, seen.share, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
-            which = Which(grids[0], seen.lengths[0], text, seen.rotation)
             return as_output(kernel, self.attend(call, which, given))
         out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
         lengths = [call.query.shape[2]] * len(call.query) if call.valid is None else call.valid.tolist()
@@ -204,23 +214,30 @@ class LayerHook:
             at = sample if len(grids) > 1 else 0
             # Padding after the valid tokens is text or nothing.
             valid_text = min(text, max(tokens - self.reader.video_tokens(grids[at]), 0)) if text else 0
-            which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation)
+            which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation, share)
             out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
         return as_output(kernel, out)
 
-    def _check(self, seen: ModuleCall, text: int, call: KernelCall, frame: FrameType) -> None:
+    def share_of(self, call: KernelCall, tokens: parallel.Share | None, grid: Grid) -> parallel.Share | None:
+        """Whose heads a call has, if several processes share the layer; `tokens`: whose tokens the module has."""
+        if tokens is None and call.query.shape[1] == self.model.shape.heads:
+            return None
+        return parallel.head_share(self.model, self.module, call, tokens, self.reader.video_tokens(grid))
+
+    def _check(self, which: Which, tokens: parallel.Share | None, call: KernelCall, frame: FrameType) -> None:
         """Check the tokens that reach the kernel, in the first call of each size and processor.
 
         Raises:
             LayoutError: if they are not in the order, or not rotated, as the adapter describes.
         """
-        which = Which(seen.grids[0], seen.lengths[0], text, seen.rotation)
         own = getattr(self.module, "processor", None), self.module.__dict__.get("forward")
-        known = self._checked.get(which[:3])
+        size = *which[:3], which.share
+        known = self._checked.get(size)
         if known is None or known[0] is not own[0] or known[1] is not own[1]:
             ready = self._ready.get(which) or self._make_ready(which)
-            marked.check(self.model, self.reader, self.module, frame, (call, which, ready.layout), self.report.path)
-            self._checked[which[:3]] = own
+            of_call, shares = (call, which, ready.layout), (tokens, ready.gathered)
+            marked.check(self.model, self.reader, self.module, frame, of_call, shares, self.report.path)
+            self._checked[size] = own
 
     def answer_compiled(self, *arguments: Any) -> Tensor:
         """Compute the operator's call in a compiled model, or in a compiled part of a model."""
@@ -238,6 +255,8 @@ class LayerHook:
         rotation = which.rotation
         ready = self._ready.get(which) if rotation.frequencies is None else None
         ready = ready or self._make_ready(which)
+        if ready.gathered is not None:
+            call = parallel.in_layout(call, ready.layout, ready.gathered)
         # The original repositories have rotated q and k in float32 with v in half precision.
         query, key, value = call.query.to(call.value.dtype), call.key.to(call.value.dtype), call.value
         observer, backends = self.model.correction.observer, self.model.correction.backends
@@ -260,16 +279,25 @@ class LayerHook:
             raise LayoutError(f"{self.report.path}: {error} (adapter '{self.model.adapter.name}')") from None
         if not ready.plan.is_identity:
             self.report.note_corrected(ready.frames, ready.plan.largest_position, ready.density, backend.name)
+        elif which.share is not None:  # heads of other processes are corrected
+            self.report.note_untouched(ready.frames)
+        if ready.gathered is not None:
+            out = parallel.as_gathered(out, ready.layout, ready.gathered)
         return out.to(call.query.dtype)
 
     def _make_ready(self, which: Which) -> _Ready:
         """Prepare the plan and the layout of a call."""
-        grid, length, text, rotation = which
+        grid, length, text, rotation, share = which
         frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
         first, last = {"first": (text, 0), "last": (0, text), "none": (0, 0)}[self.site.text]
-        plan = self.model.plans_under(rotation).at(self.report.layer, length, rotation.positions_per_frame)
+        plans, at = self.model.plans_under(rotation), (self.report.layer, length, rotation.positions_per_frame)
+        plan = plans.at(*at)
+        if share is not None:
+            plan = parallel.plans_of(share, self.model, plans, plan, text).at(*at)
+            self.report.share = share.label(self.model.shape.heads)
         layout = TokenLayout(frames, height, width, first, last)
-        ready = _Ready(plan, layout, plan.density(layout.tokens_per_frame), length.video)
+        gathered = share if share is not None and share.gathers and text else None
+        ready = _Ready(plan, layout, plan.density(layout.tokens_per_frame), length.video, gathered)
         if rotation.frequencies is None:
             self._ready[which] = ready
         return ready

@@ -22,6 +22,7 @@ from freeloc.interception import compiled, context
 from freeloc.interception.interceptors import interceptor_of
 from freeloc.interception.kernel_call import KernelCall, read_call
 from freeloc.interception.module_call import CallReader, Which
+from freeloc.interception.parallel import Share, in_layout, of_heads
 from freeloc.interception.patched import PatchedModel
 
 ROTATION_TOLERANCE = {torch.float64: 2e-2, torch.float32: 2e-2}
@@ -44,9 +45,12 @@ def check(
     module: nn.Module,
     frame: FrameType,
     kernel_call: tuple[KernelCall, Which, TokenLayout],
+    shares: tuple[Share | None, Share | None],
     path: str,
 ) -> None:
     """Run an attention module on marked tokens, unless another one of its kind was checked at this size.
+
+    `shares`: whose tokens the module has, and of whom its kernel gathers video and text, if several processes do.
 
     Raises:
         LayoutError: if tokens reach its kernel in another order, or rotated in another way, than was read.
@@ -54,13 +58,14 @@ def check(
     call, which, layout = kernel_call
     processor = getattr(module, "processor", None)
     own = path if is_foreign(module) or compiled.has_own_forward(module) else ""
-    key = reader.site.path, type(module), type(processor), own, *which[:3]
+    key = reader.site.path, type(module), type(processor), own, *which[:3], which.share
     if key in model.checked or not is_plain(call.query):
         return
-    run = run_marked(reader, module, frame, layout, by_frame=model.rope is None)
+    run = run_marked(reader, module, frame, layout, model.rope is None, shares[0])
     if run is not None:
-        rope, per_frame = model.rope, model.per_frame(which.rotation)
-        problem = problem_of(*run, layout, rope, per_frame, which.length.first)
+        at_kernel = run[0] if shares[1] is None else in_layout(run[0], layout, shares[1])
+        rope, per_frame = model.rope, of_heads(model.per_frame(which.rotation), which.share)
+        problem = problem_of(at_kernel, run[1], layout, rope, per_frame, which.length.first)
         if problem:
             name = type(module if processor is None else processor).__name__
             raise LayoutError(f"{path} ({name}): {problem} (adapter '{model.adapter.name}')")
@@ -84,7 +89,7 @@ def _library_of(thing: object) -> str:
 
 
 def run_marked(
-    reader: CallReader, module: nn.Module, frame: FrameType, layout: TokenLayout, by_frame: bool
+    reader: CallReader, module: nn.Module, frame: FrameType, layout: TokenLayout, by_frame: bool, share: Share | None
 ) -> tuple[KernelCall, Tensor] | None:
     """The kernel call of a module on marked tokens, and their codes; None if it cannot be made.
 
@@ -94,6 +99,7 @@ def run_marked(
         frame: the frame of its call, with its arguments.
         layout: the order of the tokens.
         by_frame: see `marks`.
+        share: whose tokens the call has, if several processes share the sequence: then all of them run this.
     """
     arguments = context.arguments(frame)
     hidden = None if arguments is None else reader.hidden_states(reader.given(*arguments))
@@ -102,6 +108,9 @@ def run_marked(
     with OnCpu():
         tokens, codes = marks(layout, hidden.shape[2], hidden, by_frame)
     first = layout.text_first if reader.site.joint else 0
+    if share is not None:
+        part = share.part(len(tokens))
+        tokens, first = tokens[part.start : part.stop], first // share.degree
     marked = hidden.detach().clone()
     marked[:, first : first + len(tokens)] = tokens
     seen: list[KernelCall] = []

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.tables import tables_in
 from freeloc.errors import LayoutError
+from freeloc.interception import parallel
 from freeloc.interception.context import ForwardContext, Grid, Read
 from freeloc.interception.patched import OF_MODEL, PatchedModel, count_of
 from freeloc.interception.rotation import Rotation, TableRows
@@ -30,6 +32,8 @@ class ModuleCall(NamedTuple):
     """Why it cannot be corrected; empty if it can."""
     is_longer: bool = False
     """Whether there are more tokens than the model was trained on. Then it is refused at any length."""
+    share: parallel.Share | None = None
+    """Whose tokens the call has, if several processes share the sequence."""
 
 
 class Which(NamedTuple):
@@ -39,6 +43,8 @@ class Which(NamedTuple):
     length: VideoLength
     text: int
     rotation: Rotation
+    share: parallel.Share | None = None
+    """Whose heads the call has, if several processes share the layer."""
 
 
 class CallReader:
@@ -60,28 +66,36 @@ class CallReader:
         """
         model, read = self.model, forward.read or self.model.read_running(forward)
         given = self.given(args, kwargs)
-        text = self.text_tokens(read, given)
+        share = self.share(module, given, read) if dist.is_available() and dist.is_initialized() else None
+        text = self.text_tokens(read, given, share)
         grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
         argument = given.get(model.tables) if model.tables else None
         known = forward.rotation
         if known is None or not _same(known[0], argument) or known[1][0] != grids:
             is_read = model.correction.checked or is_checked
             tables = self.tables(argument) if is_read else None
-            rotation = self.rotation(read, tables, grids[0], text[-1])
+            rotation = self.rotation(read, tables, grids[0], text[-1], share)
             known = argument, (grids, [model.length(read, grid, rotation) for grid in grids], rotation)
             forward.rotation = None if is_checked else known
         _, lengths, rotation = known[1]
-        other = self.other_tokens(read, given, grids[0], text)
-        is_longer = bool(other) and self._exceeds(given, grids[0])
-        return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer)
+        other = self.other_tokens(read, given, grids[0], text, share)
+        is_longer = bool(other) and self._exceeds(given, grids[0], share)
+        return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer, share)
+
+    def share(self, module: nn.Module, given: Mapping[str, Any], read: Read) -> parallel.Share | None:
+        """Whose tokens a call has, if several processes share the sequence."""
+        hidden = self.hidden_states(given)
+        tokens = None if hidden is None else hidden.shape[1]
+        video = 0 if read.grid is None or self.site.joint else self.video_tokens(read.grid)
+        return parallel.sequence_share(self.model.adapter.context_parallel, module, tokens, video)
 
     def tables(self, argument: Any) -> list[Tensor]:
         """The rotary tables in an argument; empty if the model has none, or they cannot be read."""
         rope = self.model.adapter.rope
         return tables_in(rope, argument) if self.model.tables and rope is not None else []
 
-    def text_tokens(self, read: Read, given: Mapping[str, Any]) -> list[int]:
-        """Text tokens of each kernel call."""
+    def text_tokens(self, read: Read, given: Mapping[str, Any], share: parallel.Share | None) -> list[int]:
+        """Text tokens of each kernel call. The module has an equal part of them if several processes share them."""
         site = self.site
         if site.text == "none":
             return [0]
@@ -89,7 +103,9 @@ class CallReader:
             counts: list[int] = mask.bool().sum(dim=-1).tolist()
             return counts
         name = site.text_tokens.removeprefix(OF_MODEL)
-        return [read.text_tokens[name] if name != site.text_tokens else count_of(given.get(name))]
+        if name != site.text_tokens:
+            return [read.text_tokens[name]]
+        return [count_of(given.get(name)) * (share.degree if share else 1)]
 
     def _grids_of_samples(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> list[Grid]:
         model = self.model
@@ -101,7 +117,9 @@ class CallReader:
         reader = model.reader
         return [tuple(grid) for grid in reader.of_samples(module, reader.given(args, kwargs)).tolist()]
 
-    def rotation(self, read: Read, tables: list[Tensor] | None, grid: Grid, text: int) -> Rotation:
+    def rotation(
+        self, read: Read, tables: list[Tensor] | None, grid: Grid, text: int, share: parallel.Share | None
+    ) -> Rotation:
         """How far the model rotates each latent frame; without tables, as the adapter describes."""
         model, step = self.model, read.positions_per_frame
         rope = model.adapter.rope
@@ -120,10 +138,12 @@ class CallReader:
             return Rotation(step)
         tokens = math.prod(grid) if self.site.tokens == "f h w" else grid[0]
         length, per_frame = VideoLength(grid[0], read.first, read.last), tokens // grid[0]
-        found = model.rotation(tables, step, TableRows(length, per_frame, 0, tokens))
+        part = share.part(tokens) if share else range(tokens)
+        own_text = text // share.degree if share else text
+        found = model.rotation(tables, step, TableRows(length, per_frame, 0, part))
         if found.refused and text:  # the tables may have rows of the text too
-            first = text if self.site.text == "first" else 0
-            joint = model.rotation(tables, step, TableRows(length, per_frame, first, tokens + text))
+            first = own_text if self.site.text == "first" else 0
+            joint = model.rotation(tables, step, TableRows(length, per_frame, first, part, own_text))
             return found if joint.refused else joint
         return found
 
@@ -146,7 +166,9 @@ class CallReader:
         place = self._signature.names.index(name)
         return (*args[:place], hidden_states, *args[place + 1 :]), kwargs
 
-    def other_tokens(self, read: Read, given: Mapping[str, Any], grid: Grid, text: list[int]) -> str:
+    def other_tokens(
+        self, read: Read, given: Mapping[str, Any], grid: Grid, text: list[int], share: parallel.Share | None = None
+    ) -> str:
         """How the number of tokens differs from the grid; empty if it does not."""
         if self.model.adapter.grid.of == "attention" or read.refused or not self.model.correction.checked:
             return ""
@@ -157,6 +179,8 @@ class CallReader:
                 f"expected (batch, tokens, channels) as its argument '{name}', found {type(given.get(name)).__name__}"
             )
         expected = video + (text[-1] if self.site.joint else 0)
+        if share is not None:
+            expected = len(share.part(video)) + (text[-1] // share.degree if self.site.joint else 0)
         if hidden.shape[1] == expected:
             return ""
         frames, height, width = grid
@@ -166,15 +190,16 @@ class CallReader:
             else f"{frames} latent frames"
         )
         and_text = f" and {text[-1]} of text" if self.site.joint else ""
+        divided = "" if share is None else f", divided among {share.degree} processes"
         return (
-            f"expected {expected} tokens, {size} = {video}{and_text}, found {hidden.shape[1]}: the model has added or "
-            "dropped tokens, such as history, keyframes or merged tokens"
+            f"expected {expected} tokens, {size} = {video}{and_text}{divided}, found {hidden.shape[1]}: the model has "
+            "added or dropped tokens, such as history, keyframes or merged tokens"
         )
 
-    def _exceeds(self, given: Mapping[str, Any], grid: Grid) -> bool:
+    def _exceeds(self, given: Mapping[str, Any], grid: Grid, share: parallel.Share | None) -> bool:
         trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
         most = trained * (self.video_tokens(grid) // grid[0])
-        return hidden is None or hidden.shape[1] > most
+        return hidden is None or hidden.shape[1] * (share.degree if share else 1) > most
 
 
 def _same(one: Any, other: Any) -> bool:

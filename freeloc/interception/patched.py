@@ -57,6 +57,7 @@ class Correction:
         trained_frames: latent frames of the clips that the model was trained on; 0 if it is not known.
         references: reference images before and after the frames of the video, if the user has told their number.
         allowed: arguments of the transformer that are not refused, although its grid says so (`Beside.argument`).
+        needs_all_heads: whether calls with a part of the heads, in models that several processes share, are an error.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Correction:
     trained_frames: int = 0
     references: tuple[int, int] | None = None
     allowed: frozenset[str] = frozenset()
+    needs_all_heads: bool = False
 
 
 class PatchedModel:

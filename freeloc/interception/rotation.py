@@ -32,8 +32,15 @@ class TableRows(NamedTuple):
     length: VideoLength
     tokens_per_frame: int
     text_first: int
-    tokens: int
-    """Rows of the tables, if there is one per token."""
+    part: range
+    """Tokens of the video that have rows, if there is one per token; a part of them under context parallelism."""
+    text: int = 0
+    """Tokens of the text that have rows."""
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the tables, if there is one per token."""
+        return len(self.part) + self.text
 
     def frames(self, by_token: bool) -> Tensor:
         """Rows of the frames of the video but the first, (places in the frame, frames).
@@ -44,7 +51,8 @@ class TableRows(NamedTuple):
         if not by_token:
             return frames[None]
         places = torch.tensor(sorted({0, self.tokens_per_frame - 1}))
-        return self.text_first + frames * self.tokens_per_frame + places[:, None]
+        at = frames * self.tokens_per_frame + places[:, None] - self.part.start
+        return self.text_first + at[:, ((at >= 0) & (at < len(self.part))).all(dim=0)]
 
 
 def read_rotation(

@@ -46,7 +46,8 @@ class Cells:
     def all(self, names: Sequence[str], make: Callable[[str], Cell], title: str) -> dict[str, Cell]:
         """All cells of these names. Missing ones are measured; several processes share this work."""
         share = names[self.process :: self.processes]
-        for name in _progress([name for name in share if not self.has(name)], title):
+        shown = f"{title}, process {self.process + 1} of {self.processes}"
+        for name in _progress([name for name in share if not self.has(name)], shown):
             self.get(name, make)
         self._await(names, title)
         return {name: self.get(name, make) for name in names}

@@ -17,7 +17,7 @@ from freeloc.probing.depths.base import Depth
 from freeloc.probing.depths.lookup import find_depth
 from freeloc.probing.facts import TABLE_NAME, ProbeFacts
 from freeloc.probing.sensitivity import Sensitivity
-from freeloc.probing.subject import Subject, fingerprint
+from freeloc.probing.subject import Subject, fingerprint, require_whole
 from freeloc.probing.table import Table
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
@@ -61,20 +61,23 @@ def probe(
         profile: the source of the trained length and the settings of methods, as in `freeloc.patch`.
         adapter: describes the model; by default found from its class.
         folder: folder in which each part of the measurements is saved as soon as it is done. An interrupted probe
-            continues from there. With `accelerate launch` or `torchrun`, several processes share the work.
+            continues from there. Several processes, started with `torchrun`, share the work: each runs a model of its
+            own.
         run_settings: what `run` depends on besides the prompt (frames, size, steps ...), as JSON values. They are saved
             with the measurements. A folder with other settings is refused.
         seed: random seed of freeloc's own samples: sampled tokens, noise of clips.
 
     Raises:
         ProbeError: if there is no such depth, or it lacks an argument; if the run does not call the model, is different
-            each time, or is not longer than the trained length; if the folder holds another probe.
+            each time, or is not longer than the trained length; if the folder holds another probe; if several processes
+            share the model.
         ProfileError, AdapterError, PatchError: as `freeloc.patch`.
     """
     chosen = find_depth(depth)
     found = transformers_of(model_or_pipeline, adapter)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=True)
     require_fit(loaded, found)
+    require_whole(found)
     if isinstance(prompts, str):
         raise ProbeError(f"expected a list of prompts, found one text: give prompts=[{brief(prompts)}]")
     labels = [str(prompt) for prompt in prompts]

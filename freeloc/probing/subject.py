@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from freeloc.adapter.spec import Adapter, ModelShape
 from freeloc.errors import ProbeError
+from freeloc.interception.parallel import is_shared
 from freeloc.interception.patched import Correction
 from freeloc.interception.watch import Observer
 from freeloc.patching import backends_named, install
@@ -136,7 +137,12 @@ class Subject:
             return plans_of_length(plan(layer, length.video), length, trained)
 
         correction = Correction(
-            self.profile.model.name, lambda layer: "probe", recording, backends_named("auto"), observer
+            self.profile.model.name,
+            lambda layer: "probe",
+            recording,
+            backends_named("auto"),
+            observer,
+            needs_all_heads=True,
         )
         correction.trained_frames = self.profile.model.trained_latent_frames
         hooks = install(self.found, correction)
@@ -178,6 +184,21 @@ class Subject:
             raise ProbeError(
                 "expected every run of a prompt to be the same, found other inputs of the transformer than before: "
                 "seed the generator of its noise in the run"
+            )
+
+
+def require_whole(found: Sequence[tuple[nn.Module, Adapter]]) -> None:
+    """Refuse a model that several processes share: each would run other prompts and layers of the probe on its part.
+
+    Raises:
+        ProbeError: if one of these transformers is shared.
+    """
+    for model, adapter in found:
+        if is_shared(model, adapter):
+            raise ProbeError(
+                f"expected a whole {type(model).__name__} in each process, found one that several processes share "
+                "(context or tensor parallelism, or sharded weights). Each process would run other prompts and layers "
+                "of the probe on its part. Give each process a model of its own"
             )
 
 

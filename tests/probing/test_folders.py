@@ -127,7 +127,9 @@ def test_two_processes_of_accelerate_give_the_same_numbers(whole: tuple[Path, fl
     assert tensors_of(tmp_path / "shared.safetensors") == tensors_of(whole[0])
 
 
-def test_processes_share_the_work(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_work(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from freeloc.probing.cells import Cells
 
     def wait(seconds: float) -> None:
@@ -150,6 +152,9 @@ def test_processes_share_the_work(model: Any, tmp_path: Path, monkeypatch: pytes
                 cells.all(names, make, "cells")
         else:
             assert [int(cell["rank"]) for cell in cells.all(names, make, "cells").values()] == [0, 1, 0, 1, 0]
+    shown = capsys.readouterr().err
+    assert "cells, process 1 of 2" in shown
+    assert "cells, process 2 of 2" in shown
     assert made == [(1, "cell/1"), (1, "cell/3"), (0, "cell/0"), (0, "cell/2"), (0, "cell/4")]
     with pytest.raises(ProbeError, match=r"expected folder=... for a probe in 2 processes"):
         Cells(None, {})

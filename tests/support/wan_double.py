@@ -47,8 +47,9 @@ def rope_apply(x, grid_sizes, freqs):
 
 
 def kernel_of(module):
-    """The kernel, looked up in the file's globals at each call."""
-    return sys.modules[type(module).__module__].flash_attention
+    """The kernel, looked up in the file's globals at each call. FSDP makes classes of its own, in its own file."""
+    files = (sys.modules[base.__module__] for base in type(module).__mro__)
+    return next(file for file in files if hasattr(file, "flash_attention")).flash_attention
 
 
 class WanSelfAttention(nn.Module):
