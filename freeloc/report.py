@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+UNCHANGED = "for which the plan changes nothing"
+
 
 @dataclass
 class LayerReport:
@@ -47,9 +49,14 @@ class LayerReport:
         """Share of all token pairs that were attended, 0..1: the mean over corrected calls, 1 if there were none."""
         return self.shares / sum(self.calls.values()) if self.calls else 1.0
 
+    def has_computed(self, frames: int) -> bool:
+        """Whether a call of this length was corrected, or had nothing to correct in the heads of this process."""
+        ran = f"{frames} latent frames, {UNCHANGED}" in self.untouched
+        return bool(self.calls[frames]) or (bool(self.share) and ran)
+
     def note_untouched(self, frames: int) -> None:
         """Count one call that ran unchanged."""
-        why = "which the profile leaves alone" if self.method == "none" else "for which the plan changes nothing"
+        why = "which the profile leaves alone" if self.method == "none" else UNCHANGED
         self.untouched[f"{frames} latent frames, {why}"] += 1
 
     def note_corrected(self, frames: int, largest_position: float, density: float, backend: str) -> None:

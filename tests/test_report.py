@@ -4,6 +4,7 @@ import pytest
 from conftest import make_profile
 
 import freeloc
+from freeloc.report import LayerReport
 
 
 def test_the_report_proves_that_calls_were_corrected(small_wan, run):
@@ -35,3 +36,14 @@ def test_the_report_says_the_share_of_pairs_over_all_calls(small_wan, run):
     shares = {frames: freeloc.frame_plan(make_profile(), layer=1, frames=frames).density(15) for frames in (9, 16)}
     assert shares[9] > shares[16]
     assert patch.report().layers[1].attended == pytest.approx((2 * shares[9] + shares[16]) / 3)
+
+
+def test_a_cache_under_heads_of_one_process_may_answer_where_their_plan_changes_nothing():
+    """The heads of other processes are corrected, so the layer is due, but nothing is corrected here."""
+    report = LayerReport(0, "blocks.0.attn1", "vrpr", share="heads 0 to 3 of 8")
+    assert not report.has_computed(9)
+    report.note_untouched(9)
+    assert report.has_computed(9)
+    assert not report.has_computed(16)
+    report.share = ""
+    assert not report.has_computed(9)

@@ -58,11 +58,8 @@ class LayerHook:
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("handle", "_ready", "_checked", "_corrects")
-        }
+        made = ("handle", "_ready", "_checked", "_corrects")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

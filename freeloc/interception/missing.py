@@ -38,7 +38,7 @@ def note_no_call(
         raise LayoutError(_unknown(report, site, bypasses, module))
     elif bypass.is_cache:
         for frames in lengths:
-            if not report.calls[frames]:
+            if not report.has_computed(frames):
                 raise LayoutError(_filled_before(bypass, [report], frames))
             report.cached[frames] += 1
         return
@@ -68,7 +68,7 @@ def note_skipped(
     for report in missing:
         bypass = found[report.path]
         report.skipped[frames, bypass.name if bypass else ""] += 1
-    never = sorted((report for report in missing if not report.calls[frames]), key=lambda report: report.layer)
+    never = sorted((report for report in missing if not report.has_computed(frames)), key=lambda report: report.layer)
     stale = [report for report in never if (bypass := found[report.path]) and bypass.is_cache]
     if stale and (bypass := found[stale[0].path]):
         raise LayoutError(_filled_before(bypass, stale, frames))
