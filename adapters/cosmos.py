@@ -28,6 +28,13 @@ def _positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
     return float(model.rope.base_fps / given["fps"]) if given.get("fps") is not None else 1.0
 
 
+def _largest_frames(model: Any, given: Mapping[str, Any]) -> int:
+    """RoPE has one table for all axes; the learned embedding of Cosmos 1.0 has one for time."""
+    learned, rows = model.learnable_pos_embed, int(max(model.rope.max_size))
+    return rows if learned is None else min(len(learned.pos_emb_t), rows)
+
+
+LARGEST = (_largest_frames, "max_size")
 CONTROL = "block_controlnet_hidden_states"
 
 COSMOS = Adapter(
@@ -36,10 +43,11 @@ COSMOS = Adapter(
     classes=("diffusers.models.transformers.transformer_cosmos.CosmosTransformer3DModel",),
     sites=(AttentionSite("transformer_blocks.*.attn1"),),
     grid=TokenGrid(
+        largest_frames=LARGEST,
         refused={
             CONTROL: "it is the output of a ControlNet, which this patch does not correct. Patch the pipeline, which "
             f"has both; or leave the ControlNet as it is: leave_uncorrected=['{CONTROL}']"
-        }
+        },
     ),
     rope=TemporalRope(
         channels=lambda head_dim: head_dim - 4 * (head_dim // 6),
@@ -62,7 +70,7 @@ CONTROLNET = replace(
     name="cosmos-controlnet",
     classes=("diffusers.models.controlnets.controlnet_cosmos.CosmosControlNetModel",),
     sites=(AttentionSite("control_blocks.*.attn1"),),
-    grid=TokenGrid("controls_latents"),
+    grid=TokenGrid("controls_latents", largest_frames=LARGEST),
     other_attention=("control_blocks.*.attn2",),
     beside=Beside("cosmos", layers="config.controlnet_block_every_n", argument=CONTROL),
 )

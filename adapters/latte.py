@@ -17,7 +17,9 @@ DIFFUSERS = Adapter(
     family="latte",
     classes=("diffusers.models.transformers.latte_transformer_3d.LatteTransformer3DModel",),
     sites=(AttentionSite("temporal_transformer_blocks.*.attn1", tokens="f"),),
-    grid=TokenGrid(patch=(1, "config.patch_size", "config.patch_size")),
+    grid=TokenGrid(
+        patch=(1, "config.patch_size", "config.patch_size"), largest_frames=("temp_pos_embed.shape.1", "video_length")
+    ),
     rope=None,
     other_attention=("transformer_blocks",),  # within one frame, and to the text
     bypasses=BYPASSES,

@@ -21,12 +21,15 @@ CONTEXT_PARALLEL = ContextParallel(
     ring=("processor._parallel_config.context_parallel_config._ring_mesh", "processor._cp_config._ring_mesh"),
 )
 
+# Each row of the tables is one position on any axis.
+ROWS = ("rope.freqs_cos.shape.0", "rope_max_seq_len")
+
 DIFFUSERS = Adapter(
     name="wan",
     family="wan",
     classes=("diffusers.models.transformers.transformer_wan.WanTransformer3DModel",),
     sites=(AttentionSite("blocks.*.attn1", while_running=NATIVE),),
-    grid=TokenGrid(),
+    grid=TokenGrid(largest_frames=ROWS),
     rope=ROPE,
     other_attention=("blocks.*.attn2",),
     bypasses=BYPASSES,
@@ -37,7 +40,7 @@ DIFFUSERS = Adapter(
 VACE = replace(
     DIFFUSERS,
     name="wan-vace",
-    grid=TokenGrid(references=References(caller="num_reference_images")),
+    grid=TokenGrid(references=References(caller="num_reference_images"), largest_frames=ROWS),
     classes=("diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel",),
     sites=(
         *DIFFUSERS.sites,
@@ -63,7 +66,9 @@ ORIGINAL = Adapter(
     family="wan",
     classes=("wan.modules.model.WanModel",),
     sites=(AttentionSite("blocks.*.self_attn", kernel=FLASH_ATTENTION),),
-    grid=TokenGrid("grid_sizes", axes="sample (f h w)", of="attention"),
+    grid=TokenGrid(
+        "grid_sizes", axes="sample (f h w)", of="attention", largest_frames=("freqs.shape.0", "table freqs")
+    ),
     rope=replace(ROPE, tables="freqs", table_rows="position"),
     heads="num_heads",
     head_dim="blocks.0.self_attn.head_dim",

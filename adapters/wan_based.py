@@ -7,7 +7,7 @@ puts the two latent frames of a video 7 positions apart. So few frames are withi
 
 from dataclasses import replace
 
-from freeloc_adapters.wan import DIFFUSERS
+from freeloc_adapters.wan import DIFFUSERS, ROWS
 
 from freeloc.adapter import References, TokenGrid
 
@@ -31,7 +31,7 @@ WAN_ANIMATE = replace(
     name="wan-animate",
     family="wan-animate",
     classes=("diffusers.models.transformers.transformer_wan_animate.WanAnimateTransformer3DModel",),
-    grid=TokenGrid(references=References(frames=1)),
+    grid=TokenGrid(references=References(frames=1), largest_frames=ROWS),
 )
 
 ANYFLOW = replace(
@@ -39,7 +39,7 @@ ANYFLOW = replace(
     name="anyflow",
     family="anyflow",
     classes=("diffusers.models.transformers.transformer_anyflow.AnyFlowTransformer3DModel",),
-    grid=TokenGrid(axes="b f c h w"),
+    grid=TokenGrid(axes="b f c h w", largest_frames=("rope.max_seq_len", "rope_max_seq_len")),
 )
 
 ADAPTERS = [SKYREELS_V2, CHRONOEDIT, WAN_ANIMATE, ANYFLOW]

@@ -46,6 +46,10 @@ class TokenGrid:
         coordinates: name of an argument (batch, 3, tokens) or (batch, 3, tokens, start and end) with the coordinates
             of each token in time, height and width, which callers may give instead of the other arguments.
         references: reference images on the axis of latent frames; None if the model has none.
+        largest_frames: where the model has positions for a limited number of latent frames: the attribute path of that
+            number, or a function that returns it from the model and the arguments of its forward; and the name of what
+            has to be larger for longer videos: ``("rope.freqs_cos.shape.0", "rope_max_seq_len")``. A longer call, with
+            which the model itself fails, gets an error with both.
         refused: arguments of the transformer that change the order of tokens, each with the reason. A call beyond the
             trained length is refused unless they are None or left at their default.
     """
@@ -56,6 +60,7 @@ class TokenGrid:
     of: str = "transformer"
     coordinates: str = ""
     references: References | None = None
+    largest_frames: tuple[str | Callable[[Any, Mapping[str, Any]], int], str] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from freeloc.adapter.grid import TokenGrid
+from freeloc.adapter.paths import read_path
 from freeloc.adapter.spec import Adapter
-from freeloc.errors import LayoutError
+from freeloc.errors import AdapterError, LayoutError
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -44,6 +45,8 @@ class GridReader:
 
     def __init__(self, adapter: Adapter, model: nn.Module, shows: nn.Module) -> None:
         self._grid = adapter.grid
+        self._model = model
+        self._largest = 0
         self._arguments = adapter.grid.arguments
         self._patch = (1, 1, 1) if adapter.grid.of == "attention" else adapter.patch_size(model)
         self.given = Signature(shows).given
@@ -73,7 +76,26 @@ class GridReader:
                 f"expected at least 1 latent frame, row and column of tokens, found {frames} x {height} x {width} in "
                 f"{' and '.join(self._arguments)} of {type(module).__name__}"
             )
+        self._require_positions(frames, given)
         return Size((frames, height, width))
+
+    def _require_positions(self, frames: int, given: Mapping[str, Any]) -> None:
+        """Require that the model has positions for so many latent frames."""
+        if self._grid.largest_frames is None or torch.compiler.is_dynamo_compiling():
+            return
+        where, setting = self._grid.largest_frames
+        if isinstance(where, str) and frames <= self._largest:
+            return
+        try:
+            largest = read_path(self._model, where) if isinstance(where, str) else where(self._model, given)
+        except (AdapterError, AttributeError, LookupError, TypeError):
+            return  # another library has replaced the module that holds the positions
+        self._largest = int(largest)
+        if frames > self._largest:
+            raise LayoutError(
+                f"expected at most {self._largest} latent frames, since {type(self._model).__name__} has positions for "
+                f"no more, found {frames}. Generate fewer, or give the model a larger {setting}"
+            )
 
     def refusal(self, module: nn.Module, given: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
         """Why a call of the transformer cannot be corrected: an argument that the adapter refuses; empty if none is."""
@@ -94,6 +116,7 @@ class GridReader:
         if not sizes or any(len(size) != 3 or min(size) < 1 for size in sizes):
             name = self._grid.argument
             raise LayoutError(f"expected {name} (latent frames, height, width) >= 1, found {sizes}")
+        self._require_positions(max(size[0] for size in sizes), given)
         return table
 
     def _before_patches(self, module: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
+from freeloc.adapter.paths import read_path
 from freeloc.errors import AdapterError
 from freeloc.inspection.rope_search import find_rope
 from freeloc.interception.watch import observe
@@ -106,12 +107,16 @@ def check_every_tensor_of_the_call_is_described(case: Case) -> None:
 
 @needs(check_every_site_calls_its_kernel)
 def check_the_sizes_are_the_models_own(case: Case) -> None:
-    """The adapter reads the numbers of heads and of channels per head that the queries have."""
+    """The adapter reads the numbers of heads and of channels per head that the queries have, and the largest length."""
     shape = case.adapter.shape(case.model)
     for call in case.calls():
         heads, head_dim = call.query.shape[1], call.query.shape[3]
         require(heads == shape.heads, f"heads: {call.path} has {heads}, the adapter reads {shape.heads}")
         require(head_dim == shape.head_dim, f"head_dim: {call.path} has {head_dim}, the adapter reads {shape.head_dim}")
+    where = case.adapter.grid.largest_frames
+    if where is not None:
+        found = read_path(case.model, where[0]) if isinstance(where[0], str) else where[0](case.model, case.inputs())
+        require(isinstance(found, int), f"grid, largest_frames: expected a number, found {found!r}")
 
 
 @needs(check_every_site_calls_its_kernel)

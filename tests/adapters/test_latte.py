@@ -36,9 +36,11 @@ def test_released_weights_loaded_for_a_longer_video(tmp_path):
     ]
 
 
-def test_another_length_is_the_models_own_error():
+def test_another_length_is_an_error():
     model = make(4)
     with freeloc.patch(model, freeloc.default_profile(model, "tsa", trained_latent_frames=4)):
-        with pytest.raises(RuntimeError, match="must match the size"):
+        with pytest.raises(freeloc.errors.LayoutError, match=r"at most 4 latent frames, .* a larger video_length"):
             run(model, 9)
+        with pytest.raises(RuntimeError, match="must match the size"):  # the model's own
+            run(model, 3)
         assert run(model, 4).isfinite().all()

@@ -99,6 +99,10 @@ BROKEN = {
             wrong(grid=replace(RIGHT.grid, references=References(frames=9))),
             "expected more latent frames than the 9 of reference images, found 8",
         ),
+        (
+            wrong(grid=replace(RIGHT.grid, largest_frames=("heads", "heads"))),
+            "expected at most 2 latent frames, since ToyDiT has positions for no more, found 8",
+        ),
         (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
     ],
     "check_every_tensor_of_the_call_is_described": [
@@ -106,6 +110,10 @@ BROKEN = {
     ],
     "check_the_sizes_are_the_models_own": [
         (wrong(heads="head_dim"), "heads: blocks.0.attention has 2, the adapter reads 12"),
+        (
+            wrong(grid=replace(RIGHT.grid, largest_frames=("rows", "rows"))),
+            "its adapter expects ToyDiT.rows",
+        ),
     ],
     "check_the_layout_adds_up": [
         (
