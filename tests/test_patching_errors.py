@@ -34,7 +34,7 @@ class TestBadInput:
         with (
             pytest.raises(
                 freeloc.errors.LayoutError,
-                match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*Linear attention",
+                match=r"blocks\.1\.attn1 \(WanAttention\) made no call of .*linear attention",
             ),
             freeloc.patch(small_wan, make_profile()),
         ):

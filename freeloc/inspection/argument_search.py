@@ -34,6 +34,11 @@ class FoundArguments:
     joint: bool = False
     unknown: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        mask = f", its valid tokens in {self.text_mask}" if self.text_mask else ""
+        joint = ", in one argument with the video" if self.joint else ""
+        return f"its number is in {self.text_tokens}{mask}{joint}"
+
 
 @dataclass(frozen=True)
 class FoundTables:

@@ -90,6 +90,8 @@ class Inspection:
         if self.grid:
             text = f"text: {self.grid.text_first} tokens first, {self.grid.text_last} last"
             lines.append(f"grid: {self.grid.tokens} tokens (frames, rows, columns), patch {self.grid.patch}, {text}")
+        counted = [site for site in self.candidates if site.arguments and site.arguments.text_tokens]
+        lines += [f"text of {site.path}: {site.arguments}" for site in counted]
         if self.rope:
             base = f"theta {self.rope.theta:g}" if self.rope.theta else "no single base"
             lines.append(

@@ -96,7 +96,7 @@ class ModelHook:
         if not torch.compiler.is_dynamo_compiling():
             self._close_forward(output)
         elif self.model.is_traceable:
-            if not self.model.has_called and self.may_correct:
+            if output is not None and not self.model.has_called and self.may_correct:
                 self._close_without_calls()
             self.model.traced = compiled.NOTHING
         else:
@@ -133,7 +133,7 @@ class ModelHook:
             model.running = [other for other in model.running if other is not forward and other.is_running]
         if self.is_removed:
             self.remove()
-        if torch._C._current_autograd_node() is not None:  # `checkpoints.in_backward`, without a call
+        elif torch._C._current_autograd_node() is not None:  # `checkpoints.in_backward`, without a call
             model.report.notes[AGAIN] += 1
         elif output is None:  # the contexts of calls that ended in an error are closed by `close_dead`
             model.report.failed += 1

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,31 +14,19 @@ from freeloc.adapter.site import AttentionSite
 from freeloc.attention.backends import choose
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
-from freeloc.attention.prepared import LayerPlan, check_call
+from freeloc.attention.prepared import check_call
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call
-from freeloc.interception.module_call import CallReader, ModuleCall, Which
+from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
 from freeloc.interception.rotation import Rotation
 from freeloc.interception.watch import LayerCall
 from freeloc.plans.length import VideoLength
 from freeloc.report import AGAIN, LayerReport
-
-
-class _Ready(NamedTuple):
-    """The plan and layout of a call, which depend only on its sizes."""
-
-    plan: LayerPlan
-    layout: TokenLayout
-    density: float
-    frames: int
-    """Latent frames of the video, without references."""
-    gathered: parallel.Share | None
-    """Set if video and text of several processes alternate in the sequence."""
 
 
 class LayerHook:
@@ -64,7 +52,7 @@ class LayerHook:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.handle = handle_of(self)
-        self._ready: dict[Which, _Ready] = {}
+        self._ready: dict[Which, Ready] = {}
         self._checked: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._corrects: dict[VideoLength, bool] = {}
 
@@ -282,7 +270,7 @@ class LayerHook:
             out = parallel.as_gathered(out, ready.layout, ready.gathered)
         return out.to(call.query.dtype)
 
-    def _make_ready(self, which: Which) -> _Ready:
+    def _make_ready(self, which: Which) -> Ready:
         """Prepare the plan and the layout of a call."""
         grid, length, text, rotation, share = which
         frames, height, width = grid if self.site.tokens == "f h w" else (grid[0], 1, 1)
@@ -294,7 +282,7 @@ class LayerHook:
             self.report.share = share.label(self.model.shape.heads)
         layout = TokenLayout(frames, height, width, first, last)
         gathered = share if share is not None and share.gathers and text else None
-        ready = _Ready(plan, layout, plan.density(layout.tokens_per_frame), length.video, gathered)
+        ready = Ready(plan, layout, plan.density(layout.tokens_per_frame), length.video, gathered)
         if rotation.frequencies is None:
             self._ready[which] = ready
         return ready

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.tables import tables_in
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import LayerPlan
 from freeloc.errors import LayoutError
 from freeloc.interception import parallel
 from freeloc.interception.context import ForwardContext, Grid, Read
@@ -45,6 +47,18 @@ class Which(NamedTuple):
     rotation: Rotation
     share: parallel.Share | None = None
     """Whose heads the call has, if several processes share the layer."""
+
+
+class Ready(NamedTuple):
+    """The plan and layout of a call, which depend only on its sizes."""
+
+    plan: LayerPlan
+    layout: TokenLayout
+    density: float
+    frames: int
+    """Latent frames of the video, without references."""
+    gathered: parallel.Share | None
+    """Set if video and text of several processes alternate in the sequence."""
 
 
 class CallReader:
