@@ -69,6 +69,8 @@ class ForwardContext:
     """The layers whose attention modules were called, with the length of each sample."""
     is_traced: bool = False
     """Whether it is the context of one module alone, in a model that is compiled as a whole."""
+    text: int = 0
+    """Largest number of text tokens in a sequence."""
     rotation: tuple[Any, Any] | None = None
     """The argument with the last rotary tables that were read, and what they say about the video."""
 

@@ -151,6 +151,9 @@ class ModelHook:
             rotation = Rotation(read.positions_per_frame)
             lengths = lengths or self._lengths_of(read, rotation)
         self._count_lengths(lengths, rotation, forward.called)
+        if forward.read is not None:
+            for length in lengths:
+                self.model.note_reading(forward.read, length, rotation, forward.text)
 
     def _lengths_of(self, read: Read, rotation: Rotation) -> set[VideoLength]:
         """The length of a forward in which no layer was called; none if it is not known."""

@@ -82,6 +82,7 @@ class CallReader:
         given = self.given(args, kwargs)
         share = self.share(module, given, read) if dist.is_available() and dist.is_initialized() else None
         text = self.text_tokens(read, given, share)
+        forward.text = max(forward.text, *text)
         grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
         argument = given.get(model.tables) if model.tables else None
         known = forward.rotation

@@ -249,6 +249,23 @@ class PatchedModel:
         now = resolved.frequencies_of(self.module, self.shape.head_dim)
         return None if torch.equal(now, self.frequencies) else now
 
+    def note_reading(self, read: Read, length: VideoLength, rotation: Rotation, text: int) -> None:
+        """Tell the report what was read from a forward beside the number of its frames."""
+        unit = self.adapter.rope.unit if self.adapter.rope is not None else ""
+        references = [f"{length.first} before the video"] * bool(length.first) + [f"{length.last} after it"] * bool(
+            length.last
+        )
+        is_changed = rotation.frequencies is not None or rotation.positions_per_frame != read.positions_per_frame
+        notes = {
+            f"reference images, not counted as latent frames: {', '.join(references)}": references,
+            f"text tokens: {text}": text,
+            f"positions are {unit}: latent frames are {length.spacing:.4g} times as far apart as in training": (
+                length.spacing != 1
+            ),
+            "frequencies of positions: read from rotary tables, not those of the adapter": is_changed,
+        }
+        self.report.notes.update(note for note, applies in notes.items() if applies)
+
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
         kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}

@@ -395,3 +395,30 @@ def test_the_trained_length_is_counted_in_the_models_unit(name, frames, rate, is
     if is_long:
         reach = max(layer.largest_after for layer in patch.report().layers)
         assert reach <= 4 * rate / trained_rate + 1e-5
+
+
+# ---- The report
+
+
+def test_the_report_says_what_was_read():
+    model, example = EXAMPLES["hunyuan-video"].model(), EXAMPLES["hunyuan-video"]
+    with freeloc.patch(model, profile_of(model), reference_frames=(2, 1)) as patch:
+        for _ in range(2):
+            run(model, example.inputs(9, 2, 3, 1))
+    report = str(patch.report())
+    assert "forward passes: 2 at 6 latent frames" in report
+    assert "reference images, not counted as latent frames: 2 before the video, 1 after it (2 forward passes)" in report
+    assert "text tokens: 5 (2 forward passes)" in report
+
+    model, example = EXAMPLES["ltx"].model(), EXAMPLES["ltx"]
+    with freeloc.patch(model, profile_of(model, "vrpr")) as patch:
+        run(model, example.inputs(9, 2, 3, 1) | {"rope_interpolation_scale": (8 / 12.5, 32, 32)})
+    assert "positions are seconds: latent frames are 2 times as far apart as in training" in str(patch.report())
+
+    model, example = EXAMPLES["wan"].model(), EXAMPLES["wan"]
+    with freeloc.patch(model, profile_of(model)) as patch:
+        run(model, example.inputs(9, 2, 3, 1))
+        assert "note:" not in str(patch.report())
+        rescaled(model, torch.tensor(0.5, dtype=torch.float64))
+        run(model, example.inputs(9, 2, 3, 1))
+    assert "read from rotary tables, not those of the adapter (1 forward pass)" in str(patch.report())
