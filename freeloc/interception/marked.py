@@ -59,8 +59,8 @@ def check(
     processor = getattr(module, "processor", None)
     own = path if is_foreign(module) or compiled.has_own_forward(module) else ""
     key = reader.site.path, type(module), type(processor), own, *which[:3], which.share
-    if key in model.checked or not is_plain(call.query):
-        return
+    if key in model.checked or not is_plain(call.query) or call.query.shape[2] < layout.tokens:
+        return  # a wrong number of tokens is an error of its own
     run = run_marked(reader, module, frame, layout, model.rope is None, shares[0])
     if run is not None:
         at_kernel = run[0] if shares[1] is None else in_layout(run[0], layout, shares[1])
