@@ -100,7 +100,8 @@ class AttentionSite:
         require(
             (self.text == "none") == (not self.text_tokens),
             "AttentionSite.text_tokens",
-            "the argument that has the number of text tokens, such as 'encoder_hidden_states', where there is text only",
+            "the argument that has the number of text tokens, such as 'encoder_hidden_states', if and only if there is "
+            "text",
             self.text_tokens,
         )
         one = self.path.split(".").count("*") == self.path.count("*") == 1
