@@ -100,8 +100,7 @@ class AttentionSite:
         require(
             (self.text == "none") == (not self.text_tokens),
             "AttentionSite.text_tokens",
-            "the argument that has the number of text tokens, such as 'encoder_hidden_states', if and only if there is "
-            "text",
+            "the argument that counts the text tokens, such as 'encoder_hidden_states', if and only if there is text",
             self.text_tokens,
         )
         one = self.path.split(".").count("*") == self.path.count("*") == 1
