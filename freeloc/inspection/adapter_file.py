@@ -85,7 +85,7 @@ def _site(seen: Inspection, index: int) -> str:
         fields.append("kernel=MATMUL")
     if grid.text_first or grid.text_last:
         fields.append(f'text="{"first" if grid.text_first else "last"}"')
-        counted = found.text_tokens or "TODO: the argument that has the number of text tokens"
+        counted = found.text_tokens or "TODO: the argument that counts the text tokens"
         fields.append(f'text_tokens="{counted}"')
     fields += [f'{name}="{value}"' for name in ("text_mask", "hidden_states") if (value := getattr(found, name))]
     fields += ["joint=True"] if found.joint else []

@@ -77,7 +77,7 @@ SLIPS = {
     "references in the middle": (lambda: References("middle"), "References.place: expected one of 'first', 'last'"),
     "text without its number": (
         lambda: AttentionSite("blocks.*.attention", text="first"),
-        r"AttentionSite\.text_tokens: expected the argument that has the number of text tokens, .* found ''",
+        r"AttentionSite\.text_tokens: expected the argument that counts the text tokens, .* found ''",
     ),
     "a grid of attention modules without a table": (
         lambda: TokenGrid("sizes", of="attention"),

@@ -129,5 +129,5 @@ def test_a_file_without_a_counter_of_text_says_what_to_write():
     model, inputs = TOY.model(), TOY.inputs(8, 2, 3, 2)
     model.__class__ = Hidden
     text = adapter_file(freeloc.inspect(model, inputs | {"prompt": {"text": inputs.pop("text")}}))
-    assert 'text_tokens="TODO: the argument that has the number of text tokens"' in text
+    assert 'text_tokens="TODO: the argument that counts the text tokens"' in text
     assert "not found: text_tokens: no argument of blocks.0.attention, nor of the model, has 4 text tokens" in text
