@@ -19,6 +19,7 @@ from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
 from freeloc.errors import LayoutError
 from freeloc.interception import compiled, context
+from freeloc.interception.context import Opened
 from freeloc.interception.interceptors import interceptor_of
 from freeloc.interception.kernel_call import KernelCall, read_call
 from freeloc.interception.module_call import CallReader, Which
@@ -119,20 +120,23 @@ def run_marked(
         seen.append(read_call(reader.site.kernel, args, kwargs))
         raise MarkedRunEndedError
 
-    interceptor = interceptor_of(reader.site.kernel, module, capture, None)
+    interceptor = interceptor_of(reader.site.kernel, module, capture, frame)
+    running = context.current(reader.model)
+    assert running is not None  # the call of `frame`
+    running.open.append(Opened(capture, interceptor, interceptor.leave))  # ends with it, also after an interrupt
     args, kwargs = reader.with_hidden_states(marked, *arguments)
     bypasses = reader.model.adapter.bypasses
     # A cache on the module must not count this run as a step. What it does before the module runs is done already.
     is_bypassed = bypasses is not None and bypasses.found([module])
     forward = type(module).forward.__get__(module) if is_bypassed else module.forward
     with torch.no_grad():
-        interceptor.enter()
         try:
+            interceptor.enter()
             forward(*args, **kwargs)
         except MarkedRunEndedError:
             pass
         finally:
-            interceptor.leave()
+            running.end(capture)
     return (seen[0], codes) if seen else None
 
 

@@ -1,10 +1,12 @@
 """Ctrl-C at any line where patching or removing changes state: afterwards unpatch() recovers the model."""
 
+import functools
 import sys
 from pathlib import Path
 
 import opensora_double
 import pytest
+import submodule_grids
 import torch
 from conftest import make_profile, make_wan, wan_inputs
 from torch.overrides import _get_current_function_mode
@@ -18,7 +20,10 @@ FILES = {
     str(Path(freeloc.__file__).parent / name)
     for name in (
         "patching.py",
-        *(f"interception/{name}.py" for name in ("hooks", "layers", "patched", "compiled", "context", "interceptors")),
+        *(
+            f"interception/{name}.py"
+            for name in ("hooks", "layers", "patched", "compiled", "context", "interceptors", "marked")
+        ),
     )
 }
 
@@ -145,6 +150,25 @@ def test_interrupted_while_running(model, known):
                 assert torch.equal(output(model), known[1])
         assert state_of(model) == known[2]
         assert torch.equal(output(model), known[0])
+
+
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.slow)])
+def test_interrupted_with_a_hook_on_the_submodule_that_has_the_grid(model, known, every):
+    def patch():
+        return freeloc.patch(model, PROFILE, adapter=submodule_grids.ADAPTERS["wan"])
+
+    for before, action in (
+        (lambda: None, lambda _: patch()),
+        (lambda: (patch(), output(model))[0], lambda patched: patched.remove()),
+        (patch, lambda patched: output(model)),
+    ):
+        count = lines_of(functools.partial(action, before()))
+        freeloc.unpatch(model)
+        for at in range(0, count, every):
+            patched = before()
+            with pytest.raises(KeyboardInterrupt), Interrupt(at):
+                action(patched)
+            check_recovered(model, *known)
 
 
 @pytest.mark.parametrize("every", [41, pytest.param(3, marks=pytest.mark.slow)])
