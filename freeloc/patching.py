@@ -118,8 +118,15 @@ def patch(
     if method is None:
         require_noise(loaded, noise_prepared)
     chosen = _Chosen(loaded, method)
-    correction = Correction(loaded.model.name, chosen.method_of, chosen.plan, backends, allowed=left.arguments)
-    correction.trained_frames, correction.references = loaded.model.trained_latent_frames, references
+    correction = Correction(
+        loaded.model.name,
+        chosen.method_of,
+        chosen.plan,
+        backends,
+        trained_frames=loaded.model.trained_latent_frames,
+        references=references,
+        allowed=left.arguments,
+    )
     hooks = install(found, correction)
     try:
         for hook in hooks:

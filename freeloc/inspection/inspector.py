@@ -157,12 +157,16 @@ def inspect(model: nn.Module, inputs: Mapping[str, Any], video: str | None = Non
     found.rope = find_rope(search.equal_frames(grid, site.first))
     if found.rope is None:
         found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")
-        return found
-    call = next(call for call in calls if call.path == site.first)
-    found.tables = find_tables(call, found.rope, grid.tokens[0], math.prod(grid.tokens), bool(grid.text_first))
-    if found.tables is None:
-        found.unknown.append(f"tables: no argument of {site.first} holds rotary tables that rotate frames like this")
+    else:
+        _add_tables(found, found.rope, grid, next(call for call in calls if call.path == site.first))
     return found
+
+
+def _add_tables(found: Inspection, rope: FoundRope, grid: FoundGrid, call: AttentionCall) -> None:
+    """Find the rotary tables among the arguments of the module that made a call."""
+    found.tables = find_tables(call, rope, grid.tokens[0], math.prod(grid.tokens), bool(grid.text_first))
+    if found.tables is None:
+        found.unknown.append(f"tables: no argument of {call.path} holds rotary tables that rotate frames like this")
 
 
 def _arguments(

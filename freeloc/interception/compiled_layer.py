@@ -50,7 +50,7 @@ def answer_compiled(
     reader: CallReader = layer.reader
     query, key, value, mask, scale = call
     forward = context.current(model) if traced is None else None
-    read = _read_running(layer, forward) if traced is None else _read_traced(model, traced)
+    read = _read_running(layer, forward) if traced is None else _read_traced(layer, traced)
     assert read.grid is not None
     text = text if text_mask is None else int(text_mask.bool().sum())
     share = None
@@ -68,9 +68,12 @@ def answer_compiled(
     out: Tensor = layer.attend(kernel_call, which, {})
     model.report.is_compiled = True
     if forward is not None:
-        forward.called[layer] = [length]
+        forward.called[layer], forward.text = [length], max(forward.text, text)
+        forward.rotation = object(), ([read.grid], [length], rotation)  # eager layers read their own tables
     elif traced is not None:
         layer.compiled_calls[length.video] += 1
+        if layer.is_first:
+            model.note_reading(read, length, rotation, text)
     if not is_due:
         layer.report.note_untouched(length.video)
     return out
@@ -86,9 +89,10 @@ def _unchecked(layer: Any) -> str:
     )
 
 
-def _read_traced(model: PatchedModel, traced: tuple[Tensor, Tensor, Tensor]) -> Read:
+def _read_traced(layer: Any, traced: tuple[Tensor, Tensor, Tensor]) -> Read:
     """What a forward has read that was traced as a whole."""
-    return model.with_references(Traced(*traced).read(model.refused_in_trace), sys._getframe())
+    model: PatchedModel = layer.model
+    return model.with_references(Traced(*traced).read(model.refused_in_trace), sys._getframe(), layer.is_first)
 
 
 def _read_running(layer: Any, forward: ForwardContext | None) -> Read:

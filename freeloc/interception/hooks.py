@@ -35,7 +35,10 @@ class ModelHook:
             for site, layer, path, attention in self.model.places
         ]
         self._grid_modules = [self.model.shows_grid] if adapter.grid.submodule else []
-        self.may_correct = any(layer.may_correct for layer in self.layers)
+        due = [layer for layer in self.layers if layer.may_correct]
+        self.may_correct = bool(due)
+        for layer in due[:1]:
+            layer.is_first = True
         self._due: dict[VideoLength, frozenset[LayerHook]] = {}
 
     def install(self) -> None:

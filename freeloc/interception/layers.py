@@ -38,6 +38,8 @@ class LayerHook:
         self._site = site
         self.report = LayerReport(layer, path, model.correction.method_of(layer))
         self.may_correct = self.report.method != "none" or model.correction.observer is not None
+        self.is_first = False
+        """Whether no layer before it may be corrected: in compiled code, it tells the report what was read."""
         self.compiled_calls: Counter[int] = Counter()
         """Calls in a model that is compiled as a whole, by number of latent frames."""
         self.in_trace: tuple[Interceptor, list[Any]] | None = None

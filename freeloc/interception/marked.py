@@ -26,8 +26,8 @@ from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.parallel import Share, in_layout, of_heads
 from freeloc.interception.patched import PatchedModel
 
-ROTATION_TOLERANCE = {torch.float64: 2e-2, torch.float32: 2e-2}
-"""Largest error of rotated queries and keys, as a share of the largest, by dtype; 6e-2 for half precision."""
+ROTATION_TOLERANCE, ROTATION_TOLERANCE_OF_HALF = 2e-2, 6e-2
+"""Largest error of rotated queries and keys, as a share of the largest, in float32 and in half precision."""
 
 ORDER_TOLERANCE = 0.2
 """Largest distance of a value from that of its code, as a share of the spread of all values."""
@@ -108,12 +108,6 @@ def run_marked(
         return None
     with OnCpu():
         tokens, codes = marks(layout, hidden.shape[2], hidden, by_frame)
-    first = layout.text_first if reader.site.joint else 0
-    if share is not None:
-        part = share.part(len(tokens))
-        tokens, first = tokens[part.start : part.stop], first // share.degree
-    marked = hidden.detach().clone()
-    marked[:, first : first + len(tokens)] = tokens
     seen: list[KernelCall] = []
 
     def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -124,6 +118,7 @@ def run_marked(
     running = context.current(reader.model)
     assert running is not None  # the call of `frame`
     running.open.append(Opened(capture, interceptor, interceptor.leave))  # ends with it, also after an interrupt
+    marked = _with_marks(hidden, tokens, layout.text_first if reader.site.joint else 0, share)
     args, kwargs = reader.with_hidden_states(marked, *arguments)
     bypasses = reader.model.adapter.bypasses
     # A cache on the module must not count this run as a step. What it does before the module runs is done already.
@@ -138,6 +133,16 @@ def run_marked(
         finally:
             running.end(capture)
     return (seen[0], codes) if seen else None
+
+
+def _with_marks(hidden_states: Tensor, tokens: Tensor, first: int, share: Share | None) -> Tensor:
+    """Hidden states whose video, after `first` tokens of text, is replaced by marked tokens, or by this process's."""
+    if share is not None:
+        part = share.part(len(tokens))
+        tokens, first = tokens[part.start : part.stop], first // share.degree
+    marked = hidden_states.detach().clone()
+    marked[:, first : first + len(tokens)] = tokens
+    return marked
 
 
 def marks(layout: TokenLayout, channels: int, like: Tensor, by_frame: bool) -> tuple[Tensor, Tensor]:
@@ -184,7 +189,7 @@ def problem_of(
     if rope is not None:
         with OnCpu():
             error = max(_rotation_error(tensor.unflatten(2, size), rope, per_frame, first) for tensor in (query, key))
-        if error > ROTATION_TOLERANCE.get(value.dtype, 6e-2):
+        if error > (ROTATION_TOLERANCE if value.element_size() > 2 else ROTATION_TOLERANCE_OF_HALF):
             return f"between equal frames they are not rotated as its rotary tables or its adapter say (by {error:.1e})"
     if _order_error(value, codes) > ORDER_TOLERANCE:
         return "tokens reach its kernel in another order than frame by frame, in raster order"
@@ -197,7 +202,7 @@ def _rotation_error(frames: Tensor, rope: TemporalRope, per_frame: Tensor, first
     later = torch.arange(frames.shape[2] - start, dtype=torch.float64, device="cpu")
     worst, largest = 0.0, float(frames.abs().max())
     for head in range(frames.shape[1]):
-        own = per_frame[head % len(per_frame)] if per_frame.ndim > 1 else per_frame
+        own = per_frame[head] if per_frame.ndim > 1 else per_frame
         angles = (later[:, None] * own)[:, None]
         wide = torch.promote_types(frames.dtype, torch.float32)
         rotations = torch.polar(torch.ones_like(angles), angles).to(torch.promote_types(wide, torch.complex64))

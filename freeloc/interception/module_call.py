@@ -67,13 +67,11 @@ class CallReader:
     def __init__(self, model: PatchedModel, site: AttentionSite, module: nn.Module) -> None:
         self.model = model
         self.site = site
-        self._signature = Signature(module)
-        self.given = self._signature.given
+        signature = Signature(module)
+        self._names, self.given = signature.names, signature.given
 
-    def see(
-        self, forward: ForwardContext, module: nn.Module, args: tuple[Any, ...], kwargs: Any, is_checked: bool = False
-    ) -> ModuleCall:
-        """What a call says; with `is_checked` also under a correction that does not check calls.
+    def see(self, forward: ForwardContext, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> ModuleCall:
+        """What a call says.
 
         Raises:
             LayoutError: if the grid cannot be read.
@@ -87,11 +85,10 @@ class CallReader:
         argument = given.get(model.tables) if model.tables else None
         known = forward.rotation
         if known is None or not _same(known[0], argument) or known[1][0] != grids:
-            is_read = model.correction.checked or is_checked
-            tables = self.tables(argument) if is_read else None
+            tables = self.tables(argument) if model.correction.checked else None
             rotation = self.rotation(read, tables, grids[0], text[-1], share)
             known = argument, (grids, [model.length(read, grid, rotation) for grid in grids], rotation)
-            forward.rotation = None if is_checked else known
+            forward.rotation = known
         _, lengths, rotation = known[1]
         other = self.other_tokens(read, given, grids[0], text, share)
         is_longer = bool(other) and self._exceeds(given, grids[0], share)
@@ -151,7 +148,7 @@ class CallReader:
             return Rotation(step, None, "its attention was called without rotary tables, with which it was trained")
         if read.refused:
             return Rotation(step)
-        tokens = math.prod(grid) if self.site.tokens == "f h w" else grid[0]
+        tokens = self.video_tokens(grid)
         length, per_frame = VideoLength(grid[0], read.first, read.last), tokens // grid[0]
         part = share.part(tokens) if share else range(tokens)
         own_text = text // share.degree if share else text
@@ -166,19 +163,23 @@ class CallReader:
         """Tokens of the video in a sequence."""
         return math.prod(grid) if self.site.tokens == "f h w" else grid[0]
 
+    @property
+    def _hidden_states_name(self) -> str:
+        return self.site.hidden_states or self._names[0]
+
     def hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
         """The argument with the video's tokens, (batch, tokens, ...); None if there is no such tensor."""
-        found = given.get(self.site.hidden_states or self._signature.names[0])
+        found = given.get(self._hidden_states_name)
         return found if isinstance(found, Tensor) and found.ndim in (3, 4) else None
 
     def with_hidden_states(
         self, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a call with other tokens."""
-        name = self.site.hidden_states or self._signature.names[0]
+        name = self._hidden_states_name
         if name in kwargs:
             return args, kwargs | {name: hidden_states}
-        place = self._signature.names.index(name)
+        place = self._names.index(name)
         return (*args[:place], hidden_states, *args[place + 1 :]), kwargs
 
     def other_tokens(
@@ -189,7 +190,7 @@ class CallReader:
             return ""
         hidden, video = self.hidden_states(given), self.video_tokens(grid)
         if hidden is None:
-            name = self.site.hidden_states or self._signature.names[0]
+            name = self._hidden_states_name
             return (
                 f"expected (batch, tokens, channels) as its argument '{name}', found {type(given.get(name)).__name__}"
             )
@@ -199,11 +200,7 @@ class CallReader:
         if hidden.shape[1] == expected:
             return ""
         frames, height, width = grid
-        size = (
-            f"{frames} latent frames of {height} x {width}"
-            if self.site.tokens == "f h w"
-            else f"{frames} latent frames"
-        )
+        size = f"{frames} latent frames" + (f" of {height} x {width}" if self.site.tokens == "f h w" else "")
         and_text = f" and {text[-1]} of text" if self.site.joint else ""
         divided = "" if share is None else f", divided among {share.degree} processes"
         return (

@@ -30,6 +30,11 @@ from freeloc.report import TransformerReport
 OF_MODEL = "transformer."
 """Prefix of `AttentionSite.text_tokens` for an argument of the transformer."""
 
+UNKNOWN_REFERENCES = (
+    "reference images: not known outside a pipeline, counted as none; say patch(..., reference_frames=...)"
+)
+"""The note on forward passes in which the number of reference images could not be read."""
+
 MOST_ROTATIONS = 16
 """Largest number of sets of frequencies whose plans are kept."""
 
@@ -199,16 +204,14 @@ class PatchedModel:
         if read.grid is not None:
             self.traced = Traced.of(read)
 
-    def with_references(self, read: Read, frame: FrameType) -> Read:
-        """Add the number of references that the calling pipeline knows."""
+    def with_references(self, read: Read, frame: FrameType, is_told: bool = True) -> Read:
+        """Add the number of references that the calling pipeline knows. If it does not, the report is told."""
         known = self.adapter.grid.references
         if known is None or known.frames is not None or self.correction.references is not None:
             return read
         found = context.callers_value(frame, known.caller) if known.caller else None
         if found is None:
-            self.report.notes[
-                "reference images: not known outside a pipeline, counted as none; say patch(..., reference_frames=...)"
-            ] += 1
+            self.report.notes.update([UNKNOWN_REFERENCES] * is_told)
             return read
         count = count_of(found)
         return read._replace(first=count) if known.place == "first" else read._replace(last=count)

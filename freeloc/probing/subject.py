@@ -142,9 +142,9 @@ class Subject:
             recording,
             backends_named("auto"),
             observer,
+            trained_frames=self.profile.model.trained_latent_frames,
             needs_all_heads=True,
         )
-        correction.trained_frames = self.profile.model.trained_latent_frames
         hooks = install(self.found, correction)
         try:
             # An observer that counts calls would make a compiled model compile again and again.

@@ -79,3 +79,24 @@ def test_a_model_that_the_profile_leaves_alone(run):
     with freeloc.patch(model, make_profile({"none": [0, 1]})) as patch:
         assert torch.equal(run(compiled, 9), plain)
     assert "or only in compiled code: the profile leaves every layer alone" in str(patch.report())
+
+
+@whole_or_in_parts
+def test_what_is_read_when_compiled_code_runs(run, whole):
+    """A rope that is interpolated after compilation, and references: as in the eager model, and in the report."""
+    model = make_wan(num_layers=2)
+    profile = make_profile({"vrpr+tsa": [0, 1]})
+    compiled = compile_it(model, whole)
+    with freeloc.patch(model, profile, reference_frames=(1, 1)) as patch:
+        run(compiled, 11)
+        assert "read from rotary tables" not in str(patch.report())
+        channels = model.rope.t_dim
+        angles = torch.arange(1024.0)[:, None] * 10_000.0 ** (-torch.arange(0.0, channels, 2) / channels) * 0.4
+        angles = angles.repeat_interleave(2, 1)
+        model.rope.freqs_cos[:, :channels], model.rope.freqs_sin[:, :channels] = angles.cos(), angles.sin()
+        found = run(compiled, 11)
+    with freeloc.patch(model, profile, reference_frames=(1, 1)), torch.compiler.set_stance("force_eager"):
+        assert (found - run(model, 11)).abs().max() <= 2e-5
+    report = str(patch.report())
+    assert "reference images, not counted as latent frames: 1 before the video, 1 after it (2 forward passes)" in report
+    assert "read from rotary tables, not those of the adapter (1 forward pass)" in report
