@@ -45,9 +45,10 @@ class TableRows(NamedTuple):
     def frames(self, by_token: bool) -> Tensor:
         """Rows of the frames of the video but the first, (places in the frame, frames).
 
-        The first is left out, since some models give it another distance.
+        The first is left out, since some models give it another distance; but not if there are only two.
         """
-        frames = torch.arange(self.length.first + 1, self.length.first + self.length.video)
+        left_out = int(self.length.video > 2)
+        frames = torch.arange(self.length.first + left_out, self.length.first + self.length.video)
         if not by_token:
             return frames[None]
         places = torch.tensor(sorted({0, self.tokens_per_frame - 1}))
@@ -77,10 +78,13 @@ def read_rotation(
         shapes = ", ".join(str(tuple(table.shape)) for table in tables)
         return Rotation(step, None, f"expected rotary tables of {rows.tokens} tokens, found shapes {shapes}")
     steps = found.unflatten(1, index.shape)  # (batch, places, frames, heads, pairs)
-    steps = steps * steps[:, :, :1].conj()
+    # Not Tensor.conj(): in an operator that compiled code calls, PyTorch 2.13 ignores that it is pending.
+    steps = steps * torch.conj_physical(steps[:, :, :1])
     per_frame = described * step
     if _fits(steps, per_frame):
         return Rotation(step)
+    if rows.length.video == 2:
+        return Rotation(step, None, "expected two latent frames as far apart as described, found another distance")
     first = steps[0, 0]
     factor = _common_factor(first, per_frame)
     if factor is not None and _fits(steps, per_frame * factor):

@@ -15,7 +15,7 @@ from lengths import plan_of_call
 from test_families import EXAMPLES, WITHOUT_ROPE, run
 
 import freeloc
-from freeloc.errors import FreelocError
+from freeloc.errors import FreelocError, LayoutError
 
 TRAINED = 4
 ONLY_VIDEO = {"wan", "hunyuan-video", "mochi", "cogvideox-2b", "anyflow", "motif-video", "skyreels-v2", "cosmos-2"}
@@ -121,7 +121,12 @@ def check(call):
             with pytest.raises(FreelocError, match="expected more latent frames than"):
                 patched()
             return "refused"
-        found = patched()
+        try:
+            found = patched()
+        except LayoutError as error:  # only the first distance is seen, which may be another in some models
+            if frames - first - last == 2 and "two latent frames as far apart as described" in str(error):
+                return "refused"
+            raise
         handles.close()
         with oracle(model, facts, plan, frames, height, width):
             expected = run(model, whole)

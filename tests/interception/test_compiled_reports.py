@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import make_profile, make_wan
+from conftest import make_profile, make_wan, wan_inputs
 from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers_caches import start
@@ -79,6 +79,15 @@ def test_a_model_that_the_profile_leaves_alone(run):
     with freeloc.patch(model, make_profile({"none": [0, 1]})) as patch:
         assert torch.equal(run(compiled, 9), plain)
     assert "or only in compiled code: the profile leaves every layer alone" in str(patch.report())
+
+
+def test_what_is_read_behind_autograd():
+    """Compiled by AOTAutograd, as by inductor, an operator runs where PyTorch ignores pending conjugates."""
+    model = make_wan(num_layers=2)
+    with freeloc.patch(model, make_profile({"vrpr+tsa": [0, 1]})), torch.no_grad():
+        expected = model(**wan_inputs(9))[0]
+        found = torch.compile(model, backend="aot_eager", fullgraph=True)(**wan_inputs(9))[0]
+    assert (found - expected).abs().max() <= 2e-5
 
 
 @whole_or_in_parts
