@@ -23,7 +23,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def temporal_rotations(
-    tables: list[Tensor], rope: TemporalRope, head_dim: int, rows: Tensor, tokens: int
+    tables: list[Tensor], rope: TemporalRope, head_dim: int, rows: Tensor, tokens: int, per_head: bool = False
 ) -> Tensor | None:
     """How the temporal pairs of some tokens are rotated, as unit complex numbers.
 
@@ -37,11 +37,16 @@ def temporal_rotations(
         head_dim: channels per head.
         rows: indices of the tokens, in the tables.
         tokens: number of rows of the tables; -1 if it is any.
+        per_head: whether heads have frequencies of their own. It tells the axes apart where two have as many entries:
+            tables of several heads are (batch, heads, tokens, channels) or (tokens, heads, channels), all others
+            (batch, tokens, heads, channels) or (batch, tokens, channels).
 
     Returns:
         (batch or 1, rows, heads or 1, pairs) complex128 on the CPU; None if the tables have other numbers of rows.
     """
-    real = [_rows(table, rows, tokens) for table in _parts(tables)]
+    parts = _parts(tables)
+    heads_axis = per_head and parts[0].shape[-1] <= head_dim  # else the channels of all heads may be in a row
+    real = [_rows(table, rows, tokens, heads_axis) for table in parts]
     if any(part is None for part in real):
         return None
     cos, sin = (_pairs(part, rope, head_dim) for part in real if part is not None)
@@ -60,15 +65,16 @@ def _parts(tables: list[Tensor]) -> tuple[Tensor, Tensor]:
     return first, tables[1]
 
 
-def _rows(table: Tensor, rows: Tensor, tokens: int) -> Tensor | None:
+def _rows(table: Tensor, rows: Tensor, tokens: int, heads_axis: bool) -> Tensor | None:
     """Some rows of a table, (batch or 1, rows, heads or 1, channels) float64 on the CPU."""
     sizes = table.shape[:-1]
     if tokens < 0 and len(sizes) == 1:
         tokens = sizes[0]
-    if len(sizes) == 3 and sizes[1] != tokens:
+    if len(sizes) == 3 and (sizes[1] != tokens or (heads_axis and sizes[2] == tokens)):
         table = table.transpose(1, 2)  # (batch, heads, tokens, channels)
     elif len(sizes) == 2:  # (batch, tokens, channels) or (tokens, heads, channels)
-        table = table[:, :, None] if sizes[1] == tokens else table[None]
+        of_heads = sizes[1] != tokens or (heads_axis and sizes[0] == tokens)
+        table = table[None] if of_heads else table[:, :, None]
     elif len(sizes) == 1:
         table = table[None, :, None]
     if table.ndim != 4 or table.shape[1] != tokens or int(rows.max()) >= tokens:

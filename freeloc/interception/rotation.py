@@ -73,7 +73,8 @@ def read_rotation(
     index = rows.frames(by_token)
     if index.shape[1] < 2:
         return Rotation(step)
-    found = temporal_rotations(tables, rope, head_dim, index.flatten(), rows.tokens if by_token else -1)
+    tokens = rows.tokens if by_token else -1
+    found = temporal_rotations(tables, rope, head_dim, index.flatten(), tokens, per_head=described.ndim == 2)
     if found is None:
         shapes = ", ".join(str(tuple(table.shape)) for table in tables)
         return Rotation(step, None, f"expected rotary tables of {rows.tokens} tokens, found shapes {shapes}")

@@ -9,7 +9,7 @@ import replaced_rope
 import torch
 from dense import oracle
 from families import FACTS, ltx
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from lengths import plan_of_call
 from test_families import EXAMPLES, WITHOUT_ROPE, run
@@ -137,14 +137,33 @@ def check(call):
     return "equal"
 
 
+AS_MANY_HEADS_AS_TOKENS = {
+    "name": "ltx-2-split",
+    "frames": 2,
+    "size": (1, 1),
+    "batch": 1,
+    "text": 1,
+    "cropped": (0, 0),
+    "replaced": None,
+    "noted": None,
+    "references": None,
+    "rate": 12,
+    "rope": 0.5,
+    "policy": "vrpr",
+}
+
+
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(calls())
+@example(AS_MANY_HEADS_AS_TOKENS)
+@example(AS_MANY_HEADS_AS_TOKENS | {"name": "mochi", "rate": None})
+@example(AS_MANY_HEADS_AS_TOKENS | {"name": "ltx", "batch": 2})
 def test_any_call_equals_the_oracle(call):
     check(call)
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(calls())
 def test_many_calls_equal_the_oracle(call):
     check(call)

@@ -71,12 +71,14 @@ def _of_matrices(tables: Tensor, angles: Tensor) -> Tensor:
 
 def _like(table: Tensor, angles: Tensor) -> Tensor:
     """Angles (tokens, heads or 1, channels) in the order of a table's axes."""
-    tokens = len(angles)
+    tokens, per_head = angles.shape[0], angles.shape[1] > 1
     if table.ndim == 2:
         return angles[:, 0]
     if table.ndim == 3:
-        return angles if table.shape[0] == tokens else angles[:, 0][None]
-    return angles[None] if table.shape[1] == tokens else angles.transpose(0, 1)[None]
+        of_heads = table.shape[1] != tokens or (per_head and table.shape[0] == tokens)
+        return angles if of_heads else angles[:, 0][None]
+    heads_first = table.shape[1] != tokens or per_head
+    return angles.transpose(0, 1)[None] if heads_first else angles[None]
 
 
 def _unit(angles: Tensor) -> Tensor:
