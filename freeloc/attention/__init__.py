@@ -3,8 +3,9 @@
 from freeloc.attention.api import attend, rotate_keys
 from freeloc.attention.backends import Backend, reference, sdpa
 from freeloc.attention.backends.reference import attend_reference
+from freeloc.attention.layer_plan import HeadGroup, LayerPlan, LayerPlans
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import HeadGroup, LayerPlan, LayerPlans, PreparedPlan
+from freeloc.attention.prepared import PreparedPlan
 
 __all__ = [
     "Backend",

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from freeloc.attention.backends import Backend, choose, sdpa
+from freeloc.attention.layer_plan import HeadGroup, LayerPlan
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
+from freeloc.attention.prepared import PreparedPlan
+from freeloc.attention.rotation import rotate
 
 
 def rotate_keys(plan: PreparedPlan, keys: Tensor, query_frame: int, key_frames: Tensor) -> Tensor:
@@ -22,7 +24,7 @@ def rotate_keys(plan: PreparedPlan, keys: Tensor, query_frame: int, key_frames: 
     """
     if not plan.rotated[query_frame]:
         return keys
-    return sdpa.rotate(keys, plan.rotations(query_frame, key_frames, keys), plan.span, plan.pairing)
+    return rotate(keys, plan.rotations(query_frame, key_frames, keys), plan.span, plan.pairing)
 
 
 def attend(

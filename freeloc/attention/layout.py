@@ -31,6 +31,15 @@ class TokenLayout:
         """Slice of the video tokens."""
         return slice(self.text_first, self.text_first + self.frames * self.tokens_per_frame)
 
+    def frames_of(self, tokens: range) -> range:
+        """The latent frames that lie whole in a range of tokens.
+
+        >>> TokenLayout(frames=3, height=2, width=2, text_first=5).frames_of(range(0, 13))
+        range(0, 2)
+        """
+        n, first, last = self.tokens_per_frame, tokens.start - self.video.start, tokens.stop - self.video.start
+        return range(-(-max(first, 0) // n), min(last // n, self.frames))
+
     @functools.cached_property
     def tokens(self) -> int:
         """Length of the whole sequence."""

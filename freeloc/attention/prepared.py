@@ -1,20 +1,17 @@
-"""Prepared plans: cached rotations of keys, runs of query frames, and groups of heads that share a plan."""
+"""Prepared plans: the rotations of keys, and the calls that execute a plan."""
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
-from freeloc.adapter.spec import ModelShape
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
-from freeloc.errors import FreelocError, LayoutError, PatchError
+from freeloc.attention.schedule import Schedule, make_schedule
+from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
-from freeloc.plans.length import VideoLength
-from freeloc.plans.method import Plans
 
 
 class PreparedPlan:
@@ -54,14 +51,16 @@ class PreparedPlan:
         self.frequencies = rope.frequencies(head_dim) if frequencies is None else frequencies
         angles, self._row = _angles(plan, self.frequencies)  # (rotations, ..., pairs), (frames, frames)
         self._rotations = torch.polar(torch.ones_like(angles), angles)
-        self.dense = [(row == DENSE).nonzero().flatten() for row in plan.visibility]
-        self.striped = [(row == STRIPED).nonzero().flatten() for row in plan.visibility]
-        self.rotated = [bool((angles[row] != 0).any()) for row in self._row]
+        zero = (angles == 0).flatten(1).all(dim=1)
+        self.moved = ~zero[self._row]
+        """Which pairs of frames have a rotation, (frames, frames) bool."""
+        self.rotated = (self.moved & (plan.visibility != NONE)).any(dim=1).tolist()
         """For each query frame, whether any visible key rotates."""
         self.runs = self._find_runs()
         """Ranges of consecutive query frames with the same visible keys and rotations: one call can compute a range."""
         self._stripes: dict[int, int] = {}
-        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._schedules: dict[TokenLayout, Schedule] = {}
+        self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def _find_runs(self) -> list[range]:
         plan, runs = self.plan, [range(1)]
@@ -77,21 +76,39 @@ class PreparedPlan:
             self._stripes[tokens_per_frame] = self.plan.stripe_tokens(tokens_per_frame)
         return self._stripes[tokens_per_frame]
 
-    def rotations(self, query_frame: int, key_frames: Tensor, like: Tensor) -> Tensor:
-        """Rotations of the keys of these frames, as unit complex numbers ([heads,] frames, 1, pairs)."""
+    def schedule(self, layout: TokenLayout) -> Schedule:
+        """The calls that execute the plan in this layout. Each is found once."""
+        if layout not in self._schedules:
+            with OnCpu(), torch.inference_mode(False):
+                moved = torch.where(self.moved, self._row, -1)
+                self._schedules[layout] = make_schedule(self.plan.visibility, moved, layout)
+        return self._schedules[layout]
+
+    def rotations(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:
+        """Rotations of the keys of these frames, as unit complex numbers ([heads,] frames, 1, pairs).
+
+        Args:
+            query_frame: index of the query's latent frame.
+            key_frames: indices of the keys' latent frames, (frames,) int64, or a slice of them.
+            like: a tensor with the device and dtype of the keys.
+        """
         dtype = torch.promote_types(like.dtype, torch.complex64)
         on = self._on.get((like.device, dtype))
         if on is None:
-            on = self._on[like.device, dtype] = self._rotations.to(like.device, dtype)
-        return on[self._row[query_frame, key_frames].to(like.device)].movedim(0, -2)[..., None, :]
+            tables = self._rotations.to(like.device, dtype), self._row.to(like.device)
+            on = self._on[like.device, dtype] = tables
+        rotations, row = on
+        at = key_frames.to(like.device) if isinstance(key_frames, Tensor) else key_frames
+        return rotations[row[query_frame, at]].movedim(0, -2)[..., None, :]
 
     def of_runs(self, like: Tensor) -> list[tuple[range, Tensor, Tensor | None]]:
         """Each run with its visible frames, dense ones first, and the `rotations` of their keys, if there are any."""
         found = []
         for run in self.runs:
-            seen = torch.cat([self.dense[run.start], self.striped[run.start]])
-            rotated = self.rotated[run.start]
-            found.append((run, seen, self.rotations(run.start, seen, like) if rotated else None))
+            seen = torch.cat(
+                [(self.plan.visibility[run.start] == kind).nonzero().flatten() for kind in (DENSE, STRIPED)]
+            )
+            found.append((run, seen, self.rotations(run.start, seen, like) if self.rotated[run.start] else None))
         return found
 
 
@@ -137,150 +154,3 @@ def _changed(change: Callable[[Tensor], Tensor], frequencies: Tensor) -> Tensor:
             f"expected the frequencies of the method's plan to be {len(frequencies)} finite numbers, found {new}"
         )
     return new
-
-
-@dataclass(frozen=True)
-class HeadGroup:
-    """Heads of a layer that have the same plan.
-
-    Args:
-        heads: indices of the heads; None for all heads of the layer.
-        plan: their prepared plan.
-    """
-
-    heads: list[int] | None
-    plan: PreparedPlan
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor (batch, heads, ...) for these heads."""
-        return tensor if self.heads is None else tensor[:, self.heads]
-
-
-class LayerPlan:
-    """The prepared plans of a layer at one length: groups of heads that share a plan.
-
-    >>> from freeloc.plans.vrpr import vrpr_plan
-    >>> plan = LayerPlan.of(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
-    >>> plan.frames, plan.is_identity, plan.largest_position, plan.density(tokens_per_frame=6)
-    (8, False, 2.0, 1.0)
-    """
-
-    def __init__(self, groups: Sequence[HeadGroup]) -> None:
-        self.groups = tuple(groups)
-        self.frames = groups[0].plan.frames
-        self.is_identity = all(group.plan.is_identity for group in groups)
-        self.largest_position = max(group.plan.plan.largest_position for group in groups)
-
-    @classmethod
-    def of(
-        cls, plan: FramePlan, rope: TemporalRope | None, head_dim: int, frequencies: Tensor | None = None
-    ) -> "LayerPlan":
-        """One plan for all heads, with the arguments of `PreparedPlan`."""
-        return cls([HeadGroup(None, PreparedPlan(plan, rope, head_dim, frequencies))])
-
-    def density(self, tokens_per_frame: int) -> float:
-        """Share of all token pairs that are attended, 0..1: the mean over heads."""
-        shares = [(len(group.heads or [0]), group.plan.plan.density(tokens_per_frame)) for group in self.groups]
-        return sum(heads * share for heads, share in shares) / sum(heads for heads, _ in shares)
-
-
-class LayerPlans:
-    """The prepared plans of one model, by layer and length. Each is prepared once.
-
-    Args:
-        plan: (layer, length of the video) -> `Plans`.
-        shape: layers, heads and head size of the model.
-        rope: the model's temporal RoPE; None if it has none.
-        frequencies: frequencies in radians per position, (pairs,) or (heads, pairs).
-    """
-
-    def __init__(
-        self,
-        plan: Callable[[int, VideoLength], Plans],
-        shape: ModelShape,
-        rope: TemporalRope | None,
-        frequencies: Tensor,
-    ) -> None:
-        self._plan = plan
-        self._shape = shape
-        self._rope = rope
-        self._frequencies = frequencies
-        self._layers: dict[tuple[int, VideoLength, float], LayerPlan] = {}
-        self._prepared: dict[tuple[int, float, tuple[int, ...]], list[PreparedPlan]] = {}
-        self._parts: dict[range, LayerPlans] = {}
-
-    def at(self, layer: int, length: VideoLength, positions_per_frame: float = 1.0) -> LayerPlan:
-        """The plan of a layer for a video of this length.
-
-        Raises:
-            LayoutError: if the method returned no plan, or one for another number of frames or heads.
-        """
-        known = self._layers.get((layer, length, positions_per_frame))
-        if known is None:
-            with OnCpu(), torch.inference_mode(False):
-                known = LayerPlan(self._groups(self._plan(layer, length), length.frames, positions_per_frame))
-            self._layers[layer, length, positions_per_frame] = known
-        return known
-
-    def of_heads(self, heads: range) -> "LayerPlans":
-        """The plans of some of the model's heads, for a process that computes only these."""
-        if heads not in self._parts:
-            shape = replace(self._shape, heads=len(heads))
-            own = self._frequencies if self._frequencies.ndim == 1 else self._frequencies[list(heads)]
-            self._parts[heads] = LayerPlans(functools.partial(self._of_heads, heads), shape, self._rope, own)
-        return self._parts[heads]
-
-    def _of_heads(self, heads: range, layer: int, length: VideoLength) -> Plans:
-        plans = self._plan(layer, length)
-        if isinstance(plans, FramePlan):
-            return plans
-        self._alike(plans)  # checks their number
-        return [plans[head] for head in heads]
-
-    def _groups(self, plans: Plans, frames: int, positions_per_frame: float) -> list[HeadGroup]:
-        """Groups of heads with the same plan."""
-        several = [plans] if isinstance(plans, FramePlan) else plans
-        if not isinstance(several, Sequence) or not all(isinstance(plan, FramePlan) for plan in several):
-            raise LayoutError(f"expected the method to make a FramePlan, or a list with one per head, found {plans!r}")
-        alike = [(plans, None)] if isinstance(plans, FramePlan) else self._alike(plans)
-        for plan, _ in alike:
-            if plan.frames != frames:
-                raise LayoutError(f"expected a plan for {frames} latent frames, the method made one for {plan.frames}")
-        return [HeadGroup(heads, self._ready(plan, heads, frames, positions_per_frame)) for plan, heads in alike]
-
-    def _alike(self, plans: Sequence[FramePlan]) -> list[tuple[FramePlan, list[int] | None]]:
-        """The distinct plans among one plan per head, with their heads."""
-        if len(plans) != self._shape.heads:
-            raise LayoutError(f"expected a plan for each of {self._shape.heads} heads, the method made {len(plans)}")
-        found: list[tuple[FramePlan, list[int]]] = []
-        for head, plan in enumerate(plans):
-            for other, heads in found:
-                if other.same_as(plan):
-                    heads.append(head)
-                    break
-            else:
-                found.append((plan, [head]))
-        return [(plan, heads if len(found) > 1 else None) for plan, heads in found]
-
-    def _ready(self, plan: FramePlan, heads: list[int] | None, frames: int, positions_per_frame: float) -> PreparedPlan:
-        """A prepared plan. Layers and heads with the same plan and frequencies share it."""
-        own = heads is not None and self._frequencies.ndim > 1
-        known = self._prepared.setdefault((frames, positions_per_frame, tuple(heads or ()) if own else ()), [])
-        for prepared in known:
-            if prepared.asked.same_as(plan):
-                return prepared
-        frequencies = self._frequencies[heads] if own else self._frequencies
-        known.append(PreparedPlan(plan, self._rope, self._shape.head_dim, frequencies * positions_per_frame))
-        return known[-1]
-
-
-def check_call(query: Tensor, key: Tensor, frames: int, layout: TokenLayout) -> None:
-    """Raise a `LayoutError` unless queries, keys and the plan's number of latent frames match the layout."""
-    if query.shape[-2] != layout.tokens or key.shape[-2] != layout.tokens:
-        raise LayoutError(
-            f"expected self-attention over {layout.tokens} tokens ({layout.frames} latent frames of {layout.height} x "
-            f"{layout.width}, {layout.text_first + layout.text_last} of text), found {query.shape[-2]} queries and "
-            f"{key.shape[-2]} keys"
-        )
-    if frames != layout.frames:
-        raise LayoutError(f"the plan is for {frames} latent frames, the video has {layout.frames}")

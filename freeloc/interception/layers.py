@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from freeloc.adapter.site import AttentionSite
 from freeloc.attention.backends import choose
+from freeloc.attention.layer_plan import check_call
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
-from freeloc.attention.prepared import check_call
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read

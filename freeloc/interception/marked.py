@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freeloc.adapter.rope import TemporalRope
-from freeloc.attention.backends.sdpa import rotate
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
+from freeloc.attention.rotation import rotate
 from freeloc.errors import LayoutError
 from freeloc.interception import compiled, context
 from freeloc.interception.context import Opened

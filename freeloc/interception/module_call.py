@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.tables import tables_in
+from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan
 from freeloc.errors import LayoutError
 from freeloc.interception import parallel
 from freeloc.interception.context import ForwardContext, Grid, Read

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from freeloc.adapter.context_parallel import ContextParallel, mesh_at
 from freeloc.adapter.spec import Adapter
+from freeloc.attention.layer_plan import LayerPlan, LayerPlans
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, LayerPlans
 from freeloc.errors import LayoutError
 from freeloc.interception.kernel_call import KernelCall
 from freeloc.interception.patched import PatchedModel

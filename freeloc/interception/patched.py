@@ -15,7 +15,7 @@ from freeloc.adapter.site import SDPA
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
-from freeloc.attention.prepared import LayerPlans
+from freeloc.attention.layer_plan import LayerPlans
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.attention.backends.sdpa import mask_rows, rotate
+from freeloc.attention.backends.gathered import mask_rows
 from freeloc.attention.layout import TokenLayout
+from freeloc.attention.rotation import rotate
 from freeloc.interception.watch import LayerCall
 
 LARGEST_BLOCK = 2**23

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.spec import ModelShape
+from freeloc.attention.layer_plan import LayerPlan, LayerPlans
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, LayerPlans
 from freeloc.plans.baselines import riflex, ultravico, yarn
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.length import VideoLength

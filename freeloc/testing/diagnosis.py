@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
-from freeloc.attention.backends.sdpa import rotate
+from freeloc.attention.rotation import rotate
 from freeloc.testing.cases import SiteCall
 
 

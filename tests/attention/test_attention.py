@@ -22,7 +22,7 @@ from random_calls import (
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference
-from freeloc.attention.backends.sdpa import SMALLEST_CHUNK
+from freeloc.attention.backends.stripes import SMALLEST_CHUNK
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.errors import LayoutError
 from freeloc.plans.frame_plan import NONE, STRIPED

@@ -15,8 +15,8 @@ from random_calls import (
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference
-from freeloc.attention.backends.sdpa import rotate
 from freeloc.attention.prepared import PreparedPlan
+from freeloc.attention.rotation import rotate
 from freeloc.errors import AdapterError
 from freeloc.plans.frame_plan import relative_positions
 from freeloc.plans.tsa import TsaSettings, tsa_plan

@@ -11,9 +11,11 @@ from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference
 from freeloc.attention.prepared import PreparedPlan
+from freeloc.plans.baselines import sliding_window
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, relative_positions
 from freeloc.plans.tsa import TsaSettings, tsa_plan
 from freeloc.plans.vrpr import vrpr_plan
+from freeloc.probing.perturbations import shifted
 
 
 def weights_without_preference(plan, layout):
@@ -105,23 +107,28 @@ def test_no_table_of_all_pairs_is_ever_made(kind, text_last):
     assert fast.elements <= layout.tokens**2 / 40
 
 
-def test_striped_frames_cost_little_more_than_the_pairs_they_keep(monkeypatch):
+class Pairs(TorchDispatchMode):
+    """The numbers of queries and keys of each call of an attention kernel, for all heads and chunks together."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(func):
+            self.calls.append((args[0].shape[0] * args[0].shape[1] * args[0].shape[2], args[1].shape[2]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_striped_frames_cost_little_more_than_the_pairs_they_keep():
     layout = TokenLayout(frames=3, height=20, width=50, text_last=4)
     striped = torch.full((3, 3), STRIPED, dtype=torch.uint8)
     plan = FramePlan(relative_positions(3), striped, stripe=0.02)
-    calls = []
-    own = F.scaled_dot_product_attention
-
-    def counted(query, key, *args, **kwargs):
-        calls.append(query.shape[2] * key.shape[2])
-        return own(query, key, *args, **kwargs)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     query, key, value = random_inputs(torch.Generator().manual_seed(19), layout, heads=1)
-    attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
-    # One call for the text, eight chunks of up to 128 tokens per frame, each attending also to 19 on both sides.
-    assert len(calls) == 1 + 3 * 8
-    assert max(calls[1:]) == 128 * (3 * (128 + 2 * 19) + 4)
+    with torch.no_grad(), Pairs() as kernel:
+        attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
+    # The text attends to everything, and is attended to; then 50 chunks of 20 tokens see 19 more on both sides.
+    assert kernel.calls == [(4, 3004), (3000, 4), *[(50 * 20, 3 * (20 + 2 * 19))] * 3]
 
 
 @pytest.mark.parametrize("text_last", [0, 2])
@@ -139,21 +146,14 @@ def test_a_query_whose_visible_keys_the_model_masks_gets_zeros(text_last):
     assert (found[:, :, :12] != 0).any(-1).all()
 
 
-def test_frames_with_the_same_visible_frames_share_a_call(monkeypatch):
+def test_frames_with_the_same_visible_frames_share_a_call():
     """A shift of all keys is one call. A window is one call for each end and one for each frame between."""
-    from freeloc.plans.baselines import sliding_window
-    from freeloc.plans.vrpr import vrpr_plan
-    from freeloc.probing.perturbations import shifted
-
     layout, rope = TokenLayout(12, 2, 3, text_last=2), TemporalRope(channels=8)
     q, k, v = torch.randn(3, 1, 2, layout.tokens, 24)
-    plain, calls = F.scaled_dot_product_attention, []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *args, **rest: calls.append(1) or plain(*args, **rest)
-    )
-    expected = {"shift": (shifted(12, 5), 1), "window": (sliding_window(12, 5), 8), "vrpr": (vrpr_plan(12, 5), 12)}
+    # One for the queries of the text. The keys of the text are a call of their own where others are between.
+    expected = {"shift": (shifted(12, 5), 1), "window": (sliding_window(12, 5), 8 + 1), "vrpr": (vrpr_plan(12, 5), 12)}
     for name, (plan, count) in expected.items():
-        calls.clear()
-        out = attend(q, k, v, PreparedPlan(plan, rope, 24), layout)
-        assert len(calls) == 1 + count, name  # and one for the text
+        with torch.no_grad(), Pairs() as kernel:
+            out = attend(q, k, v, PreparedPlan(plan, rope, 24), layout)
+        assert len(kernel.calls) == 1 + count, name
         assert (out - attend_reference(q, k, v, plan, rope, layout)).abs().max() < 1e-5, name

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from freeloc.attention import Backend, reference, sdpa
-from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
+from freeloc.attention.layer_plan import HeadGroup, LayerPlan
+from freeloc.attention.prepared import PreparedPlan
 from freeloc.testing import ConformanceError, check_backend, run_backend_checks
 
 FLOAT32 = [torch.float32]

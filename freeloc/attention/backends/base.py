@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from freeloc.attention.layer_plan import LayerPlan, check_call
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.errors import FreelocError, LayoutError
 
 

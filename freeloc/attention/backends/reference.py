@@ -7,8 +7,8 @@ from torch import Tensor
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.devices import OnCpu
+from freeloc.attention.layer_plan import LayerPlan, check_call
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan, check_call
 from freeloc.plans.frame_plan import FramePlan, relative_positions
 
 

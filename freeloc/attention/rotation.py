@@ -1,0 +1,62 @@
+"""Rotation of keys by the angles of a plan."""
+
+from collections.abc import Sequence
+
+import einops
+import torch
+from torch import Tensor
+
+from freeloc.attention.prepared import PreparedPlan
+
+
+def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
+    """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
+
+    `rotations` broadcasts with (..., frames, tokens, pairs).
+    """
+    out = frames.clone()
+    pairs = _complex(_pairs(frames, rotations.shape[-1], span, pairing), rotations.dtype)
+    _pairs(out, rotations.shape[-1], span, pairing).copy_(torch.view_as_real(pairs * rotations))
+    return out
+
+
+def _pairs(frames: Tensor, count: int, span: tuple[int, int], pairing: str) -> Tensor:
+    """The first pairs of channels, a view (..., frames, tokens, pairs, 2) of (..., frames, tokens, head_dim)."""
+    pairs: Tensor = einops.rearrange(frames[..., slice(*span)], f"... {pairing} -> ... pair two", two=2)
+    return pairs[..., :count, :]
+
+
+def _complex(pairs: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy as complex numbers. A view must start at an even offset in memory."""
+    return torch.view_as_complex(pairs.to(dtype.to_real()).clone(memory_format=torch.contiguous_format))
+
+
+class RotatedKeys:
+    """A copy of the keys of some frames, rotated for one query frame after the other. What stays right is left alone.
+
+    Args:
+        plan: the prepared plan.
+        copy: (..., frames, tokens, head_dim), written to; at first it holds the keys.
+        stale: for each query frame, the ranges of frames to rotate anew: see `freeloc.attention.schedule`.
+        first: the first of the frames.
+    """
+
+    def __init__(self, plan: PreparedPlan, copy: Tensor, stale: Sequence[Sequence[range]], first: int = 0) -> None:
+        self._plan = plan
+        self._copy = copy
+        self._stale = stale
+        self._first = first
+        self._pairs: Tensor | None = None
+        if any(stale):
+            rotations = plan.rotations(0, slice(0, 1), copy)
+            self._into = _pairs(copy, rotations.shape[-1], plan.span, plan.pairing)
+            self._pairs = _complex(self._into, rotations.dtype)  # as they were before any rotation
+
+    def turn_to(self, query_frame: int) -> None:
+        """Rotate the keys as this query frame needs them. Query frames must come in rising order."""
+        if self._pairs is None:
+            return
+        for frames in self._stale[query_frame]:
+            rotations = self._plan.rotations(query_frame, slice(frames.start, frames.stop), self._copy)
+            own = slice(frames.start - self._first, frames.stop - self._first)
+            self._into[..., own, :, :, :] = torch.view_as_real(self._pairs[..., own, :, :] * rotations)
