@@ -38,6 +38,7 @@ class Schedule(NamedTuple):
         stale: for each query frame, the ranges of key frames that are rotated anew before its rectangles.
         striped: for each query frame, the ranges of its striped key frames.
         stale_striped: the same for these.
+        parts: largest number of ranges of keys that one query frame has; with 1, nothing has to be merged.
     """
 
     blocks: list[Block]
@@ -46,15 +47,7 @@ class Schedule(NamedTuple):
     stale: list[list[range]]
     striped: list[list[range]]
     stale_striped: list[list[range]]
-
-    @property
-    def parts(self) -> int:
-        """Largest number of rectangles of one query frame: with 1, nothing has to be merged."""
-        counts = [len(ranges) for ranges in self.striped]
-        for block in [*self.blocks, *(block for row in self.rows for block in row)]:
-            for frame in block.queries:
-                counts[frame] += 1
-        return max(counts)
+    parts: int
 
 
 def make_schedule(visibility: Tensor, rotation: Tensor, layout: TokenLayout) -> Schedule:
@@ -87,13 +80,15 @@ def make_schedule(visibility: Tensor, rotation: Tensor, layout: TokenLayout) -> 
         frames = layout.frames_of(block.keys)
         in_rows[block.queries.start : block.queries.stop, frames.start : frames.stop] = True
     striped = visibility == STRIPED
+    in_stripes = [ranges(row) for row in striped]
     return Schedule(
         shared.blocks,
         rows,
         tokens,
         stale_frames(rotation, in_rows),
-        [ranges(row) for row in striped],
+        in_stripes,
         stale_frames(rotation, striped),
+        max(len(dense) + len(stripes) for dense, stripes in zip(found, in_stripes, strict=True)),
     )
 
 

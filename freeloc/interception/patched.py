@@ -20,7 +20,7 @@ from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
-from freeloc.interception.rotation import Rotation, TableRows, read_rotation
+from freeloc.interception.rotation import Rotation, TableRows, fit_rotation, rotation_steps
 from freeloc.interception.watch import Observer
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
@@ -108,6 +108,8 @@ class PatchedModel:
         self.shape = adapter.shape(module)
         self.checked: set[Any] = set()
         """Calls whose order of tokens was checked, see `freeloc.interception.marked`."""
+        self.last_steps: tuple[torch.Tensor, float] | None = None
+        """What rotary tables that are as described said last: see `rotation`."""
         self.report = TransformerReport()
         """Of the transformer as a whole. The layers have reports of their own."""
         rope = adapter.rope_of(module)
@@ -235,12 +237,21 @@ class PatchedModel:
     def rotation(self, tables: list[torch.Tensor], step: float, rows: TableRows) -> Rotation:
         """How far the model rotates each latent frame, by its rotary tables."""
         assert self.rope is not None
+        rope, head_dim, per_head = self.rope, self.shape.head_dim, self.frequencies.ndim == 2
         with OnCpu():
-            found = read_rotation(tables, self.rope, self.shape.head_dim, self.frequencies, step, rows)
-            if found == Rotation(step) or (now := self.changed_weights()) is None:
-                return found
-            again = read_rotation(tables, self.rope, self.shape.head_dim, now, step, rows)
-            return again._replace(frequencies=now) if again.frequencies is None and not again.refused else found
+            steps = rotation_steps(tables, rope, head_dim, rows, per_head)
+            if not isinstance(steps, torch.Tensor):
+                return Rotation(step, None, steps or "")
+            last = self.last_steps
+            if last is not None and last[1] == step and torch.equal(last[0], steps):  # as in most forwards
+                return Rotation(step)
+            found = fit_rotation(steps, self.frequencies, step, rows)
+            if found == Rotation(step):
+                self.last_steps = steps, step
+            elif (now := self.changed_weights()) is not None:
+                again = fit_rotation(steps, now, step, rows)
+                return again._replace(frequencies=now) if again.frequencies is None and not again.refused else found
+            return found
 
     def changed_weights(self) -> torch.Tensor | None:
         """Frequencies that are weights, if they are others than at the time of patching; None if they are not."""
@@ -271,7 +282,11 @@ class PatchedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("plans", "places", "checked", "last_steps")
+        }
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known == self.adapter for _, known in owners)  # also one with layer numbers, read once
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}

@@ -69,18 +69,36 @@ def read_rotation(
         step: described positions per latent frame.
         rows: the rows of the video.
     """
+    steps = rotation_steps(tables, rope, head_dim, rows, described.ndim == 2)
+    if isinstance(steps, str):
+        return Rotation(step, None, steps)
+    return Rotation(step) if steps is None else fit_rotation(steps, described, step, rows)
+
+
+def rotation_steps(
+    tables: list[Tensor], rope: TemporalRope, head_dim: int, rows: TableRows, per_head: bool
+) -> Tensor | str | None:
+    """How far each frame is rotated from the first, as unit complex numbers.
+
+    Returns:
+        (batch, places in the frame, frames, heads or 1, pairs); None if there are fewer than two frames to compare; or
+        what is wrong with the tables.
+    """
     by_token = rope.table_rows == "token"
     index = rows.frames(by_token)
     if index.shape[1] < 2:
-        return Rotation(step)
-    tokens = rows.tokens if by_token else -1
-    found = temporal_rotations(tables, rope, head_dim, index.flatten(), tokens, per_head=described.ndim == 2)
+        return None
+    found = temporal_rotations(tables, rope, head_dim, index.flatten(), rows.tokens if by_token else -1, per_head)
     if found is None:
         shapes = ", ".join(str(tuple(table.shape)) for table in tables)
-        return Rotation(step, None, f"expected rotary tables of {rows.tokens} tokens, found shapes {shapes}")
-    steps = found.unflatten(1, index.shape)  # (batch, places, frames, heads, pairs)
+        return f"expected rotary tables of {rows.tokens} tokens, found shapes {shapes}"
+    steps: Tensor = found.unflatten(1, index.shape)
     # Not Tensor.conj(): in an operator that compiled code calls, PyTorch 2.13 ignores that it is pending.
-    steps = steps * torch.conj_physical(steps[:, :, :1])
+    return steps * torch.conj_physical(steps[:, :, :1])
+
+
+def fit_rotation(steps: Tensor, described: Tensor, step: float, rows: TableRows) -> Rotation:
+    """The rotation that explains what `rotation_steps` found: see `read_rotation`."""
     per_frame = described * step
     if _fits(steps, per_frame):
         return Rotation(step)
