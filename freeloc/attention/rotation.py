@@ -8,6 +8,9 @@ from torch import Tensor
 
 from freeloc.attention.prepared import PreparedPlan
 
+TOGETHER = 16
+"""Frames that are rotated in one operation. More of them need memory and save no time."""
+
 
 def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
     """Rotate the first pairs of a block of channels of (..., frames, tokens, head_dim) by unit complex numbers.
@@ -46,17 +49,34 @@ class RotatedKeys:
         self._copy = copy
         self._stale = stale
         self._first = first
-        self._pairs: Tensor | None = None
+        self._source: Tensor | None = None
         if any(stale):
             rotations = plan.rotations(0, slice(0, 1), copy)
             self._into = _pairs(copy, rotations.shape[-1], plan.span, plan.pairing)
-            self._pairs = _complex(self._into, rotations.dtype)  # as they were before any rotation
+            self._source = _complex(self._into, rotations.dtype)  # as they were before any rotation
+            self._in_place = _complex_view(self._into, rotations.dtype)
 
     def turn_to(self, query_frame: int) -> None:
         """Rotate the keys as this query frame needs them. Query frames must come in rising order."""
-        if self._pairs is None:
+        if self._source is None:
             return
         for frames in self._stale[query_frame]:
-            rotations = self._plan.rotations(query_frame, slice(frames.start, frames.stop), self._copy)
-            own = slice(frames.start - self._first, frames.stop - self._first)
-            self._into[..., own, :, :, :] = torch.view_as_real(self._pairs[..., own, :, :] * rotations)
+            for start in range(frames.start, frames.stop, TOGETHER):
+                stop = min(start + TOGETHER, frames.stop)
+                rotations = self._plan.rotations(query_frame, slice(start, stop), self._copy)
+                own = slice(start - self._first, stop - self._first)
+                source = self._source[..., own, :, :]
+                if self._in_place is not None:
+                    torch.mul(source, rotations, out=self._in_place[..., own, :, :])
+                else:
+                    self._into[..., own, :, :, :] = torch.view_as_real(source * rotations)
+
+
+def _complex_view(pairs: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The same memory as complex numbers of this dtype; None if it has another dtype, or other strides."""
+    if pairs.dtype != dtype.to_real():
+        return None
+    try:
+        return torch.view_as_complex(pairs)
+    except RuntimeError:
+        return None

@@ -127,8 +127,10 @@ def test_striped_frames_cost_little_more_than_the_pairs_they_keep():
     query, key, value = random_inputs(torch.Generator().manual_seed(19), layout, heads=1)
     with torch.no_grad(), Pairs() as kernel:
         attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
-    # The text attends to everything, and is attended to; then 50 chunks of 20 tokens see 19 more on both sides.
-    assert kernel.calls == [(4, 3004), (3000, 4), *[(50 * 20, 3 * (20 + 2 * 19))] * 3]
+    # The text attends to everything, and is attended to; then chunks of 20 tokens see 19 more on both sides.
+    assert kernel.calls[:2] == [(4, 3004), (3000, 4)]
+    assert {keys for _, keys in kernel.calls[2:]} == {3 * (20 + 2 * 19)}
+    assert sum(queries for queries, _ in kernel.calls[2:]) == 3000
 
 
 @pytest.mark.parametrize("text_last", [0, 2])

@@ -18,7 +18,7 @@ from freeloc.attention.prepared import PreparedPlan
 from freeloc.attention.rotation import RotatedKeys
 from freeloc.attention.schedule import Block
 
-MOST_QUERIES = 8192
+MOST_QUERIES = 2048
 """Largest number of query tokens of a block. A larger one needs memory and saves no time."""
 
 CACHED_KEYS = 4096

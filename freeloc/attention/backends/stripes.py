@@ -18,11 +18,8 @@ from freeloc.attention.rotation import RotatedKeys
 SMALLEST_CHUNK = 16
 """Smallest number of query tokens of a chunk. A smaller one costs more than the keys it saves."""
 
-WINDOWS = 0.75
-"""Largest size of the windows that are in memory together, as a share of the keys and values."""
-
-SMALL = 2**24
-"""Bytes of windows that are in memory together in any case."""
+WINDOWS = 0.5
+"""Largest size of the windows that are in memory together, as a share of the keys and values; at least one chunk's."""
 
 
 class Chunks(NamedTuple):
@@ -63,9 +60,7 @@ def attend_striped(call: Call, done: set[int]) -> None:
         return
     n = call.layout.tokens_per_frame
     chunks = chunks_of(n, call.plan.stripe_tokens(n))
-    keys_and_values = 2 * call.key.numel() * call.key.element_size()
-    most = max(WINDOWS * keys_and_values, SMALL) / (keys_and_values * chunks.window / n)
-    together = max(1, int(most))
+    together = max(1, int(WINDOWS * n / chunks.window))
     for first in range(0, len(chunks.starts), together):
         _Striped(call, chunks, range(first, min(first + together, len(chunks.starts)))).attend(done)
 
