@@ -59,6 +59,22 @@ def tiny_wan(quick: bool = False) -> Subject:
     return Subject("tiny-wan", load_transformer, "tiny-wan", (3, 20, 28), 35, text, 21, (21, 41 if quick else 81))
 
 
+def small_wan(quick: bool = False) -> Subject:
+    """A small random Wan, whose attention takes about as long as what is around it, with VRPR and TSA on all layers."""
+    from diffusers import WanTransformer3DModel
+
+    heads = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 4, "ffn_dim": 256}
+    config = heads | {"in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 32}
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        return WanTransformer3DModel(**config).eval().requires_grad_(False)
+
+    profile = freeloc.default_profile(make(), trained_latent_frames=21)
+    size = (4, 4, 6) if quick else (4, 12, 20)
+    return Subject("small random Wan", make, profile, size, size[1] * size[2] // 4, (8, 16), 21, (21, 41))
+
+
 def random_wan(layers: int, rows: int, columns: int, quick: bool = False, heads: int = 12) -> Subject:
     """A Wan of the proportions of Wan2.1-T2V-1.3B but with few layers and random weights, in float32.
 
@@ -94,6 +110,7 @@ def _first_layers(layers: int, heads: int) -> Any:
 
 MODELS: dict[str, Callable[[bool], Subject]] = {
     "tiny-wan": tiny_wan,
+    "small": small_wan,
     "wan-60": lambda quick: random_wan(2, 6, 10, quick),
     "wan-240": lambda quick: random_wan(2, 12, 20, quick),
 }
