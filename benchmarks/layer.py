@@ -109,8 +109,9 @@ class Worker:
         self._runs: dict[str, Callable[[], Tensor]] = {}
         self._device = "cpu"
 
-    def ready(self, size: dict[str, Any], plans: str) -> None:
+    def ready(self, size: dict[str, Any], plans: str, threads: int) -> None:
         """Make the tensors of a size and its plans ready."""
+        torch.set_num_threads(threads)
         made = Size(**size)
         self._device = made.device
         tensors = made.tensors()
@@ -126,10 +127,9 @@ class Worker:
         return peak_mib(self._runs[plan], self._device)
 
 
-def work(threads: int = 1) -> None:
+def work() -> None:
     """Answer the questions of `Side.ask`: ``do`` names a method of `Worker`."""
     require_freeloc_here()
-    torch.set_num_threads(threads)
     worker = Worker()
     serve(lambda do, **given: getattr(worker, do)(**given))
 

@@ -1,7 +1,7 @@
 """freeloc's TSA beside LVSA's own SDPA path, in the same small Wan, in the same run, on one CPU thread.
 
     git clone https://github.com/JiusiServe/LongVideoSparseAttention /tmp/lvsa
-    python benchmarks/lvsa.py --lvsa /tmp/lvsa
+    python benchmarks/beside_lvsa.py --lvsa /tmp/lvsa
 
 LVSA (arXiv 2605.31057) is Apache-2.0; nothing of it is part of freeloc. It is installed into the model by its own
 function, with the settings of its example for Wan and of its benchmarks: window 12 and first 4 video frames, automatic
@@ -53,8 +53,9 @@ class PairCount(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def install_lvsa(model: Any, frames: int, rows: int, columns: int) -> None:
-    """Install LVSA by its own function, with the flags that its benchmarks give to its example for Wan."""
+def install_lvsa(model: Any, frames: int, rows: int, columns: int) -> str:
+    """Install LVSA by its own function, with the flags that its benchmarks give to its example for Wan; its version."""
+    import lvsa
     from lvsa.adapters.wan import WanAdapter
     from lvsa.parallel import install_lvsa_processors
 
@@ -63,6 +64,7 @@ def install_lvsa(model: Any, frames: int, rows: int, columns: int) -> None:
     flags |= {"auto_keyframes": True, "rotate_keyframes": True}
     flags |= {"num_frames": LATENT * (frames - 1) + 1, "height": 16 * rows, "width": 16 * columns}
     install_lvsa_processors(pipeline, argparse.Namespace(**flags), rank=0, world=1, adapter=WanAdapter())
+    return str(lvsa.__version__)
 
 
 def counted(model: Any, inputs: dict[str, Any], layers: int, tokens: int) -> float:
@@ -77,7 +79,7 @@ def rows_of(subject: Subject, grid: tuple[int, int], frames: int, layers: int, r
     inputs, tokens = subject.inputs(frames), frames * subject.tokens_per_frame
     dense, tsa, rival = (subject.model() for _ in range(3))
     freeloc.patch(tsa, subject.profile, method="tsa")
-    install_lvsa(rival, frames, *grid)
+    version = install_lvsa(rival, frames, *grid)
 
     def without() -> object:
         with no_self_attention():
@@ -90,6 +92,7 @@ def rows_of(subject: Subject, grid: tuple[int, int], frames: int, layers: int, r
         plan = freeloc.frame_plan(subject.profile, 0, frames)
         shares = {"dense": 1.0, "freeloc TSA": plan.density(subject.tokens_per_frame)}
         shares["LVSA"] = counted(rival, inputs, layers, tokens)
+    shares[f"LVSA {version}"], times[f"LVSA {version}"] = shares.pop("LVSA"), times.pop("LVSA")
     facts = {"frames": frames, "tokens_per_frame": subject.tokens_per_frame, "layers": layers, "repeats": repeats}
     return [facts | row_of(name, share, times) for name, share in shares.items()]
 
