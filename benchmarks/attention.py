@@ -148,8 +148,8 @@ def time_size(
     dense = [number for number in first_ms if calls[number].row["plan"] == "dense"]
     base = dense[0] if len(dense) == 1 else min(dense, key=lambda number: calls[number].time())
     apart = 1 if size.device == "cpu" else len(calls)
-    one = 1e-3 * (sum(first_ms.values()) + first_ms[base] * len(calls) / apart)
     times = {str(number): calls[number].time for number in first_ms if number != base}
+    one = 1e-3 * (sum(first_ms.values()) + first_ms[base] * (len(times) / apart - 1))
     found = compare(calls[base].time, times, rounds_within(given.repeats, seconds, one), apart)
     rows += [row_of(calls[int(number or base)], timing, size) for number, timing in found.items()]
     rows += published_mix([row for row in rows if "ms" in row])
@@ -223,8 +223,8 @@ def main() -> None:
         ]
         for size in sizes:
             fastest, seconds = last.get(size.dtype, {}), min(given.limit, budget.left)
-            if seconds < expected(size, fastest):
-                say(f"left out for want of time: {size}: one dense call takes about {expected(size, fastest):.0f} s")
+            if seconds < expected(size, fastest, given):
+                say(f"left out for want of time: {size}: it takes about {expected(size, fastest, given):.0f} s or more")
                 continue
             rows += (found := time_size(size, side, given, fastest.get("backend"), seconds))
             dense = [row for row in found if row["plan"] == "dense" and "ms" in row]
@@ -234,9 +234,14 @@ def main() -> None:
             write(given.out, "attention", rows, given.device)
 
 
-def expected(size: Size, known: dict[str, Any]) -> float:
-    """Seconds of one dense call, from those of another size; 0 if there is none."""
-    return 1e-3 * known["ms"] * (size.tokens / known["tokens"]) ** 2 if known else 0.0
+def expected(size: Size, known: dict[str, Any], given: argparse.Namespace) -> float:
+    """Least seconds of a size, from the dense call of another: a first call, a timed one, and one for the memory."""
+    if not known:
+        return 0.0
+    shares = [plan.density(size.tokens_per_frame) for plan in plans_at(size.frames, given.methods).values()]
+    sides = 2 if given.old else 1
+    calls = 3 * (1 + sides * sum(shares)) + sides * len(shares) if size.device == "cpu" else 3
+    return calls * 1e-3 * float(known["ms"]) * (size.tokens / known["tokens"]) ** 2
 
 
 if __name__ == "__main__":

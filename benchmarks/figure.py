@@ -18,7 +18,7 @@ TITLE = "Time of attention over that of dense attention; dashed: share of pairs"
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel for each dtype and number of tokens per frame, with a line for each plan, of the preferred kernel."""
     panels = list(groups(rows, "dtype", "tokens_per_frame", "heads"))
-    figure = empty_figure(4.5 * len(panels) + 1, 4.5, TITLE)
+    figure = empty_figure(max(8, 4.5 * len(panels) + 2), 4.5, TITLE)
     labels: dict[str, Any] = {}
     for place, (first, own) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)

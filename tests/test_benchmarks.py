@@ -94,7 +94,7 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkout_is_as_fast_as_itself(tmp_path):
-    options = ["--quick", "--beyond", "--repeats", "7", "--out", tmp_path]
+    options = ["--quick", "--beyond", "--repeats", "5", "--out", tmp_path]
     done = run(sys.executable, "benchmarks/cpu_forward.py", ROOT, ROOT, *options)
     assert done.returncode == 0, done.stderr
     ratios = [float(ratio) for ratio in re.findall(r"new / old ([\d.]+)", done.stdout)]
