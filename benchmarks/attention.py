@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from common import backend_names, commit, options, say, say_row, write
 from layer import TRAINED, Size, attend_under, write_plans
-from memory import peak_mib
+from memory import Use, use_of
 from sides import Side, checkout_side
 from timing import Budget, Timed, Timing, compare, rounds_within, timed
 from torch import Tensor
@@ -46,11 +46,11 @@ GRIDS = {6: (2, 3), 60: (6, 10), 240: (12, 20), 1560: (30, 52)}
 
 
 class Call(NamedTuple):
-    """A way to compute attention, with the columns that describe it, and functions for its time and its memory."""
+    """A way to compute attention, with the columns that describe it, and functions for its time and other uses."""
 
     row: dict[str, Any]
     time: Timed
-    peak: Callable[[], float]
+    use: Callable[[], Use]
 
 
 def dense_calls(size: Size, tensors: Sequence[Tensor], only: str | None = None) -> list[Call]:
@@ -71,7 +71,7 @@ def dense_calls(size: Size, tensors: Sequence[Tensor], only: str | None = None) 
 
 
 def _call(row: dict[str, Any], run: Callable[[], Tensor], size: Size) -> Call:
-    return Call({"side": "this"} | row, timed(run, size.device), lambda: peak_mib(run, size.device))
+    return Call({"side": "this"} | row, timed(run, size.device), lambda: use_of(run, size.device))
 
 
 def plans_at(frames: int, methods: Sequence[str]) -> dict[str, FramePlan]:
@@ -103,7 +103,7 @@ def old_calls(size: Size, plans: dict[str, FramePlan], side: Side, given: argpar
     for name, plan in plans.items():
         row = {"side": "old", "plan": name, "backend": commit(given.old), "share": plan.density(size.tokens_per_frame)}
         ask = functools.partial(side.ask, plan=name)
-        calls.append(Call(row, functools.partial(ask, do="milliseconds"), functools.partial(ask, do="peak")))
+        calls.append(Call(row, functools.partial(ask, do="milliseconds"), lambda ask=ask: Use(*ask(do="use"))))
     return calls
 
 
@@ -159,9 +159,11 @@ def time_size(
 
 def row_of(call: Call, timing: Timing, size: Size) -> dict[str, Any]:
     """A row with the numbers of a call."""
-    over, peak = timing.ratio / call.row["share"], max(0.0, call.peak() - size.mib)
+    over, use = timing.ratio / call.row["share"], call.use()
+    peak = max(0.0, use.peak_mib - size.mib)  # beyond the output
     numbers = timing._asdict() | {"ratio_over_share": over, "peak_mib": peak, "peak_over_kv": peak / (2 * size.mib)}
-    return call.row | numbers
+    computed = {} if use.pairs is None else {"computed": use.pairs / (size.heads * size.tokens**2)}
+    return call.row | numbers | computed
 
 
 def published_mix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,7 +175,8 @@ def published_mix(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = {row["plan"]: row for row in rows if row["backend"] == backend}
         if set(names) <= set(own):
             each = [own[name] for name in names]
-            mean = {word: sum(row[word] for row in each) / len(each) for word in ("share", "ms", "ratio")}
+            words = [word for word in ("share", "computed", "ms", "ratio") if word in each[0]]
+            mean = {word: sum(row[word] for row in each) / len(each) for word in words}
             mean["ratio_over_share"] = mean["ratio"] / mean["share"]
             most = {word: max(row[word] for row in each) for word in ("peak_mib", "peak_over_kv")}
             row = {"side": each[0]["side"], "plan": MIX, "backend": backend} | mean | most

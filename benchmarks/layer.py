@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import peak_mib
+from memory import Use, use_of
 from sides import require_freeloc_here, serve
 from timing import milliseconds
 from torch import Tensor
@@ -122,9 +122,9 @@ class Worker:
         """Time of one call."""
         return milliseconds(self._runs[plan], self._device)
 
-    def peak(self, plan: str) -> float:
-        """Memory of one call, in MiB."""
-        return peak_mib(self._runs[plan], self._device)
+    def use(self, plan: str) -> Use:
+        """What else one call uses."""
+        return use_of(self._runs[plan], self._device)
 
 
 def work() -> None:

@@ -66,12 +66,12 @@ def plans_table(rows: Sequence[Row]) -> list[str]:
             compared = (
                 ["", ""] if before is None else [number(before, "ratio"), f"{before['ratio'] / row['ratio']:.2f}"]
             )
-            shares = [number(row, "share", 3), number(row, "ratio_over_share")]
+            shares = [number(row, "share", 3), number(row, "computed", 3), number(row, "ratio_over_share")]
             memory = [number(row, "peak_mib", 0 if row["peak_mib"] >= 10 else 1), number(row, "peak_over_kv")]
             what = [str(row["frames"]), row["plan"], row["backend"], times(row), number(row, "ratio")]
             cells.append([*what, *shares, *memory, *(compared if old else []), str(row["repeats"])])
-    heads = ["latent frames", "plan", "kernel", "ms", "ratio to dense", "share of pairs", "ratio / share", "peak MiB"]
-    heads += ["peak / (k and v)", *([f"ratio of {commit}", "times faster"] if old else []), "repeats"]
+    heads = ["latent frames", "plan", "kernel", "ms", "ratio to dense", "share of pairs", "computed", "ratio / share"]
+    heads += ["peak MiB", "peak / (k and v)", *([f"ratio of {commit}", "times faster"] if old else []), "repeats"]
     notes = [
         f"- {row['frames']} frames, {row['plan']}, {row['backend']}: {row['note']}" for row in rows if "note" in row
     ]

@@ -130,7 +130,7 @@ def test_the_rounds_fit_into_the_time():
 
 
 def test_the_largest_memory_of_a_call_is_found():
-    from memory import peak_mib
+    from memory import use_of
 
     def call():
         first = torch.ones(3 * 2**18)  # 3 MiB
@@ -138,7 +138,15 @@ def test_the_largest_memory_of_a_call_is_found():
         del first
         return second, torch.ones(2 * 2**18)
 
-    assert peak_mib(call, "cpu") == pytest.approx(5, abs=0.01)
+    assert use_of(call, "cpu") == (pytest.approx(5, abs=0.01), 0)
+
+
+def test_the_pairs_that_attention_computes_are_counted():
+    from memory import use_of
+
+    query, key = torch.randn(1, 2, 6, 16), torch.randn(1, 2, 5, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert use_of(lambda: [attend(query, key, key), attend(query, query, query)], "cpu").pairs == 2 * 6 * (5 + 6)
 
 
 def test_the_pairs_of_self_attention_are_counted():
