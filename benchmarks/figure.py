@@ -1,6 +1,8 @@
 """The results of attention.py as a picture: time and share of pairs, both over dense, by length.
 
-python benchmarks/figure.py --out runs/cpu
+    python benchmarks/figure.py --out runs/cpu
+
+It reads attention.json in that folder.
 """
 
 import argparse

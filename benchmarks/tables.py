@@ -1,6 +1,8 @@
 """The results of a run as Markdown, from the files that the benchmarks wrote.
 
-python benchmarks/tables.py --out runs/cpu
+    python benchmarks/tables.py --out runs/cpu --parts attention forward overhead lvsa --into docs/performance.md
+
+With ``--into``, they replace what stands between two comments of a page.
 """
 
 import argparse
@@ -135,11 +137,21 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 }
 
 
+def put_into(page: Path, text: str, mark: str = "cpu") -> None:
+    """Replace what stands between two comments of a page."""
+    before, start, rest = page.read_text().partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->\n")
+    if not start or not end:
+        raise SystemExit(f"expected the lines <!-- {mark} --> and <!-- /{mark} --> in {page}, found none")
+    page.write_text(before + start + text + end + after)
+
+
 def main() -> None:
     """Print the tables of all results in a folder, and write them there as results.md."""
     parser = argparse.ArgumentParser(description="Print the results of a run as Markdown.")
     parser.add_argument("--out", type=Path, default=Path("runs/device"), help="folder of the results")
     parser.add_argument("--parts", nargs="+", default=["check", "attention", "model"], choices=list(TABLES))
+    parser.add_argument("--into", type=Path, help="page to write them into, between <!-- cpu --> and <!-- /cpu -->")
     given = parser.parse_args()
     lines: list[str] = []
     for name in given.parts:
@@ -153,6 +165,8 @@ def main() -> None:
     text = "\n".join(lines)
     (given.out / "results.md").write_text(text)
     print(text, flush=True)
+    if given.into:
+        put_into(given.into, text)
 
 
 if __name__ == "__main__":

@@ -173,3 +173,16 @@ def test_without_self_attention_the_values_remain_and_cross_attention_runs():
     assert torch.equal(own, 2 * query)
     assert torch.equal(cross, F.scaled_dot_product_attention(query, key, key))
     assert not torch.equal(F.scaled_dot_product_attention(query, query, 2 * query), own)
+
+
+def test_tables_replace_those_of_a_page(tmp_path):
+    from tables import put_into
+
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- cpu -->\n| old |\n<!-- /cpu -->\nbelow\n")
+    for text in ("| new |\n", "| newer |\n"):
+        put_into(page, text)
+        assert page.read_text() == f"above\n<!-- cpu -->\n{text}<!-- /cpu -->\nbelow\n"
+    page.write_text("above\n<!-- cpu -->\nbelow\n")
+    with pytest.raises(SystemExit, match="expected the lines"):
+        put_into(page, "| lost |\n")
