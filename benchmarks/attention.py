@@ -28,7 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import freeloc
 from freeloc import FramePlan
-from freeloc.errors import LayoutError
 from freeloc.profile.planning import policy_plan
 
 PROFILE = "wan2.1"
@@ -41,7 +40,7 @@ KERNELS = {
 }
 """PyTorch's own kernels on a GPU. The fourth one, math, needs memory for all pairs of tokens."""
 
-GRIDS = {6: (2, 3), 60: (6, 10), 240: (12, 20), 1560: (30, 52)}
+GRIDS = {1: (1, 1), 6: (2, 3), 60: (6, 10), 240: (12, 20), 1560: (30, 52)}
 """Rows and columns of a latent frame by its number of tokens; the last is that of 480 x 832 pixels."""
 
 
@@ -123,7 +122,9 @@ def first_call(call: Call) -> float | str:
     """Milliseconds of a first call, which warms up, or why it does not run."""
     try:
         return call.time()
-    except (LayoutError, RuntimeError) as error:  # torch's "no such kernel", and out of memory
+    except (
+        Exception
+    ) as error:  # torch's "no such kernel", out of memory, or whatever a compiler raises: it becomes a note
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
@@ -199,6 +200,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads on the CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="calls of each (default: 5)")
     parser.add_argument("--limit", type=float, help="seconds for one size (default: 40; on the CPU 900)")
+    parser.add_argument("--name", default="attention", help="name of the results (default: attention)")
     parser.add_argument("--old", type=Path, help="an older checkout of freeloc to time beside this one")
     given, on_cpu = parser.parse_args(), parser.parse_args().device == "cpu"
     given.frames = given.frames or ([21, 41, 81] if on_cpu else [81, 321, 41, 161])
@@ -234,7 +236,7 @@ def main() -> None:
             last[size.dtype] = min(dense, key=lambda row: row["ms"])
             for row in found:
                 say_row(row)
-            write(given.out, "attention", rows, given.device)
+            write(given.out, given.name, rows, given.device)
 
 
 def expected(size: Size, known: dict[str, Any], given: argparse.Namespace) -> float:

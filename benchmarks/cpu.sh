@@ -13,7 +13,7 @@ parts="${PARTS:-attention long models overhead lvsa}"
 old=()
 if [ -n "${OLD:-}" ]; then old=(--old "$OLD"); fi
 export OMP_NUM_THREADS=1
-mkdir -p "$out/long"
+mkdir -p "$out"
 
 # run SCRIPT OPTIONS...: a script, with the profiler's own messages left out
 run() {
@@ -28,20 +28,32 @@ for part in $parts; do
     attention)
       run attention.py --device cpu --out "$out" "${old[@]}" --frames 21 41 81 --tokens 60 240 --dtypes float32 bfloat16 "$@"
       ;;
-    long) run attention.py --device cpu --out "$out/long" --frames 21 41 161 321 --tokens 60 240 1560 --heads 1 --dtypes float32 "$@" ;;
+    long)
+      run attention.py --device cpu --out "$out" --name long --frames 21 41 161 321 --tokens 60 240 1560 --heads 1 \
+        --dtypes float32 "$@"
+      ;;
     models)
       if [ -n "${OLD:-}" ]; then
-        run cpu_forward.py "$OLD" . --out "$out" --models tiny-wan wan-60 wan-240 --methods profile tsa vrpr --repeats 5 "$@"
+        run cpu_forward.py "$OLD" . --out "$out" --models tiny-wan wan-60 --methods profile tsa vrpr --repeats 5 "$@"
+      else
+        echo "models: left out, OLD is not set"
       fi
       ;;
     overhead) run overhead.py --out "$out" --models tiny-wan wan-60 "$@" ;;
-    lvsa) if [ -n "${LVSA:-}" ]; then run beside_lvsa.py --lvsa "$LVSA" --out "$out" "$@"; fi ;;
+    lvsa)
+      if [ -n "${LVSA:-}" ]; then
+        run beside_lvsa.py --lvsa "$LVSA" --out "$out" "$@"
+      else
+        echo "lvsa: left out, LVSA is not set"
+      fi
+      ;;
     *)
       echo "no such part: $part" >&2
       exit 1
       ;;
   esac
 done
-"$python" benchmarks/figure.py --out "$out"
-"$python" benchmarks/tables.py --out "$out" --parts attention forward overhead lvsa
-"$python" benchmarks/tables.py --out "$out/long" --parts attention
+for name in attention long; do
+  if [ -f "$out/$name.json" ]; then "$python" benchmarks/figure.py --out "$out" --name "$name"; fi
+done
+"$python" benchmarks/tables.py --out "$out" --parts attention long forward overhead lvsa

@@ -66,8 +66,8 @@ def rows_of(model: str, frames: int, sides: dict[str, Side], given: argparse.Nam
         for name, side in sides.items()
     }
     base = functools.partial(sides["new"].ask, do="milliseconds", method="unpatched")
-    one = 1e-3 * (sum(run() for run in runs.values()) + base() * len(runs))
-    found = compare(base, runs, rounds_within(given.repeats, given.limit, one))
+    one = 1e-3 * (sum(run() for run in runs.values()) + base() * len(given.methods))
+    found = compare(base, runs, rounds_within(given.repeats, given.limit, one), apart=len(sides))
     subject = MODELS[model](given.quick)
     size = {"model": subject.name, "frames": frames, "tokens_per_frame": subject.tokens_per_frame}
     rows = [size | {"side": "new", "method": "unpatched"} | found.pop("")._asdict()]

@@ -51,12 +51,14 @@ def lines_of(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]
 
 
 def main() -> None:
-    """Draw attention.png beside attention.json."""
+    """Draw a picture beside the results."""
     parser = argparse.ArgumentParser(description="Draw the results of attention.py.")
     parser.add_argument("--out", type=Path, default=Path("runs/cpu"), help="folder of the results")
-    folder = parser.parse_args().out
-    draw(json.loads((folder / "attention.json").read_text())["rows"], folder / "attention.png")
-    print(f"written: {folder / 'attention.png'}")
+    parser.add_argument("--name", default="attention", help="name of the results (default: attention)")
+    given = parser.parse_args()
+    rows, path = given.out / f"{given.name}.json", given.out / f"{given.name}.png"
+    draw(json.loads(rows.read_text())["rows"], path)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

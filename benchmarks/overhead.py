@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from common import options, say_row, write
 from models import MODELS, Subject
-from timing import in_rounds, timed
+from timing import in_rounds, rounds_within, timed
 from torch import Tensor
 
 import freeloc
@@ -58,31 +58,35 @@ def sides(subject: Subject, inputs: dict[str, Any]) -> dict[str, Callable[[], ob
     }
 
 
-def row_of(subject: Subject, frames: int, repeats: int) -> dict[str, Any]:
-    """Medians of one size, in milliseconds and as shares of the patched forward."""
+def row_of(subject: Subject, frames: int, repeats: int, limit: float) -> dict[str, Any]:
+    """Medians of one size, in milliseconds and as shares of the patched forward; fewer repeats where they take long."""
     beyond = frames > subject.trained
     runs = sides(subject, subject.inputs(frames))
     if not beyond:  # the model's own attention runs on both sides
         runs = {name: runs[name] for name in ("unpatched", "patched")}
     with torch.no_grad():
-        times = in_rounds({name: timed(run) for name, run in runs.items()}, repeats)
+        one = 1e-3 * sum(timed(run)() for run in runs.values())
+        times = in_rounds({name: timed(run) for name, run in runs.items()}, rounds_within(repeats, limit, one))
     middle = {name: statistics.median(own) for name, own in times.items()}
     low, high = ("unpatched, no attention", "patched, no attention") if beyond else ("unpatched", "patched")
-    around = [b - a for a, b in zip(times[low], times[high], strict=True)]
+    around = sorted(b - a for a, b in zip(times[low], times[high], strict=True))
+    quarter = len(around) // 4
     found = {"model": subject.name, "frames": frames, "tokens_per_frame": subject.tokens_per_frame}
-    found |= {"repeats": repeats, "unpatched_ms": middle["unpatched"], "ms": middle["patched"]}
+    found |= {"repeats": len(around), "unpatched_ms": middle["unpatched"], "ms": middle["patched"]}
     found |= {"ratio": middle["patched"] / middle["unpatched"], "around_ms": statistics.median(around)}
     if beyond:
         found["attention_ms"] = middle["patched"] - middle[high]
         found["own_attention_ms"] = middle["unpatched"] - middle[low]
         found["rest_ms"] = middle[low]
-    return found | {"around_share": found["around_ms"] / found["ms"]}
+    shares = {"around_share": found["around_ms"], "low": around[quarter], "high": around[-1 - quarter]}
+    return found | {name: ms / found["ms"] for name, ms in shares.items()}
 
 
 def main() -> None:
     """Print and write a row for each model and length."""
     parser = options("Where the time of a patched forward goes, on one thread.", budget=600, device="cpu")
-    parser.add_argument("--repeats", type=int, default=21, help="forwards of each kind (default: 21)")
+    parser.add_argument("--repeats", type=int, default=41, help="forwards of each kind (default: 41)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one size (default: 300)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -90,7 +94,7 @@ def main() -> None:
     for name in given.models:
         subject = MODELS[name](given.quick)
         for frames in subject.lengths:
-            rows.append(row_of(subject, frames, 1 if given.quick else given.repeats))
+            rows.append(row_of(subject, frames, 1 if given.quick else given.repeats, given.limit))
             say_row(rows[-1])
             write(given.out, "overhead", rows, given.device)
 

@@ -1,6 +1,6 @@
 """The results of a run as Markdown, from the files that the benchmarks wrote.
 
-    python benchmarks/tables.py --out runs/cpu --parts attention forward overhead lvsa --into docs/performance.md
+    python benchmarks/tables.py --out runs/cpu --parts attention long forward overhead lvsa --into docs/performance.md
 
 With ``--into``, they replace what stands between two comments of a page.
 """
@@ -109,9 +109,11 @@ def overhead_table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         what = [row["model"], str(row["tokens_per_frame"]), str(row["frames"]), times(row), number(row, "ratio")]
         parts = [number(row, word, 1) for word in ("attention_ms", "rest_ms", "around_ms")]
-        cells.append([*what, *parts, f"{row['around_share']:.2%}", str(row["repeats"])])
+        cells.append(
+            [*what, *parts, f"{row['around_share']:.1%} ({row['low']:.1%} to {row['high']:.1%})", str(row["repeats"])]
+        )
     heads = ["model", "tokens per frame", "latent frames", "patched, ms", "ratio to unpatched", "attention, ms"]
-    heads += ["rest of the model, ms", "freeloc around attention, ms", "share of the forward", "repeats"]
+    heads += ["rest of the model, ms", "freeloc around attention, ms", "share of the forward (middle half)", "repeats"]
     return ["### Where the time of a patched forward goes", "", *table(heads, cells)]
 
 
@@ -130,6 +132,7 @@ def lvsa_table(rows: Sequence[Row]) -> list[str]:
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "check": check_table,
     "attention": attention_table,
+    "long": attention_table,
     "model": model_table,
     "forward": forward_table,
     "overhead": overhead_table,
@@ -157,7 +160,7 @@ def main() -> None:
     for name in given.parts:
         path = given.out / f"{name}.json"
         if not path.exists():
-            lines += [f"({name}: no results)", ""]
+            lines += [] if given.into else [f"({name}: no results)", ""]
             continue
         content = json.loads(path.read_text())
         facts = f"Machine: {'; '.join(f'{word} {fact}' for word, fact in content['machine'].items())}"
