@@ -1,0 +1,84 @@
+"""Backend ``triton``: whether it supports a call, and the call. Triton is imported in the first call on a GPU."""
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+from freeloc.attention.backends.base import Backend
+from freeloc.attention.layout import TokenLayout
+from freeloc.attention.prepared import LayerPlan
+
+DTYPES = (torch.float16, torch.bfloat16)
+SMALLEST_HEAD, LARGEST_HEAD = 16, 256
+OLDEST_CARD = (8, 0)
+"""Compute capability: older cards have no bfloat16 and no asynchronous copies."""
+
+
+def can(
+    query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
+) -> str:
+    """What is in the way of a call, or an empty text."""
+    if query.device.type != "cuda":
+        return f"requires a CUDA device, found {query.device.type}"
+    return _machine(query.device.index) or obstacle(query, key, value, mask, DTYPES)
+
+
+def obstacle(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> str:
+    """What about the tensors is in the way, on any device."""
+    tensors = [query, key, value] if mask is None else [query, key, value, mask]
+    if query.dtype not in dtypes or query.dtype != key.dtype or query.dtype != value.dtype:
+        found = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors[:3])
+        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"requires {known}, found {', '.join(found)}"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "has no backward, found tensors that require gradients"
+    if not SMALLEST_HEAD <= query.shape[-1] <= LARGEST_HEAD:
+        return f"supports heads of {SMALLEST_HEAD} to {LARGEST_HEAD} channels, found {query.shape[-1]}"
+    if not query.shape == key.shape == value.shape:
+        found = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
+        return f"requires queries, keys and values of the same shape, found {found}"
+    if any(type(tensor) is not Tensor or tensor.device != query.device for tensor in tensors):
+        found = ", ".join(f"{type(tensor).__name__} on {tensor.device}" for tensor in tensors)
+        return f"requires plain tensors on one device, found {found}"
+    if mask is not None and mask.ndim > 1 and mask.shape[-2] != 1:
+        return f"supports masks of keys, found one of pairs of shape {tuple(mask.shape)}"
+    if mask is not None and mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        return f"requires a bool or floating-point mask, found {mask.dtype}"
+    return ""
+
+
+@functools.cache
+def _machine(device: int) -> str:
+    """What about the machine is in the way."""
+    if torch.version.hip is not None:
+        return "requires an NVIDIA GPU, found ROCm"
+    if torch.cuda.get_device_capability(device) < OLDEST_CARD:
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"requires compute capability 8.0 or newer, found {found}"
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        return "runs compiled, found TRITON_INTERPRET set"
+    try:
+        import freeloc.attention.backends.triton.kernel  # noqa: F401  # reason: whether it can be imported
+    except ImportError as error:
+        return f"requires the package triton: {error}"
+    return ""
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: LayerPlan,
+    layout: TokenLayout,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """See `freeloc.attention.attend`."""
+    from freeloc.attention.backends.triton.launch import run
+
+    return run(query, key, value, plan, layout, mask, scale)
+
+
+BACKEND = Backend("triton", attend, can, priority=10, source="one fused kernel: online softmax over segments of frames")
