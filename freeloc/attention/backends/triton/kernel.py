@@ -12,24 +12,25 @@ BOOL, ADDITIVE = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def rotate_back(x, swapped, angles, row, channels, PAIRS: tl.constexpr, BLOCK_D: tl.constexpr):
+def rotate_back(x, angles, row, pair_of, partners, PAIRS: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rotate tokens (..., BLOCK_D) by the inverse of a row of angles, in float32.
 
-    `swapped` holds the partner of each channel. `channels` has the number of each channel's pair (-1 if it does not
-    rotate) and the sign of its partner.
+    The product with `partners`, (BLOCK_D, BLOCK_D) of 0, 1 and -1, puts the signed partner in the place of each channel,
+    without rounding. It costs as much as a block of keys. Loads in another order of channels would not be coalesced.
     """
     channel = tl.arange(0, BLOCK_D)
-    pair = tl.load(channels + BLOCK_D + channel)
-    sign = tl.load(channels + 2 * BLOCK_D + channel).to(tl.float32)
+    pair = tl.load(pair_of + channel)
     at = angles + 2 * (row.to(tl.int64) * PAIRS + pair)
     cosine = tl.load(at, mask=pair >= 0, other=1.0)
-    sine = tl.load(at + 1, mask=pair >= 0, other=0.0) * sign
-    return (x.to(tl.float32) * cosine[None, :] + swapped.to(tl.float32) * sine[None, :]).to(x.dtype)
+    sine = tl.load(at + 1, mask=pair >= 0, other=0.0)
+    swap = tl.load(partners + channel[:, None] * BLOCK_D + channel[None, :]).to(x.dtype)
+    swapped = tl.dot(x, swap, input_precision="ieee")
+    return (x.to(tl.float32) * cosine[None, :] + swapped * sine[None, :]).to(x.dtype)
 
 
 @triton.jit
 def load_tokens(base, stride, rows, channel, count, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Tokens (rows, BLOCK_D) in the order of `channel`; 0 from `count` on, and in channels from HEAD_DIM on."""
+    """Tokens (rows, BLOCK_D); 0 from `count` on, and in channels from HEAD_DIM on."""
     kept = (rows < count)[:, None]
     if HEAD_DIM != BLOCK_D:
         kept = kept & (channel < HEAD_DIM)[None, :]
@@ -38,7 +39,7 @@ def load_tokens(base, stride, rows, channel, count, HEAD_DIM: tl.constexpr, BLOC
 
 @triton.jit
 def copy_kernel(
-    key, copy, heads, angles, channels,
+    key, copy, heads, angles, pair_of, partners,
     key_batch, key_head, key_token, copy_batch, copy_head, copy_token,
     head_count, tokens_per_frame, text_first, frame_count,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAIRS: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -58,12 +59,10 @@ def copy_kernel(
     start = (tile - frame * tiles) * BLOCK_N
     token = (frame * tokens_per_frame + start).to(tl.int64)
     rows, channel = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    partner = tl.load(channels + channel)
     count = tokens_per_frame - start
     source = key + batch.to(tl.int64) * key_batch + head.to(tl.int64) * key_head + (token + text_first) * key_token
     x = load_tokens(source, key_token, rows, channel, count, HEAD_DIM, BLOCK_D)
-    swapped = load_tokens(source, key_token, rows, partner, count, HEAD_DIM, BLOCK_D)
-    x = rotate_back(x, swapped, angles, first + frame * step, channels, PAIRS, BLOCK_D)
+    x = rotate_back(x, angles, first + frame * step, pair_of, partners, PAIRS, BLOCK_D)
     target = copy + batch.to(tl.int64) * copy_batch + head.to(tl.int64) * copy_head + token * copy_token
     kept = (rows < count)[:, None] & (channel < HEAD_DIM)[None, :]
     tl.store(target + rows[:, None] * copy_token + channel[None, :], x, mask=kept)
@@ -72,7 +71,7 @@ def copy_kernel(
 @triton.jit
 def attention_kernel(
     query, key, copy, value, out, mask,
-    heads, lists, segments, angles, channels,
+    heads, lists, segments, angles, pair_of, partners,
     query_batch, query_head, query_token, key_batch, key_head, key_token,
     copy_batch, copy_head, copy_token, value_batch, value_head, value_token,
     out_batch, out_head, out_token, mask_batch, mask_head, mask_token,
@@ -93,7 +92,8 @@ def attention_kernel(
         segments: (segments, 6) int32: kind, first frame, frames, angle or -1, whether the keys are of the copy, and the
             bits of the float32 factor of positive logits.
         angles: (rows, PAIRS, 2) float32, cosines and sines.
-        channels: (3, BLOCK_D) int32: partner, pair or -1, sign.
+        pair_of: (BLOCK_D,) int32: the pair of each channel, or -1.
+        partners: (BLOCK_D, BLOCK_D) int8: see `rotate_back`.
         scale: of the logits, above 0; with NEGATIVE it is that of the negated queries.
         first_tile, tile_count: the query tiles of each head that are computed.
     """
@@ -135,21 +135,10 @@ def attention_kernel(
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     weighted = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for number in range(tl.load(lists + own_list), tl.load(lists + own_list + 1)):
+    stop = tl.load(lists + own_list + 1)
+    for number in range(tl.load(lists + own_list), stop):
         segment = segments + 6 * number
         kind, first_frame, frames = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
-        if ROTATES:
-            rotation = tl.load(segment + 3)
-            if rotation != rotated:
-                # Loaded again instead of kept: two more tiles in registers would halve the occupancy.
-                partner = tl.load(channels + channel)
-                q = load_tokens(query, query_token, rows, channel, left, HEAD_DIM, BLOCK_D)
-                if rotation >= 0:
-                    swapped = load_tokens(query, query_token, rows, partner, left, HEAD_DIM, BLOCK_D)
-                    q = rotate_back(q, swapped, angles, first_angle + rotation * angle_step, channels, PAIRS, BLOCK_D)
-                if NEGATIVE:
-                    q = -q
-                rotated = rotation
         keys, key_stride = key, key_token
         if COPIES:
             copied = tl.load(segment + 4) > 0
@@ -204,6 +193,17 @@ def attention_kernel(
             )
             weighted = tl.dot(weights.to(v.dtype), v, weighted * kept_share[:, None], input_precision="ieee")
             largest = new_largest
+
+        if ROTATES:
+            # The queries of the next segment. The first one needs no rotation. Carried over the loop like this, they
+            # are in shared memory; and they are loaded again, since two more tiles in registers would be too many.
+            rotation = tl.load(segment + 9, mask=number + 1 < stop, other=-1)
+            if (number + 1 < stop) & (rotation != rotated):
+                q = load_tokens(query, query_token, rows, channel, left, HEAD_DIM, BLOCK_D)
+                q = rotate_back(q, angles, first_angle + rotation * angle_step, pair_of, partners, PAIRS, BLOCK_D)
+                if NEGATIVE:
+                    q = -q
+                rotated = rotation
 
     weighted = weighted / tl.where(total == 0, 1.0, total)[:, None]  # 0 for a query that sees nothing
     out += batch * out_batch + head64 * out_head + start.to(tl.int64) * out_token

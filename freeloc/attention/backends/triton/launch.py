@@ -50,7 +50,8 @@ def _rotated_keys(key: Tensor, tables: Tables, layout: TokenLayout) -> Tensor:
         copy,
         tables.heads,
         tables.angles,
-        tables.channels,
+        tables.pair_of,
+        tables.partners,
         *key.stride()[:3],
         *copy.stride()[:3],
         heads,
@@ -83,7 +84,7 @@ def _attend(
     def launch(config: Config, first: int, count: int) -> None:
         kernel.attention_kernel[(count * heads * batch,)](
             *(query, key, copy, value, out, query if mask is None else mask),
-            *(tables.heads, tables.lists, tables.segments, tables.angles, tables.channels),
+            *(tables.heads, tables.lists, tables.segments, tables.angles, tables.pair_of, tables.partners),
             *(stride for tensor in (query, key, copy, value, out) for stride in tensor.stride()[:3]),
             *((0, 0, 0) if mask is None else mask.stride()),
             *(heads, layout.tokens_per_frame, layout.text_first, layout.text_last, layout.frames),

@@ -19,7 +19,8 @@ class Tables(NamedTuple):
     lists: Tensor
     segments: Tensor
     angles: Tensor
-    channels: Tensor
+    pair_of: Tensor
+    partners: Tensor
     pairs: int
     rotates: bool
     copies: bool
@@ -72,12 +73,14 @@ def _join(groups: tuple[HeadGroup, ...], tokens_per_frame: int, heads: int, head
             lists.append(len(segments))
     table = torch.tensor([(*segment[:5], _bits(segment.factor)) for segment in segments], dtype=torch.int32)
     every = torch.cat(angles)
+    pair_of, partners = _channels(groups[0].plan, head_dim)
     return Tables(
         heads=of_heads,
         lists=torch.tensor(lists, dtype=torch.int32),
         segments=table,
         angles=torch.stack([every.cos(), every.sin()], dim=-1).float(),
-        channels=_channels(groups[0].plan, head_dim),
+        pair_of=pair_of.int(),
+        partners=partners,
         pairs=every.shape[-1],
         rotates=bool((table[:, 3] >= 0).any()),
         copies=bool((table[:, 4] > 0).any()),
@@ -102,13 +105,12 @@ def _bits(number: float) -> int:
     return int(torch.tensor(number, dtype=torch.float32).view(torch.int32))
 
 
-def _channels(plan: PreparedPlan, head_dim: int) -> Tensor:
-    """(3, padded channels) int32: the partner of each channel, their pair or -1, and the sign of the partner."""
-    every = torch.arange(padded(head_dim))
-    partner, pair, sign = every.clone(), torch.full_like(every, -1), torch.zeros_like(every)
-    block = einops.rearrange(every[slice(*plan.span)], f"{plan.pairing} -> two pair", two=2)
+def _channels(plan: PreparedPlan, head_dim: int) -> tuple[Tensor, Tensor]:
+    """The pair of each channel or -1, (channels,), and the sign of a channel in the place of its partner, (channels,) * 2."""
+    width = padded(head_dim)
+    pair_of, partners = torch.full((width,), -1), torch.zeros(width, width, dtype=torch.int8)
+    block = einops.rearrange(torch.arange(width)[slice(*plan.span)], f"{plan.pairing} -> two pair", two=2)
     x, y = block[:, : plan.frequencies.shape[-1]]
-    partner[x], partner[y] = y, x
-    pair[x] = pair[y] = torch.arange(len(x))
-    sign[x], sign[y] = 1, -1  # R(-a) (x, y) = (x cos a + y sin a, y cos a - x sin a)
-    return torch.stack([partner, pair, sign]).int()
+    pair_of[x] = pair_of[y] = torch.arange(len(x))
+    partners[y, x], partners[x, y] = 1, -1  # R(-a) (x, y) = (x cos a + y sin a, y cos a - x sin a)
+    return pair_of, partners
