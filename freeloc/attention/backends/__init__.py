@@ -1,4 +1,4 @@
-"""Attention backends: kernels that execute plans. ``triton``, ``sdpa`` and ``reference`` are built in; plugins register others."""
+"""Attention backends: kernels that execute plans. ``triton``, ``sdpa`` and ``reference`` are built in."""
 
 from freeloc.attention.backends import reference, sdpa, triton
 from freeloc.attention.backends.base import Backend, choose

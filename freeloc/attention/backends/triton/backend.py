@@ -11,14 +11,12 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import LayerPlan
 
 DTYPES = (torch.float16, torch.bfloat16)
-SMALLEST_HEAD, LARGEST_HEAD = 16, 256
+SMALLEST_HEAD, LARGEST_HEAD = 16, 128
 OLDEST_CARD = (8, 0)
 """Compute capability: older cards have no bfloat16 and no asynchronous copies."""
 
 
-def can(
-    query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
-) -> str:
+def can(query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None) -> str:
     """What is in the way of a call, or an empty text."""
     if query.device.type != "cuda":
         return f"requires a CUDA device, found {query.device.type}"
@@ -29,24 +27,27 @@ def obstacle(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dty
     """What about the tensors is in the way, on any device."""
     tensors = [query, key, value] if mask is None else [query, key, value, mask]
     if query.dtype not in dtypes or query.dtype != key.dtype or query.dtype != value.dtype:
-        found = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors[:3])
-        known = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"requires {known}, found {', '.join(found)}"
+        expected = " or ".join(_word(dtype) for dtype in dtypes)
+        return f"requires {expected}, found {', '.join(dict.fromkeys(_word(tensor.dtype) for tensor in tensors[:3]))}"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "has no backward, found tensors that require gradients"
     if not SMALLEST_HEAD <= query.shape[-1] <= LARGEST_HEAD:
         return f"supports heads of {SMALLEST_HEAD} to {LARGEST_HEAD} channels, found {query.shape[-1]}"
     if not query.shape == key.shape == value.shape:
-        found = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
-        return f"requires queries, keys and values of the same shape, found {found}"
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
+        return f"requires queries, keys and values of the same shape, found {shapes}"
     if any(type(tensor) is not Tensor or tensor.device != query.device for tensor in tensors):
-        found = ", ".join(f"{type(tensor).__name__} on {tensor.device}" for tensor in tensors)
-        return f"requires plain tensors on one device, found {found}"
+        kinds = ", ".join(f"{type(tensor).__name__} on {tensor.device}" for tensor in tensors)
+        return f"requires plain tensors on one device, found {kinds}"
     if mask is not None and mask.ndim > 1 and mask.shape[-2] != 1:
         return f"supports masks of keys, found one of pairs of shape {tuple(mask.shape)}"
     if mask is not None and mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         return f"requires a bool or floating-point mask, found {mask.dtype}"
     return ""
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache

@@ -15,8 +15,8 @@ BOOL, ADDITIVE = tl.constexpr(1), tl.constexpr(2)
 def rotate_back(x, angles, row, pair_of, partners, PAIRS: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rotate tokens (..., BLOCK_D) by the inverse of a row of angles, in float32.
 
-    The product with `partners`, (BLOCK_D, BLOCK_D) of 0, 1 and -1, puts the signed partner in the place of each channel,
-    without rounding. It costs as much as a block of keys. Loads in another order of channels would not be coalesced.
+    The product with `partners`, (BLOCK_D, BLOCK_D) of 0, 1 and -1, puts the signed partner in the place of each
+    channel, without rounding. It costs as much as a block of keys; loads in another order would not be coalesced.
     """
     channel = tl.arange(0, BLOCK_D)
     pair = tl.load(pair_of + channel)
@@ -86,9 +86,10 @@ def attention_kernel(
         query, key, value, out: (batch, heads, tokens, head_dim), with their strides.
         copy: keys of the video as `copy_kernel` writes them.
         mask: of keys, (batch, heads, tokens): 0 for hidden, or added to the logits.
-        heads: (heads, 6) int32: first list, first angle, step between angles, reach of a stripe in tokens, first angle of
-            the copy or -1, and the bits of the float32 factor of the logits.
-        lists: where the list of text queries and of each frame's queries starts in `segments`, int32, and where it ends.
+        heads: (heads, 6) int32: first list, first angle, step between angles, reach of a stripe in tokens, first angle
+            of the copy or -1, and the bits of the float32 factor of the logits.
+        lists: where in `segments` the list of text queries and of each frame's queries starts, int32; the next one is
+            where it ends.
         segments: (segments, 6) int32: kind, first frame, frames, angle or -1, whether the keys are of the copy, and the
             bits of the float32 factor of positive logits.
         angles: (rows, PAIRS, 2) float32, cosines and sines.
@@ -162,10 +163,9 @@ def attention_kernel(
         whole_low = tl.where(striped, last - reach + 1, 0)
         whole_high = tl.where(striped, tl.minimum(inside + reach, length), length)
         per_piece = tl.cdiv(high - low, BLOCK_N)
-        for block in range(0, pieces * per_piece):
-            piece = block // per_piece
-            at = low + (block - piece * per_piece) * BLOCK_N
-            token = (origin + piece * length + at).to(tl.int64)
+        at = low
+        for _ in range(0, pieces * per_piece):
+            token = (origin + at).to(tl.int64)
             k = load_tokens(keys + token * key_stride, key_stride, columns, channel, high - at, HEAD_DIM, BLOCK_D)
             logits = tl.dot(q, tl.trans(k), input_precision="ieee")
             if DECAYS:
@@ -188,11 +188,12 @@ def attention_kernel(
             weights = tl.exp2((logits * factor_in - finite[:, None]) * factor_out)
             kept_share = tl.exp2((largest - finite) * factor_out)
             total = total * kept_share + tl.sum(weights, 1)
-            v = load_tokens(
-                value + token * value_token, value_token, columns, channel, high - at, HEAD_DIM, BLOCK_D
-            )
+            v = load_tokens(value + token * value_token, value_token, columns, channel, high - at, HEAD_DIM, BLOCK_D)
             weighted = tl.dot(weights.to(v.dtype), v, weighted * kept_share[:, None], input_precision="ieee")
             largest = new_largest
+            at += BLOCK_N
+            origin += tl.where(at >= high, length, 0)
+            at = tl.where(at >= high, low, at)
 
         if ROTATES:
             # The queries of the next segment. The first one needs no rotation. Carried over the loop like this, they

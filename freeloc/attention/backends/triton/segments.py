@@ -1,11 +1,11 @@
 """The keys of each query frame as a short list of segments, and the rotations of queries that they need.
 
-RoPE is a rotation, so R(a) k . q = k . R(-a) q: instead of the keys of a frame, the kernel rotates its few queries. It must
-do so again wherever the angle changes, so a segment is a range of key frames with the same angle. Two sets of keys make
-the ranges long:
+RoPE is a rotation, so R(a) k . q = k . R(-a) q: instead of the keys of a frame, the kernel rotates its few queries. It
+must do so again wherever the angle changes, so a segment is a range of key frames with the same angle. Two sets of keys
+make the ranges long:
 
-- the model's own keys, rotated by f j. The angle is that of (i - j) - P(i, j): one for all near frames, where P = i - j.
-- keys rotated back to where j does not matter. Then the angle depends on P(i, j) alone: one for all frames of a group of
+- the model's own keys, rotated by f j. The angle is that of (i - j) - P(i, j): one for all near frames with P = i - j.
+- a copy, rotated back to where j does not matter. The angle depends on P(i, j) alone: one for all frames of a group of
   VRPR, and for all frames at the clip.
 """
 
@@ -72,9 +72,9 @@ def segments_of(prepared: PreparedPlan, tokens_per_frame: int) -> Segments:
         everything = [[Segment(EVERYTHING)]] * (1 + prepared.frames)
         return Segments(everything, prepared.frequencies.new_zeros(0, *prepared.frequencies.shape), None, False)
     pairs = _Pairs.of(prepared, tokens_per_frame)
-    plain, copied = pairs.runs(copied=False), pairs.runs(copied=True)
-    worth_it = sum(map(len, copied)) <= WORTH_A_COPY * sum(map(len, plain))
-    runs = copied if worth_it else plain
+    runs = pairs.runs(copied=True)
+    worth_it = sum(map(len, runs)) <= WORTH_A_COPY * pairs.count()
+    runs = runs if worth_it else pairs.runs(copied=False)
     angles, rows = pairs.angles([(frame, run) for frame, own in enumerate(runs) for run in own])
     rotates = (angles != 0).flatten(1).any(dim=1)
     row = iter(rows.where(rotates[rows], -1).tolist())
@@ -133,11 +133,17 @@ class _Pairs:
         kinds, factors = self.kind.tolist(), self.factor.tolist()
         return [list(_row_of_runs(*row)) for row in zip(kinds, factors, *breaks, strict=True)]
 
+    def count(self) -> int:
+        """The number of ranges without the copy."""
+        return int((self.kind[:, 0] != NONE).sum() + (self._changes(self.codes[0]) & (self.kind[:, 1:] != NONE)).sum())
+
     def _breaks(self, code: Tensor) -> list[list[int]]:
-        """For each query frame, the key frames before which the kind, the angle or the factor changes, and the last."""
-        tables = self.kind, code, self.factor
-        changes = torch.stack([table.diff(dim=1) != 0 for table in tables]).any(dim=0)
-        return [[*(row.nonzero().flatten() + 1).tolist(), len(code)] for row in changes]
+        """For each query frame, the key frames before which `_changes` is true, and the number of frames."""
+        return [[*(row.nonzero().flatten() + 1).tolist(), len(code)] for row in self._changes(code)]
+
+    def _changes(self, code: Tensor) -> Tensor:
+        """Whether the kind, the angle or the factor of a key frame is another than that of the one before it."""
+        return torch.stack([table.diff(dim=1) != 0 for table in (self.kind, code, self.factor)]).any(dim=0)
 
     def angles(self, runs: list[tuple[int, Segment]]) -> tuple[Tensor, Tensor]:
         """The distinct angles of ranges of key frames, (rotations, ..., pairs), and the row of each range."""

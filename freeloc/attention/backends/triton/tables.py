@@ -1,7 +1,8 @@
-"""The kernel's tables on a device. They depend on the plan and the tokens per frame alone, and are made once for each."""
+"""The kernel's tables on a device, made once for each plan and number of tokens per frame."""
 
 import weakref
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import einops
 import torch
@@ -12,7 +13,8 @@ from freeloc.attention.devices import OnCpu
 from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Tables:
     """What the kernel reads (see `kernel.attention_kernel`), and what it is compiled for."""
 
     heads: Tensor
@@ -25,6 +27,12 @@ class Tables(NamedTuple):
     rotates: bool
     copies: bool
     decays: bool
+
+    def to(self, device: torch.device) -> "Tables":
+        """The same on a device."""
+        of_plan = {"heads": self.heads, "lists": self.lists, "segments": self.segments, "angles": self.angles}
+        moved: dict[str, Any] = of_plan | {"pair_of": self.pair_of, "partners": self.partners}
+        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
 
 
 _tables: "weakref.WeakKeyDictionary[PreparedPlan | LayerPlan, dict[tuple[int, int, torch.device], Tables]]"
@@ -41,7 +49,7 @@ def tables_of(plan: LayerPlan, tokens_per_frame: int, query: Tensor) -> Tables:
     if key not in known:
         with OnCpu(), torch.inference_mode(False):  # they are cached, and training may use them later
             made = _join(plan.groups, tokens_per_frame, query.shape[1], query.shape[-1])
-        known[key] = Tables(*(part.to(query.device) if isinstance(part, Tensor) else part for part in made))
+        known[key] = made.to(query.device)
     return known[key]
 
 
@@ -106,7 +114,7 @@ def _bits(number: float) -> int:
 
 
 def _channels(plan: PreparedPlan, head_dim: int) -> tuple[Tensor, Tensor]:
-    """The pair of each channel or -1, (channels,), and the sign of a channel in the place of its partner, (channels,) * 2."""
+    """The pair of each channel or -1, and what a product with tokens must be with to swap the channels of each pair."""
     width = padded(head_dim)
     pair_of, partners = torch.full((width,), -1), torch.zeros(width, width, dtype=torch.int8)
     block = einops.rearrange(torch.arange(width)[slice(*plan.span)], f"{plan.pairing} -> two pair", two=2)

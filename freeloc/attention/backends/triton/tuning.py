@@ -19,10 +19,10 @@ class Config(NamedTuple):
 Launch = Callable[[Config, int, int], None]
 """Runs the kernel with a config, from a query tile on, for so many query tiles of each head."""
 
-SMALL_FRAMES = [Config(64, 64, 4, 2), Config(64, 32, 4, 3), Config(64, 64, 4, 3)]
-LARGE_FRAMES = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(128, 128, 8, 2), Config(128, 32, 4, 3)]
-WIDE_HEADS = [Config(64, 32, 8, 2), Config(64, 64, 8, 2), Config(128, 32, 8, 2)]
-"""For more than 128 channels, of which a tile takes twice the registers and shared memory."""
+SMALL_FRAMES = [Config(64, 64, 4, 3), Config(64, 32, 4, 3), Config(64, 64, 4, 2)]
+LARGE_FRAMES = [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(128, 64, 8, 2), Config(128, 32, 8, 3)]
+NARROW_HEADS = [Config(128, 128, 8, 2), Config(64, 128, 4, 2)]
+"""For up to 64 channels, which leave registers and shared memory for more keys."""
 
 WAVES = 4
 """Programs per multiprocessor in a measurement."""
@@ -41,9 +41,9 @@ def candidates(tokens_per_frame: int, channels: int) -> list[Config]:
     """
     if tokens_per_frame <= 32:
         return [Config(16 if tokens_per_frame <= 16 else 32, 64, 4, 2)]
-    if channels > 128:
-        return WIDE_HEADS
-    return SMALL_FRAMES if tokens_per_frame <= 128 else LARGE_FRAMES
+    if tokens_per_frame <= 128:
+        return SMALL_FRAMES
+    return LARGE_FRAMES + SMALL_FRAMES[1:] if channels > 64 else LARGE_FRAMES[:2] + NARROW_HEADS
 
 
 def fastest(
@@ -86,12 +86,12 @@ def _milliseconds(launch: Launch, config: Config, first: int, count: int) -> flo
         launch(config, first, count)
     except OutOfResources:
         return math.inf
-    found = []
+    found: list[float] = []
     for _ in range(3):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         launch(config, first, count)
         end.record()
         end.synchronize()
-        found.append(start.elapsed_time(end))
+        found.append(float(start.elapsed_time(end)))
     return min(found)
