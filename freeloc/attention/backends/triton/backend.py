@@ -6,7 +6,7 @@ import os
 import torch
 from torch import Tensor
 
-from freeloc.attention.backends.base import Backend
+from freeloc.attention.backends.base import Backend, on_cuda
 from freeloc.attention.layout import TokenLayout
 from freeloc.attention.prepared import LayerPlan
 
@@ -17,9 +17,7 @@ OLDEST_CARD = (8, 0)
 
 
 def can(query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None) -> str:
-    """What is in the way of a call, or an empty text."""
-    if query.device.type != "cuda":
-        return f"requires a CUDA device, found {query.device.type}"
+    """What is in the way of a call on a GPU, or an empty text."""
     return _machine(query.device.index) or obstacle(query, key, value, mask, DTYPES)
 
 
@@ -82,4 +80,4 @@ def attend(
     return run(query, key, value, plan, layout, mask, scale)
 
 
-BACKEND = Backend("triton", attend, can, priority=10, source="one fused kernel: online softmax over segments of frames")
+BACKEND = Backend("triton", attend, on_cuda(can), priority=10, source="one fused kernel: online softmax over segments of frames")
