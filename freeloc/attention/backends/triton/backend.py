@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from freeloc.attention.backends.base import Backend, on_cuda
+from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan
 
 DTYPES = (torch.float16, torch.bfloat16)
 SMALLEST_HEAD, LARGEST_HEAD = 16, 128
@@ -80,4 +80,6 @@ def attend(
     return run(query, key, value, plan, layout, mask, scale)
 
 
-BACKEND = Backend("triton", attend, on_cuda(can), priority=10, source="one fused kernel: online softmax over segments of frames")
+BACKEND = Backend(
+    "triton", attend, on_cuda(can), priority=10, source="one fused kernel: online softmax over segments of frames"
+)

@@ -8,8 +8,8 @@ from torch import Tensor
 from freeloc.attention.backends.triton import kernel
 from freeloc.attention.backends.triton.tables import Tables, padded, tables_of
 from freeloc.attention.backends.triton.tuning import Config, candidates, fastest
+from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.prepared import LayerPlan
 
 COPY_TOKENS = 64
 """Tokens of a program that copies keys."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from freeloc.attention.backends.triton.segments import Segment, Segments, segments_of
 from freeloc.attention.devices import OnCpu
-from freeloc.attention.prepared import HeadGroup, LayerPlan, PreparedPlan
+from freeloc.attention.layer_plan import HeadGroup, LayerPlan
+from freeloc.attention.prepared import PreparedPlan
 
 
 @dataclass(frozen=True, eq=False)
