@@ -14,6 +14,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 SMALLEST_HEAD, LARGEST_HEAD = 16, 128
 OLDEST_CARD = (8, 0)
 """Compute capability: older cards have no bfloat16 and no asynchronous copies."""
+OLDEST_TRITON = (3, 6)
+"""The oldest release that it is tested with."""
 
 
 def can(query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None) -> str:
@@ -59,10 +61,13 @@ def _machine(device: int) -> str:
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         return "runs compiled, found TRITON_INTERPRET set"
     try:
+        import triton
+
         import freeloc.attention.backends.triton.kernel  # noqa: F401  # reason: whether it can be imported
     except ImportError as error:
         return f"requires the package triton: {error}"
-    return ""
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    return "" if version >= OLDEST_TRITON else f"requires triton 3.6 or newer, found {triton.__version__}"
 
 
 def attend(
