@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from common import Budget, backend_names, options, say, write
+from common import backend_names, options, say, write
+from timing import Budget
 
 from freeloc.registry import registry
 from freeloc.testing import run_backend_checks

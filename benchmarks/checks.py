@@ -8,21 +8,19 @@ first call of a size also runs modules on marked tokens, so its extra time is pr
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import torch
-from cpu_forward import make_random
+from models import small_wan
+from timing import milliseconds
 
 import freeloc
 
 
 def seconds(model: Any, given: dict[str, Any]) -> float:
     """CPU seconds of one forward."""
-    start = time.process_time()
     with torch.no_grad():
-        model(**given)
-    return time.process_time() - start
+        return 1e-3 * milliseconds(lambda: model(**given), "cpu")
 
 
 def main() -> None:
@@ -31,10 +29,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=41, help="forwards of each kind (default: 41)")
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    model, profile, shape, text_dim = make_random()
-    generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(shape, generator=generator), torch.randn(1, 8, text_dim, generator=generator)
-    given = {"hidden_states": latents, "encoder_hidden_states": text, "timestep": torch.tensor([500.0])}
+    subject = small_wan()
+    model, profile, given = subject.model(), subject.profile, subject.inputs(41)
     times: dict[bool, list[float]] = {True: [], False: []}
     firsts = []
     for number in range(repeats):

@@ -2,139 +2,121 @@
 
     python benchmarks/cpu_forward.py OLD NEW
 
-Each checkout runs in its own process on one thread. The two alternate forward by forward, so other load on the machine
-affects both equally. CPU time of the process is measured. A checkout needs `freeloc.patch`,
-`freeloc.default_profile` and the profile "tiny-wan", in whatever files they are.
+Each checkout runs in its own process on one thread, and has the models of `models.py`: unpatched, patched with a
+profile, or with one method on every layer. All forwards of a size alternate with the unpatched forward of NEW, so other
+load on the machine affects all equally. Processor time is measured.
 """
 
 import argparse
+import copy
 import functools
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from prepare import link_packages
+import torch
+from models import MODELS
+from sides import Side, checkout_side, require_freeloc_here, serve
+from timing import Timing, compare, milliseconds, rounds_within
 
-CASES = ("random Wan, 41 latent frames x 60 tokens", "tiny-wan, 84 latent frames x 35 tokens")
+import freeloc
 
-
-def make_random() -> tuple[Any, Any, tuple[int, ...], int]:
-    """A small random Wan, a profile for it, the shape of its latents, and the size of a text token."""
-    import torch
-    from diffusers import WanTransformer3DModel
-
-    import freeloc
-
-    torch.manual_seed(0)
-    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 4, "ffn_dim": 256}
-    model = WanTransformer3DModel(**sizes, in_channels=4, out_channels=4, text_dim=16, freq_dim=32).eval()
-    return model, freeloc.default_profile(model, trained_latent_frames=21), (1, 4, 41, 12, 20), 16
+METHODS = ("profile", "tsa", "vrpr")
+"""What the layers get: the profile's choice, or a method."""
 
 
-def make_tiny() -> tuple[Any, Any, tuple[int, ...], int]:
-    """The same of the tiny model that comes with freeloc, at four times its trained length."""
-    from freeloc.tiny.model import load_transformer
+class Worker:
+    """What the side of a checkout does: it makes models ready, then times one forward at a time."""
 
-    model = load_transformer()
-    return model, "tiny-wan", (1, 3, 84, 20, 28), model.config.text_dim
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}
+
+    def ready(self, model: str, frames: int, quick: bool, methods: list[str]) -> None:
+        """Make a model with each of these patches, and unpatched."""
+        subject = MODELS[model](quick)
+        own = subject.model()
+        shared = {id(tensor): tensor for tensor in [*own.parameters(), *own.buffers()]}
+        self._inputs, self._models = subject.inputs(frames), {"unpatched": own}
+        for method in methods:
+            self._models[method] = copy.deepcopy(own, dict(shared))
+            freeloc.patch(self._models[method], subject.profile, method=None if method == "profile" else method)
+
+    def milliseconds(self, method: str) -> float:
+        """Time of one forward."""
+        with torch.no_grad():
+            return milliseconds(lambda: self._models[method](**self._inputs), "cpu")
 
 
 def work() -> None:
-    """A checkout's process: for each number of a case that it reads, one forward, whose CPU seconds it prints."""
-    import torch
-
-    import freeloc
-
-    if Path.cwd() not in Path(freeloc.__file__).parents:
-        raise SystemExit(f"expected freeloc in {Path.cwd()}, found {freeloc.__file__}")
+    """Answer the questions of `Side.ask`: ``do`` names a method of `Worker`."""
+    require_freeloc_here()
     torch.set_num_threads(1)
-    cases: list[Callable[[], object]] = []
-    for make in (make_random, make_tiny):
-        model, profile, shape, text_dim = make()
-        freeloc.patch(model, profile)
-        generator = torch.Generator().manual_seed(0)
-        latents, text = torch.randn(shape, generator=generator), torch.randn(1, 8, text_dim, generator=generator)
-        given = {"hidden_states": latents, "encoder_hidden_states": text, "timestep": torch.tensor([500.0])}
-        cases.append(functools.partial(model, **given))
-    with torch.no_grad():
-        for line in sys.stdin:
-            start = time.process_time()
-            cases[int(line)]()
-            print(time.process_time() - start, flush=True)
+    worker = Worker()
+    serve(lambda do, **given: getattr(worker, do)(**given))
 
 
-class Checkout:
-    """The process of one checkout."""
-
-    def __init__(self, folder: Path, site: Path) -> None:
-        link_packages(folder, site)
-        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, str(Path(__file__).resolve()), "--work"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=site
-        )
-
-    def forward(self, case: int) -> float:
-        """CPU seconds of one forward."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(case, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit("expected seconds from a checkout's process, found that it has ended: see above why")
-        return float(answer)
-
-    def end(self) -> None:
-        """Let it end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+def rows_of(model: str, frames: int, sides: dict[str, Side], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each side and method, beside the unpatched forward of the new one."""
+    for side in sides.values():
+        side.ask(do="ready", model=model, frames=frames, quick=given.quick, methods=given.methods)
+    runs = {
+        f"{name} {method}": functools.partial(side.ask, do="milliseconds", method=method)
+        for method in given.methods
+        for name, side in sides.items()
+    }
+    base = functools.partial(sides["new"].ask, do="milliseconds", method="unpatched")
+    one = 1e-3 * (sum(run() for run in runs.values()) + base() * len(given.methods))
+    found = compare(base, runs, rounds_within(given.repeats, given.limit, one), apart=len(sides))
+    subject = MODELS[model](given.quick)
+    size = {"model": subject.name, "frames": frames, "tokens_per_frame": subject.tokens_per_frame}
+    rows = [size | {"side": "new", "method": "unpatched"} | found.pop("")._asdict()]
+    for name, timing in found.items():
+        side_name, method = name.split(" ")
+        rows.append(size | {"side": side_name, "method": method} | timing._asdict() | _beside_old(found, method))
+    return rows
 
 
-def compare(checkouts: Sequence[Checkout], case: int, repeats: int) -> None:
-    """Time a case in rounds, each checkout first in every other one, and print the medians and their ratio."""
-    for checkout in checkouts:
-        checkout.forward(case)  # the warm-up
-    times: list[list[float]] = [[], []]
-    for round_number in range(repeats):
-        for number in (0, 1) if round_number % 2 else (1, 0):
-            times[number].append(checkouts[number].forward(case))
-    old, new = (statistics.median(own) for own in times)
-    ratios = sorted(b / a for a, b in zip(*times, strict=True))
-    quarter = repeats // 4
-    print(
-        f"{CASES[case]}: old {old:.4f} s, new {new:.4f} s, new / old {new / old:.4f}; per round "
-        f"{statistics.median(ratios):.4f}, half of them {ratios[quarter]:.4f} to {ratios[-1 - quarter]:.4f}",
-        flush=True,
-    )
+def _beside_old(found: dict[str, Timing], method: str) -> dict[str, float]:
+    """How many times faster the new side is than the old one."""
+    if f"old {method}" not in found:
+        return {}
+    return {"old_over_new": found[f"old {method}"].ratio / found[f"new {method}"].ratio}
 
 
 def main() -> None:
-    """Compare two checkouts in all cases."""
-    parser = argparse.ArgumentParser(description="Compare the patched forwards of two checkouts.")
+    """Compare two checkouts in all models and lengths."""
+    parser = argparse.ArgumentParser(description="Compare the patched forwards of two checkouts, on one CPU thread.")
     parser.add_argument("old", type=Path, help="a checkout of freeloc")
     parser.add_argument("new", type=Path, help="another one")
-    parser.add_argument("--repeats", type=int, default=15, help="forwards of each, at least 7 (default: 15)")
+    parser.add_argument("--models", nargs="+", default=["small", "tiny-wan"], choices=list(MODELS))
+    parser.add_argument("--methods", nargs="+", default=["profile"], help=f"of {', '.join(METHODS)} (profile)")
+    parser.add_argument("--repeats", type=int, default=15, help="forwards of each (default: 15)")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one size (default: 900)")
+    parser.add_argument("--beyond", action="store_true", help="only the lengths beyond the trained one")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, not how fast")
+    parser.add_argument("--out", type=Path, default=Path("runs/cpu"), help="folder of the results")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        checkouts = []
-        for name in ("old", "new"):
-            site = Path(folder, name)
-            site.mkdir()
-            checkouts.append(Checkout(getattr(given, name).resolve(), site))
-        for case in range(len(CASES)):
-            compare(checkouts, case, max(7, given.repeats))
-        for checkout in checkouts:
-            checkout.end()
+    from common import say, write
+
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(checkout_side(__file__, getattr(given, name))) for name in ("old", "new")}
+        for model in given.models:
+            subject = MODELS[model](given.quick)
+            for frames in [n for n in subject.lengths if n > subject.trained or not given.beyond]:
+                rows += (found := rows_of(model, frames, sides, given))
+                for row in found:
+                    say("  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+                for method in given.methods:
+                    ratio = next(row["old_over_new"] for row in found if row["method"] == method)
+                    say(f"{subject.name}, {frames} latent frames, {method}: new / old {1 / ratio:.4f}")
+                write(given.out, "forward", rows, "cpu")
 
 
 if __name__ == "__main__":
+    import sys
+
     if sys.argv[1:] == ["--work"]:
         work()
     else:

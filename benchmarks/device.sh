@@ -19,7 +19,7 @@ site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
 mkdir -p "$out"
 # Left by an earlier run, these would pass for this one's.
-rm -f "$out"/{check,attention,model}.json "$out"/{results.md,device.log}
+rm -f "$out"/{check,attention,model}.{json,csv} "$out"/{results.md,device.log}
 failed=()
 
 # part NAME SECONDS COMMAND...: run a part, with a limit of its own; whatever becomes of it, the others run.
@@ -45,12 +45,12 @@ gpu_tests() {
 }
 
 main() {
-  part prepare 30 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
+  part prepare 20 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
   export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-  part check 45 "$python" benchmarks/check.py --out "$out" "${options[@]}"
+  part check 55 "$python" benchmarks/check.py --out "$out" "${options[@]}"
   gpu_tests
-  part attention 90 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
-  part model 130 "$python" benchmarks/model.py --out "$out" "${options[@]}"
+  part attention 110 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
+  part model 105 "$python" benchmarks/model.py --out "$out" "${options[@]}"
   "$python" benchmarks/tables.py --out "$out"
   if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"

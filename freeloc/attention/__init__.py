@@ -1,7 +1,7 @@
 """Attention of one layer under a plan: exact, on queries and keys that the model has already rotated."""
 
 from freeloc.attention.api import attend, rotate_keys
-from freeloc.attention.backends import Backend, reference, sdpa
+from freeloc.attention.backends import Backend, reference, sdpa, triton
 from freeloc.attention.backends.reference import attend_reference
 from freeloc.attention.layer_plan import HeadGroup, LayerPlan, LayerPlans
 from freeloc.attention.layout import TokenLayout
@@ -19,4 +19,5 @@ __all__ = [
     "reference",
     "rotate_keys",
     "sdpa",
+    "triton",
 ]

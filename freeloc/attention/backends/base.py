@@ -36,6 +36,25 @@ class Can(Protocol):
         """An empty text if it does, else the reason why not, such as "requires a CUDA device, found cpu"."""
 
 
+def on_cuda(can: Can) -> Can:
+    """The same for calls on a CUDA device; other calls are refused without asking.
+
+    >>> import torch
+    >>> q = torch.ones(1, 1, 6, 16)
+    >>> on_cuda(lambda *call: "")(q, q, q, None, None, None)
+    'requires a CUDA device, found cpu'
+    """
+
+    def can_on_cuda(
+        query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
+    ) -> str:
+        if query.device.type != "cuda":
+            return f"requires a CUDA device, found {query.device.type}"
+        return can(query, key, value, plan, layout, mask)
+
+    return can_on_cuda
+
+
 @dataclass(frozen=True)
 class Backend:
     """A kernel that executes plans. Plugins register more backends with the hook ``freeloc_backends``.

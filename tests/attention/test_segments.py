@@ -1,0 +1,127 @@
+"""The segments that the Triton kernel walks: every visible pair of frames once, at the angle that the plan says."""
+
+import pytest
+import torch
+from random_calls import random_plan
+
+import freeloc
+from freeloc import FramePlan
+from freeloc.adapter import TemporalRope
+from freeloc.attention.backends.triton.segments import (
+    DENSE_FRAMES,
+    EVERYTHING,
+    STRIPED_FRAMES,
+    TEXT,
+    Segment,
+    segments_of,
+)
+from freeloc.attention.prepared import PreparedPlan
+from freeloc.plans.baselines import riflex, sliding_window, ultravico, yarn
+from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, relative_positions
+from freeloc.plans.vrpr import vrpr_plan
+from freeloc.profile.planning import policy_plan
+
+ROPE = TemporalRope(channels=44)
+WAN = freeloc.load_profile("wan2.1")
+VISIBILITY = {DENSE_FRAMES: DENSE, STRIPED_FRAMES: STRIPED}
+
+
+def of_pairs(segments, frames):
+    """What a list of segments does with each pair of frames: visibility, angle of the logits and factor."""
+    visibility = torch.zeros(frames, frames, dtype=torch.uint8)
+    angles = torch.zeros(frames, frames, *segments.angles.shape[1:], dtype=torch.float64)
+    factors = torch.ones(frames, frames, dtype=torch.float64)
+    for frame, own in enumerate(segments.of_queries[1:]):
+        for segment in own:
+            if segment in TEXT:
+                continue
+            keys = slice(segment.first, segment.first + segment.frames) if segment.frames else slice(None)
+            assert not visibility[frame, keys].any()
+            visibility[frame, keys] = VISIBILITY.get(segment.kind, DENSE)
+            if segment.rotation >= 0:
+                angles[frame, keys] += segments.angles[segment.rotation]
+            if segment.rotated_keys:
+                angles[frame, keys] -= segments.copy_angles[keys]
+            factors[frame, keys] = segment.factor
+    return visibility, angles, factors
+
+
+def of_the_plan(plan, frequencies):
+    wide = (..., *[None] * frequencies.ndim)
+    new = plan.frequencies(frequencies) if plan.frequencies else frequencies
+    return relative_positions(plan.frames)[wide] * frequencies - plan.positions[wide] * new
+
+
+METHODS = ("vrpr", "tsa", "vrpr+tsa")
+PLANS = {
+    **{
+        f"{name} of {frames}": policy_plan(WAN, name, frames)
+        for name in ("vrpr", "tsa", "vrpr+tsa")
+        for frames in (41, 81)
+    },
+    "sliding window": sliding_window(81, 21),
+    "riflex": riflex(81, 21),
+    "yarn": yarn(81, 21),
+    "ultravico": ultravico(81, 21),
+    "no correction": FramePlan.identity(5),
+    "shift": FramePlan(relative_positions(6) + 20, torch.full((6, 6), DENSE, dtype=torch.uint8)),
+    "random": random_plan(torch.Generator().manual_seed(0), 9),
+    "all at random": random_plan(torch.Generator().manual_seed(1), 9, changes=("frequencies", "decay", "logit_scale")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_each_head"),
+    [(name, each) for each in (False, True) for name, plan in PLANS.items() if not (each and plan.frequencies)],
+)
+def test_every_visible_pair_once_at_its_angle(name, of_each_head):
+    plan, frequencies = PLANS[name], ROPE.frequencies(128)
+    if of_each_head:
+        frequencies = frequencies * torch.tensor([[1.0], [0.3]], dtype=torch.float64)
+    prepared = PreparedPlan(plan, ROPE, 128, frequencies)
+    visibility, angles, factors = of_pairs(segments_of(prepared, tokens_per_frame=1560), plan.frames)
+    assert torch.equal(visibility, plan.visibility)
+    visible = plan.visibility != NONE
+    torch.testing.assert_close(angles[visible], of_the_plan(plan, frequencies)[visible], atol=1e-10, rtol=0)
+    if plan.decay is not None:
+        assert torch.equal(factors[visible], plan.decay[visible])
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "copied"),
+    [
+        ("vrpr of 81", 16, True),  # 62 without the copy of the keys, one for each frame but the near ones
+        ("vrpr+tsa of 81", 14, True),
+        ("tsa of 81", 8, True),
+        ("yarn", 3, True),
+        ("sliding window", 3, False),
+        ("no correction", 1, False),
+        ("shift", 3, False),
+    ],
+)
+def test_there_are_few_segments(name, most, copied):
+    plan = PLANS[name]
+    segments = segments_of(PreparedPlan(plan, ROPE, 128), tokens_per_frame=1560)
+    assert sum(map(len, segments.of_queries[1:])) / plan.frames <= most
+    assert (segments.copy_angles is not None) == copied
+
+
+def test_queries_start_as_they_are():
+    """The kernel rotates queries from the second segment on."""
+    for plan in PLANS.values():
+        for own in segments_of(PreparedPlan(plan, ROPE, 128), 1560).of_queries:
+            assert own[0].rotation == -1
+
+
+def test_text_sees_everything_and_a_frame_that_sees_all_as_it_is_needs_no_list():
+    plan = vrpr_plan(8, trained_frames=4)
+    segments = segments_of(PreparedPlan(plan, ROPE, 128), 10)
+    assert segments.of_queries[0] == [Segment(EVERYTHING)]
+    assert segments_of(PreparedPlan(FramePlan.identity(3), ROPE, 128), 10).of_queries == [[Segment(EVERYTHING)]] * 4
+
+
+def test_stripes_as_wide_as_a_frame_are_dense():
+    plan = FramePlan(relative_positions(3), torch.full((3, 3), STRIPED, dtype=torch.uint8), stripe=0.3)
+    prepared = PreparedPlan(plan, ROPE, 128)
+    assert segments_of(prepared, tokens_per_frame=1).of_queries[1] == [Segment(EVERYTHING)]
+    assert segments_of(prepared, tokens_per_frame=2).of_queries[1] == [*TEXT, Segment(STRIPED_FRAMES, 0, 3)]
