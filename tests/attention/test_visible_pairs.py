@@ -1,5 +1,7 @@
 """Which pairs of tokens are attended to: each visible pair once, without ever making a table of all pairs."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,9 +130,10 @@ def test_striped_frames_cost_little_more_than_the_pairs_they_keep():
     with torch.no_grad(), Pairs() as kernel:
         attend(query, key, value, PreparedPlan(plan, ROPE, 12), layout)
     # The text attends to everything, and is attended to; then chunks of 20 tokens see 19 more on both sides.
-    assert kernel.calls[:2] == [(4, 3004), (3000, 4)]
-    assert {keys for _, keys in kernel.calls[2:]} == {3 * (20 + 2 * 19)}
-    assert sum(queries for queries, _ in kernel.calls[2:]) == 3000
+    queries_of_keys = Counter()
+    for queries, keys in kernel.calls:
+        queries_of_keys[keys] += queries
+    assert queries_of_keys == {3004: 4, 4: 3000, 3 * (20 + 2 * 19): 3000}
 
 
 @pytest.mark.parametrize("text_last", [0, 2])
