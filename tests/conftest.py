@@ -8,6 +8,9 @@ from diffusers import WanTransformer3DModel
 
 from freeloc import Profile
 
+collect_ignore = ["attention/compile_triton.py", "attention/triton_interpreted.py"]
+"""Not for this process: test_triton.py runs them in processes of their own."""
+
 SMALL = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
