@@ -1,5 +1,9 @@
-"""Compile the Triton kernel for an A100 and an H100, which need not be there, and print what became of it as JSON."""
+"""Compile the Triton kernels for an A100 and an H100 that are not there, and print what became of them as JSON.
 
+Everything up to the launch is what a call on a GPU does.
+"""
+
+import functools
 import json
 import re
 import subprocess
@@ -7,40 +11,53 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
-from freeloc.attention.backends.triton import kernel, tables, tuning
+import freeloc
+from freeloc.adapter import TemporalRope
+from freeloc.attention import LayerPlan, TokenLayout
+from freeloc.attention.backends.triton import launch, tuning
+from freeloc.profile.planning import policy_plan
+from freeloc.testing.backend_cases import CASES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {"heads": "*i32", "lists": "*i32", "segments": "*i32", "pair_of": "*i32", "partners": "*i8", "angles": "*fp32"}
-TENSORS = ("query", "key", "copy", "value", "out", "mask")
-DIVISIBLE = [["tt.divisibility", 16]]
-"""What Triton finds out about addresses and strides of aligned tensors when it is called."""
+CARDS = (80, 90)
+LAYOUT = TokenLayout(frames=41, height=30, width=52)
+PLAN = policy_plan(freeloc.load_profile("wan2.1"), "vrpr", LAYOUT.frames)
+KINDS = ("no correction", "decayed logits", "plans and frequencies of each head", "mask of float keys", "text first")
 
 
-def compiled(card, config, head_dim, **constants):
-    constants = {
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": tables.padded(head_dim),
-        "PAIRS": head_dim // 6,
-        "MASK": 0,
-        "ROTATES": True,
-        "COPIES": True,
-        "DECAYS": False,
-        "NEGATIVE": False,
-        "BLOCK_M": config.queries,
-        "BLOCK_N": config.keys,
-    } | constants
-    names = kernel.attention_kernel.arg_names
-    types = dict.fromkeys(names, "i32") | dict.fromkeys(TENSORS, "*bf16") | TYPES | {"scale": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    known = [name for name in names if types[name].startswith("*") or name.endswith(("_batch", "_head", "_token"))]
-    attributes = {(names.index(name),): DIVISIBLE for name in known}
-    source = ASTSource(kernel.attention_kernel, {name: types[name] for name in names}, constants, attributes)
-    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
+class AbsentCard:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability  # each with kernels of its own
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_only(run):
+    """In the place of `JITFunction.run`: notes what was compiled, and launches nothing."""
+
+    @functools.wraps(run)
+    def noting(self, *arguments, grid, warmup, **options):
+        compiled = run(self, *arguments, grid=grid, warmup=True, **options)
+        noting.found.append((self.__name__, compiled))
+        return compiled
+
+    noting.found = []
+    return noting
 
 
 def loop_over_keys(cubin):
@@ -61,17 +78,29 @@ def loop_over_keys(cubin):
     return min(loops, key=len)
 
 
+def facts(card, name, compiled):
+    words = {word: compiled.asm["ptx"].count(word) for word in ("cp.async.cg", "mma.sync", "wgmma")}
+    spills = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in loop_over_keys(compiled.asm["cubin"]))
+    return {"card": card, "kernel": name, "shared": compiled.metadata.shared, "spills in the loop": spills} | words
+
+
 def main():
-    found = []
-    for head_dim in (64, 128):
-        for config in tuning.candidates(1560, head_dim)[:2]:
-            for card in (80, 90):
-                result = compiled(card, config, head_dim)
-                words = {word: result.asm["ptx"].count(word) for word in ("cp.async", "mma.sync", "wgmma")}
-                spills = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in loop_over_keys(result.asm["cubin"]))
-                facts = {"card": card, "head_dim": head_dim, **config._asdict(), "shared": result.metadata.shared}
-                found.append(facts | words | {"spills in the loop": spills})
-    json.dump(found, sys.stdout)
+    JITFunction.run = compile_only(JITFunction.run)
+    found, kinds = [], []
+    for card in CARDS:
+        driver.set_active(AbsentCard(card))
+        for head_dim in (64, 128):
+            plan = LayerPlan.of(PLAN, TemporalRope(channels=head_dim // 3 // 2 * 2), head_dim)
+            tensors = torch.empty(3, 1, LAYOUT.tokens, 2, head_dim, dtype=torch.bfloat16).transpose(2, 3)
+            for config in tuning.candidates(LAYOUT.tokens_per_frame, head_dim)[:2]:
+                launch.run(*tensors, plan, LAYOUT, None, None, config)
+                found.append(facts(card, *JITFunction.run.found[-1]) | {"head_dim": head_dim} | config._asdict())
+    for case in CASES:
+        if case.name in KINDS:
+            *tensors, mask = case.tensors(torch.float16)
+            launch.run(*tensors, case.prepared(), case.layout, mask, -0.3, tuning.candidates(15, 32)[0])
+            kinds.append(case.name)
+    json.dump({"of Wan": found, "kinds": kinds, "kernels": [name for name, _ in JITFunction.run.found]}, sys.stdout)
 
 
 if __name__ == "__main__":

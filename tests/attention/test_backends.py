@@ -63,7 +63,8 @@ class TestChoice:
         assert 0 < (found["reference"] - found["sdpa"]).abs().max() < 1e-4
 
     def test_an_unknown_name_is_refused_with_suggestions(self, small_wan):
-        words = "no backend is named 'sdpaa'; did you mean sdpa? known: reference, sdpa; or leave it at \"auto\""
+        known = 'known: reference, sdpa, triton; or leave it at "auto"'
+        words = f"no backend is named 'sdpaa'; did you mean sdpa? {known}"
         with pytest.raises(RegistryError, match=f"^{re.escape(words)}$"):
             freeloc.patch(small_wan, make_profile(), backend="sdpaa")
         assert not small_wan.blocks[0].attn1._forward_hooks
@@ -84,7 +85,7 @@ class TestChoice:
             Backend("quick", sdpa.attend, short_only, priority=5),
             Backend("slow", sdpa.attend, priority=-1),
         )
-        assert [backend.name for backend in backends_named("auto")] == ["gpu", "quick", "sdpa", "slow"]
+        assert [backend.name for backend in backends_named("auto")] == ["triton", "gpu", "quick", "sdpa", "slow"]
         with freeloc.patch(small_wan, make_profile()) as patch:
             run(small_wan, 9)
             assert used(patch) == {"quick"}
@@ -115,7 +116,7 @@ class TestChoice:
         words = "backend 'mine' is registered by one and two: uninstall one of them, or rename it"
         with pytest.raises(RegistryError, match=words):
             freeloc.patch(small_wan, make_profile(), backend="mine")
-        assert [backend.name for backend in backends_named("auto")] == ["sdpa"]
+        assert [backend.name for backend in backends_named("auto")] == ["triton", "sdpa"]
         assert main(["backends"]) == 1
         assert capsys.readouterr().err.strip() == words
 
@@ -123,9 +124,9 @@ class TestChoice:
         register_backends(Backend("quick", sdpa.attend, priority=5, source="a paper"), Backend("by-name", sdpa.attend))
         assert main(["backends"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == ["quick", "sdpa", "by-name", "reference"]
-        assert lines[0].endswith(" a paper")
-        assert "auto, priority 5" in lines[0]
+        assert [line.split()[0] for line in lines] == ["triton", "quick", "sdpa", "by-name", "reference"]
+        assert lines[1].endswith(" a paper")
+        assert "auto, priority 5" in lines[1]
         assert "by name only" in lines[-1]
 
 

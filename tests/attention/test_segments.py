@@ -90,7 +90,7 @@ def test_every_visible_pair_once_at_its_angle(name, of_each_head):
 @pytest.mark.parametrize(
     ("name", "most", "copied"),
     [
-        ("vrpr of 81", 16, True),  # 62 without the copy of the keys, one for each frame but the near ones
+        ("vrpr of 81", 16, True),  # 54 without the copy of the keys
         ("vrpr+tsa of 81", 14, True),
         ("tsa of 81", 8, True),
         ("yarn", 3, True),

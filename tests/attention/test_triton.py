@@ -52,23 +52,31 @@ SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
 
 @needs_triton
 def test_it_compiles_for_gpus_within_their_shared_memory(compiled):
-    assert len(compiled) == 8
-    for found in compiled:
+    assert len(compiled["of Wan"]) == 8
+    for found in compiled["of Wan"]:
+        assert found["kernel"] == "attention_kernel"
         assert found["shared"] <= SHARED_MEMORY[found["card"]], found
 
 
 @needs_triton
-def test_loads_are_pipelined_and_products_are_of_tensor_cores(compiled):
-    for found in compiled:
-        assert found["cp.async"] > 0, found
+def test_loads_of_16_bytes_are_pipelined_and_products_are_of_tensor_cores(compiled):
+    for found in compiled["of Wan"]:
+        assert found["cp.async.cg"] > 0, found
         assert found["wgmma" if found["card"] == 90 else "mma.sync"] > 0, found
 
 
 @needs_triton
 def test_the_loop_over_keys_keeps_its_sums_in_registers(compiled):
     """A few scalars may be elsewhere. Between segments more are: there the queries rotate while all sums are kept."""
-    for found in compiled:
+    for found in compiled["of Wan"]:
         assert found["spills in the loop"] <= 8, found
+
+
+@needs_triton
+def test_every_kind_of_kernel_compiles(compiled):
+    """Also with numbers that are 1, which Triton makes constants, and with a negative scale."""
+    assert len(compiled["kinds"]) == 5
+    assert set(compiled["kernels"]) == {"attention_kernel", "copy_kernel"}
 
 
 class TestCan:

@@ -141,15 +141,16 @@ def test_a_layer_of_each_example():
     changes=st.sets(st.sampled_from(["frequencies", "logit_scale", "decay"])),
     mask=st.sampled_from(["none", "bool keys", "float keys"]),
     rope=st.sampled_from([ROPE, TemporalRope(channels=4, first=2, within=10, pairing="(two pair)")]),
+    tiles=st.sampled_from([TILES, Config(16, 16, 4, 1)]),
 )
-def test_random_plans(seed, frames, grid, texts, changes, mask, rope):
+def test_random_plans(seed, frames, grid, texts, changes, mask, rope, tiles):
     generator = torch.Generator().manual_seed(seed)
     layout = TokenLayout(frames, *grid, *texts)
     plans = [random_plan(generator, frames, changes=changes), random_plan(generator, frames)]
     prepared = LayerPlans(lambda layer, length: plans, ModelShape(1, 2, 20), rope, rope.frequencies(20))
     tensors = random_inputs(generator, layout, head_dim=20)
     own_mask = random_mask(generator, mask, 1, 2, layout)
-    assert_equals_the_reference(tensors, prepared.at(0, VideoLength(frames)), layout, own_mask)
+    assert_equals_the_reference(tensors, prepared.at(0, VideoLength(frames)), layout, own_mask, tiles=tiles)
 
 
 def test_the_same_bits_twice():

@@ -9,6 +9,8 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is one instruction, exp is two
 NO_BAND = tl.constexpr(1 << 30)  # no two tokens of a segment are so far from each other
 BOOL, ADDITIVE = tl.constexpr(1), tl.constexpr(2)
+SIZES = ["head_count", "tokens_per_frame", "text_first", "text_last", "frame_count", "first_tile", "tile_count"]
+"""Not to compile the kernels again for numbers that are 1 or multiples of 16: text has another length in each call."""
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def load_tokens(base, stride, rows, channel, count, HEAD_DIM: tl.constexpr, BLOC
     return tl.load(base + rows[:, None] * stride + channel[None, :], mask=kept, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def copy_kernel(
     key, copy, heads, angles, pair_of, partners,
     key_batch, key_head, key_token, copy_batch, copy_head, copy_token,
@@ -68,7 +70,7 @@ def copy_kernel(
     tl.store(target + rows[:, None] * copy_token + channel[None, :], x, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "mask_batch", "mask_head", "mask_token"])
 def attention_kernel(
     query, key, copy, value, out, mask,
     heads, lists, segments, angles, pair_of, partners,
