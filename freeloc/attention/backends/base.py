@@ -1,5 +1,6 @@
 """Backend: a kernel that executes plans, with a name, and the calls that it supports."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,14 +46,21 @@ def on_cuda(can: Can) -> Can:
     'requires a CUDA device, found cpu'
     """
 
-    def can_on_cuda(
-        query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None
-    ) -> str:
-        if query.device.type != "cuda":
-            return f"requires a CUDA device, found {query.device.type}"
-        return can(query, key, value, plan, layout, mask)
+    return functools.partial(_can_on_cuda, can)  # which can be pickled, as patched models are
 
-    return can_on_cuda
+
+def _can_on_cuda(
+    can: Can,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: LayerPlan,
+    layout: TokenLayout,
+    mask: Tensor | None,
+) -> str:
+    if query.device.type != "cuda":
+        return f"requires a CUDA device, found {query.device.type}"
+    return can(query, key, value, plan, layout, mask)
 
 
 @dataclass(frozen=True)
