@@ -22,6 +22,7 @@ from freeloc.adapter import TemporalRope
 from freeloc.adapter.spec import ModelShape
 from freeloc.attention import Backend, LayerPlan, LayerPlans, TokenLayout, reference, sdpa
 from freeloc.attention.backends.triton import obstacle, tables
+from freeloc.plans.frame_plan import relative_positions
 from freeloc.plans.length import VideoLength
 from freeloc.plans.vrpr import vrpr_plan
 from freeloc.testing.backend_cases import CASES, FRAMES, ROPE
@@ -76,6 +77,14 @@ def test_half_precision(name):
 
 def test_tiles_that_divide_neither_frames_nor_stripes_nor_text():
     assert_case("grid 13 x 11", tiles=Config(64, 32, 4, 1), text_first=3, text_last=70)
+
+
+def test_blocks_at_the_edge_of_what_every_query_of_a_tile_sees():
+    """With 110 tokens on each side, queries 64 to 127 all see keys 18 to 173: the block of 16 to 31 needs a mask."""
+    layout = TokenLayout(2, 14, 15)
+    plan = FramePlan(relative_positions(2), torch.ones(2, 2, dtype=torch.uint8), stripe=110 / 210)
+    tensors = random_inputs(torch.Generator().manual_seed(2), layout, heads=1, head_dim=16)
+    assert_equals_the_reference(tensors, LayerPlan.of(plan, None, 16), layout, tiles=Config(64, 16, 4, 1))
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])

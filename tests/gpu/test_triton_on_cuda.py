@@ -8,6 +8,7 @@ from freeloc import FramePlan, attend_layer
 from freeloc.adapter import TemporalRope
 from freeloc.attention import LayerPlan, TokenLayout, reference, triton
 from freeloc.attention.backends.base import choose
+from freeloc.attention.backends.triton import tuning
 from freeloc.errors import LayoutError
 from freeloc.plans.vrpr import vrpr_plan
 from freeloc.profile.planning import policy_plan
@@ -135,6 +136,23 @@ def test_captured_in_a_cuda_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(found, expected)
+
+
+def test_tile_sizes_are_timed_once_and_not_at_all_for_deterministic_algorithms(monkeypatch):
+    monkeypatch.setattr(tuning, "_chosen", {})
+    call, possible = tensors(torch.bfloat16), tuning.candidates(HEIGHT * WIDTH, 128)
+    attend(PLANS["tsa"], *call)
+    (timed,) = tuning._chosen.values()
+    assert timed in possible
+    attend(PLANS["tsa"], *call)
+    assert len(tuning._chosen) == 1
+    tuning._chosen.clear()
+    torch.use_deterministic_algorithms(True)
+    try:
+        attend(PLANS["tsa"], *call)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert list(tuning._chosen.values()) == possible[:1]
 
 
 def test_gradients_go_another_way():

@@ -14,6 +14,9 @@ from freeloc.attention.layout import TokenLayout
 COPY_TOKENS = 64
 """Tokens of a program that copies keys."""
 
+LARGE_FRAME = 1024
+"""Tokens per frame from which on the best tile sizes are taken to be the same; below, for each power of two."""
+
 SMALLEST_SCALE = 1e-30
 """A scale of 0 would make 0 times infinity of a hidden key. This one has the same result."""
 
@@ -112,7 +115,7 @@ def _attend(
 
     if config is None:
         configs = candidates(layout.tokens_per_frame, padded(head_dim))
-        kind = padded(head_dim), query.dtype, tables.rotates, configs[0]
+        kind = padded(head_dim), query.dtype, tables.rotates, min(layout.tokens_per_frame, LARGE_FRAME).bit_length()
         config = fastest(configs, kind, tiles, heads * batch, launch)
     launch(config, 0, tiles(config))
 
