@@ -76,7 +76,7 @@ def test_half_precision(name):
 
 
 def test_tiles_that_divide_neither_frames_nor_stripes_nor_text():
-    assert_case("grid 13 x 11", tiles=Config(64, 32, 4, 1), text_first=3, text_last=70)
+    assert_case("grid 13 x 11", tiles=Config(64, 64, 4, 1), text_first=3, text_last=70)
 
 
 def test_blocks_at_the_edge_of_what_every_query_of_a_tile_sees():
@@ -141,7 +141,7 @@ def test_a_layer_of_each_example():
     assert all("supports masks of keys, found one of pairs" in why for why in refused.values())
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**16),
     frames=st.integers(1, 5),
@@ -163,7 +163,7 @@ def test_random_plans(seed, frames, grid, texts, changes, mask, rope, tiles):
 
 
 def test_the_same_bits_twice():
-    case = CASE["plans of each head"]
+    case = CASE["VRPR and TSA"]
     tensors = case.tensors(torch.float16)[:3]
     first, second = (run(*tensors, case.prepared(), case.layout, None, None, TILES) for _ in range(2))
     assert torch.equal(first, second)
