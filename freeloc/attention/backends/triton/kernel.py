@@ -198,8 +198,8 @@ def attention_kernel(
             at = tl.where(at >= high, low, at)
 
         if ROTATES:
-            # The queries of the next segment. The first one needs no rotation. Carried over the loop like this, they
-            # are in shared memory; and they are loaded again, since two more tiles in registers would be too many.
+            # The queries of the next segment; the first one needs no rotation. Triton keeps what is carried over a loop
+            # in shared memory, and what is rotated where it is used in registers, where there is no room for it.
             rotation = tl.load(segment + 9, mask=number + 1 < stop, other=-1)
             if (number + 1 < stop) & (rotation != rotated):
                 q = load_tokens(query, query_token, rows, channel, left, HEAD_DIM, BLOCK_D)
