@@ -35,7 +35,7 @@ from freeloc.attention.backends.triton.launch import run
 from freeloc.attention.backends.triton.tuning import Config
 
 DTYPES = (torch.float32, torch.float16)
-"""Not bfloat16: the interpreter of Triton 3.6 and 3.9 multiplies the bits of such numbers as if they were integers."""
+"""Not bfloat16, which the interpreter does not support: without an error, it multiplies the bits of such numbers."""
 
 CASE = {
     case.name: replace(case, batch=1, heads=1 if isinstance(case.plan, FramePlan) and not case.per_head else case.heads)
