@@ -106,6 +106,37 @@ def test_there_are_few_segments(name, most, copied):
     assert (segments.copy_angles is not None) == copied
 
 
+def blocks_of(plan, tokens, queries, keys):
+    """What the kernel computes in tiles of so many tokens: the share of all pairs, and blocks for each rotation."""
+    prepared = PreparedPlan(plan, ROPE, 128)
+    blocks = rotations = 0
+    for segment in (segment for own in segments_of(prepared, tokens).of_queries[1:] for segment in own):
+        for first in range(0, tokens, queries):
+            last, reach = min(first + queries, tokens) - 1, prepared.stripe_tokens(tokens)
+            striped = min(tokens, last + reach) - max(0, first - reach + 1)
+            dense = segment.kind == DENSE_FRAMES
+            blocks += -(-segment.frames * tokens // keys) if dense else segment.frames * -(-striped // keys)
+            rotations += segment.rotation >= 0
+    return blocks * queries * keys / (plan.frames * tokens) ** 2, blocks / max(rotations, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "tile", "share", "blocks"),
+    [
+        ("vrpr of 81", 1560, (128, 64), 1.07, 160),
+        ("vrpr of 81", 1560, (64, 64), 1.03, 160),
+        ("tsa of 81", 1560, (128, 64), 0.33, 280),
+        ("vrpr+tsa of 81", 1560, (128, 64), 0.33, 70),
+        ("vrpr+tsa of 81", 1560, (64, 64), 0.31, 70),
+        ("vrpr+tsa of 81", 60, (64, 64), 0.58, 4.7),
+    ],
+)
+def test_the_shares_that_the_page_about_performance_gives(name, tokens, tile, share, blocks):
+    found = blocks_of(PLANS[name], tokens, *tile)
+    assert round(found[0], 2) == share
+    assert found[1] == pytest.approx(blocks, rel=0.1)
+
+
 def test_queries_start_as_they_are():
     """The kernel rotates queries from the second segment on."""
     for plan in PLANS.values():
