@@ -47,6 +47,10 @@ def summarize(rows: list[dict[str, Any]], backend: str, dtype: torch.dtype) -> N
     """Print how many calls a backend computes right in a dtype, and each other call."""
     equal = sum(row["status"] == "equal" for row in rows)
     say(f"{backend:10} {dtype!s:14} {equal} of {len(rows)} calls equal the reference within {TOLERANCE[dtype]:g}")
+    reasons = {row.get("reason") for row in rows}
+    if all(row["status"] == "refused" for row in rows) and len(reasons) == 1:
+        say(f"  all refused: {reasons.pop()}")
+        return
     for row in rows:
         if row["status"] != "equal":
             say(f"  {row['status']}: {row['case']}: {row['reason']}")
