@@ -282,11 +282,7 @@ class PatchedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
-        kept = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("plans", "places", "checked", "last_steps")
-        }
+        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known == self.adapter for _, known in owners)  # also one with layer numbers, read once
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
