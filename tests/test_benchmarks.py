@@ -94,12 +94,12 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkout_is_as_fast_as_itself(tmp_path):
-    options = ["--quick", "--beyond", "--repeats", "5", "--out", tmp_path]
+    options = ["--quick", "--beyond", "--repeats", "5", "--models", "small", "--out", tmp_path]
     done = run(sys.executable, "benchmarks/cpu_forward.py", ROOT, ROOT, *options)
     assert done.returncode == 0, done.stderr
     ratios = [float(ratio) for ratio in re.findall(r"new / old ([\d.]+)", done.stdout)]
-    assert len(ratios) == 2
-    assert all(0.5 < ratio < 2 for ratio in ratios)
+    assert len(ratios) == 1
+    assert 0.5 < ratios[0] < 2
 
 
 def test_ratios_are_to_the_calls_of_the_base_before_and_after():
