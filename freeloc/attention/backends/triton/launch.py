@@ -14,6 +14,9 @@ from freeloc.attention.layout import TokenLayout
 COPY_TOKENS = 64
 """Tokens of a program that copies keys."""
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Multiply and add in one instruction: the default up to Triton 3.9, which warns that 3.10 will have another."""
+
 LARGE_FRAME = 1024
 """Tokens per frame from which on the best tile sizes are taken to be the same; below, for each power of two."""
 
@@ -65,6 +68,7 @@ def _rotated_keys(key: Tensor, tables: Tables, layout: TokenLayout) -> Tensor:
         BLOCK_D=padded(head_dim),
         PAIRS=tables.pairs,
         BLOCK_N=COPY_TOKENS,
+        **OPTIONS,
     )
     return copy
 
@@ -104,7 +108,7 @@ def _attend(
             BLOCK_N=config.keys,
             num_warps=config.warps,
             num_stages=config.stages,
-            enable_fp_fusion=True,  # the default of later releases is another
+            **OPTIONS,
         )
 
     def tiles(config: Config) -> int:
