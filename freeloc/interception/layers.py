@@ -232,9 +232,11 @@ class LayerHook:
 
     def outside(self) -> LayoutError:
         """The error for a call of the module without one of the model."""
+        # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
+        threads = ". A compiled model takes one thread at a time" if self.model.report.is_compiled else ""
         return LayoutError(
             f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
-            "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
+            f"grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone{threads}"
         )
 
     def attend(self, call: KernelCall, which: Which, given: Mapping[str, Any]) -> Tensor:

@@ -1,18 +1,17 @@
-"""Every registered backend, and the default device: plans are data on the CPU, whatever that device is."""
+"""The CPU, and the default device: plans are data on the CPU, whatever that device is."""
 
 import pytest
 import torch
-from common import backend_names
 
 from freeloc import attend_layer
-from freeloc.registry import registry
+from freeloc.attention import sdpa
 from freeloc.testing import check_backend
 from freeloc.testing.backend_cases import CASES, FRAMES
 
 
-@pytest.mark.parametrize("name", backend_names())
-def test_backends_equal_the_reference_on_the_cpu(name):
-    check_backend(registry().backends.get(name), dtypes=[torch.float32])
+def test_sdpa_equals_the_reference_on_the_cpu():
+    """What other backends are tested with: test_triton.py, and tests/gpu."""
+    check_backend(sdpa.BACKEND, dtypes=[torch.float32])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -31,6 +31,7 @@ from freeloc.testing.backends import TOLERANCE
 if os.environ.get("TRITON_INTERPRET") != "1":
     raise RuntimeError("expected TRITON_INTERPRET=1, which must be set before Triton is imported; found it unset")
 
+from freeloc.attention.backends.triton import trial
 from freeloc.attention.backends.triton.launch import run
 from freeloc.attention.backends.triton.tuning import Config
 
@@ -202,3 +203,43 @@ def test_tables_are_freed_with_their_plan():
     assert (len(tables._tables), len(tables._segments)) == (before[0] + 1, before[1] + 1)
     del plan
     assert (len(tables._tables), len(tables._segments)) == before
+
+
+class TestTrial:
+    """What `can` asks before the first call on a card."""
+
+    @pytest.fixture(autouse=True)
+    def anew(self):
+        yield
+        trial.what_is_wrong.cache_clear()
+
+    def found(self):
+        return trial.what_is_wrong(torch.device("cpu"), torch.float32, 24)
+
+    def test_a_right_kernel_passes(self):
+        assert self.found() == ""
+
+    @pytest.mark.parametrize("at", [-1])
+    def test_a_kernel_that_is_wrong_in_one_token_does_not(self, monkeypatch, at):
+        def wrong(*call):
+            out = run(*call)
+            out[0, 0, at] *= 1.01
+            return out
+
+        monkeypatch.setattr(trial, "run", wrong)
+        assert "differs from the reference by" in self.found()
+
+    def test_an_error_of_the_compiler_is_the_reason(self, monkeypatch):
+        def broken(*call):
+            raise KeyError("sm_999")
+
+        monkeypatch.setattr(trial, "run", broken)
+        assert self.found() == "cannot be compiled or run here: KeyError: 'sm_999'"
+
+    def test_out_of_memory_surfaces_as_itself(self, monkeypatch):
+        def full(*call):
+            raise torch.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr(trial, "run", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            self.found()

@@ -20,7 +20,14 @@ OLDEST_TRITON = (3, 6)
 
 def can(query: Tensor, key: Tensor, value: Tensor, plan: LayerPlan, layout: TokenLayout, mask: Tensor | None) -> str:
     """What is in the way of a call on a GPU, or an empty text."""
-    return _machine(query.device.index) or obstacle(query, key, value, mask, DTYPES)
+    found = _machine(query.device.index) or obstacle(query, key, value, mask, DTYPES)
+    return found or _trial(query.device, query.dtype, query.shape[-1])
+
+
+def _trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    from freeloc.attention.backends.triton.trial import what_is_wrong  # it imports triton
+
+    return what_is_wrong(device, dtype, head_dim)
 
 
 def obstacle(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> str:
