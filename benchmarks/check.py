@@ -27,7 +27,7 @@ def outcome(result: Result) -> dict[str, str]:
 
 def main() -> None:
     """Check all; exit with 1 if a backend is wrong in a call."""
-    given = options("Compare the attention backends with the reference implementation.", budget=45).parse_args()
+    given = options("Compare the attention backends with the reference implementation.", budget=65).parse_args()
     budget, rows = Budget(given.budget), []
     runs = [(backend, dtype) for dtype in DTYPES for backend in backend_names()]
     left = 0

@@ -39,18 +39,18 @@ gpu_tests() {
   local tests=(tests/gpu)
   if ! "$python" -c "from diffusers import WanTransformer3DModel"; then
     echo "diffusers cannot be imported: the tests of whole models are left out"
-    tests=(--confcutdir=tests/gpu tests/gpu/test_attention_on_cuda.py)
+    tests=(--confcutdir=tests/gpu tests/gpu/test_attention_on_cuda.py tests/gpu/test_triton_on_cuda.py)
   fi
-  part tests 185 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
+  part tests 170 "$python" -P -m pytest -m gpu -W default -q -ra -p no:cacheprovider "${tests[@]}"
 }
 
 main() {
   part prepare 20 "$python" benchmarks/prepare.py "$site" --wheels "${WHEELS:-.whl}"
   export PYTHONPATH="$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-  part check 55 "$python" benchmarks/check.py --out "$out" "${options[@]}"
+  part check 75 "$python" benchmarks/check.py --out "$out" "${options[@]}"
   gpu_tests
   part attention 110 "$python" benchmarks/attention.py --out "$out" "${options[@]}"
-  part model 105 "$python" benchmarks/model.py --out "$out" "${options[@]}"
+  part model 100 "$python" benchmarks/model.py --out "$out" "${options[@]}"
   "$python" benchmarks/tables.py --out "$out"
   if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}"

@@ -236,7 +236,8 @@ class LayerHook:
         threads = ". A compiled model takes one thread at a time" if self.model.report.is_compiled else ""
         return LayoutError(
             f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
-            f"grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone{threads}"
+            "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
+            f"{threads}"
         )
 
     def attend(self, call: KernelCall, which: Which, given: Mapping[str, Any]) -> Tensor:
