@@ -41,7 +41,7 @@ def chunks_of(tokens_per_frame: int, reach: int) -> Chunks:
     """The chunks of a frame for a stripe of this half-width in tokens.
 
     >>> chunks_of(tokens_per_frame=60, reach=8)
-    Chunks(tokens=15, window=29, starts=(0, 8, 23, 31))
+    Chunks(tokens=20, window=34, starts=(0, 13, 26))
     """
     count = max(1, tokens_per_frame // max(reach, SMALLEST_CHUNK))
     size = -(-tokens_per_frame // count)
