@@ -46,7 +46,7 @@ class FoundRope:
 def find_rope(frames: Tensor) -> FoundRope | None:
     """The rotation between equal frames, or None where nothing rotates or no pairing explains the changes.
 
-    >>> from freeloc.attention.backends.sdpa import rotate
+    >>> from freeloc.attention.rotation import rotate
     >>> angles = torch.arange(5.0)[:, None, None] * 100 ** -(torch.arange(3) / 3)
     >>> x = torch.randn(2, 4, 1, 6, 16).expand(-1, -1, 5, -1, -1)  # (batch, heads, frames, tokens_per_frame, head_dim)
     >>> rotated = rotate(x, torch.polar(torch.ones_like(angles), angles), span=(4, 10), pairing="(two pair)")
