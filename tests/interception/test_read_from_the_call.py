@@ -287,6 +287,34 @@ def test_processors_that_regroup_tokens_are_refused(name, how):
         run(model, inputs)
 
 
+class PassedOn:
+    """A wrapper whose signature names no argument, so that some classes of diffusers give it no rotary embedding."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, *args, **kwargs):
+        return self.processor(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "allegro", "cosmos", "wan", "mochi", "ltx"])
+def test_a_wrapped_processor_that_gets_no_rotary_embedding_is_refused_and_others_are_right(name):
+    example = EXAMPLES[name]
+    model, inputs = example.model(), example.inputs(9, 2, 3, 1)
+    before, expected = run(model, inputs), expected_of(name, model, inputs, 9)
+    for path in FACTS[name].paths(model):
+        attention = model.get_submodule(path)
+        attention.processor = PassedOn(attention.processor)
+    keeps_rope = torch.equal(run(model, inputs), before)
+    assert keeps_rope == (name in ("wan", "mochi", "ltx"))  # diffusers, without freeloc
+    with freeloc.patch(model, profile_of(model)):
+        if keeps_rope:
+            assert (run(model, inputs) - expected).abs().max() <= FACTS[name].tolerance
+        else:
+            with pytest.raises(LayoutError, match=r"\(PassedOn\): between equal frames they are not rotated as its"):
+                run(model, inputs)
+
+
 @pytest.mark.parametrize("name", ["wan", "hunyuan-video", "mochi"])
 def test_a_processor_of_the_user_that_keeps_the_order_is_right(name):
     example = EXAMPLES[name]
