@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from freeloc.attention.devices import OnCpu
 
@@ -84,7 +85,7 @@ def has_parts(device: str, dtype: torch.dtype, head_dim: int) -> bool:
     if device not in ("cpu", "cuda"):
         return False
     generator = torch.Generator("cpu").manual_seed(0)
-    with OnCpu(), torch.inference_mode():
+    with OnCpu(), torch.inference_mode(), _disable_current_modes():  # what is found is kept for all calls
         query = torch.randn(1, 2, 24, head_dim, generator=generator)
         key, value = torch.randn(2, 1, 2, 40, head_dim, generator=generator)
         bias = torch.randn(24, 40, generator=generator)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_calls import PAIRINGS, ROPE, TOLERANCE, random_inputs, random_mask, random_plan
+from torch._subclasses import FakeTensorMode
 from torch.profiler import profile
 
 from freeloc import FramePlan
@@ -57,6 +58,11 @@ class TestParts:
         merged = merge([blind, Part(seen.out, seen.lse.index_fill(2, torch.tensor([2]), float("-inf")))])
         torch.testing.assert_close(merged.out[:, :, 1], seen.out[:, :, 1])
         assert merged.out[:, :, 2].eq(0).all()
+
+    def test_what_is_found_under_a_mode_of_the_caller_is_true_without_it(self):
+        has_parts.cache_clear()
+        with FakeTensorMode():
+            assert has_parts("cpu", torch.float32, 48)
 
     def test_a_device_without_such_kernels_has_none(self):
         assert has_parts("cpu", torch.float32, 64)

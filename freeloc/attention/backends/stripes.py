@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from freeloc.attention.backends.blocks import Call
 from freeloc.attention.parts import Part, attend_part
@@ -120,15 +121,14 @@ class _Striped:
         call = self.call
         if call.mask is None:
             return None
-        mask = call.mask.expand(*call.query.shape[:2], 1, call.layout.tokens)[:, :, 0, call.layout.video, None]
-        return torch.stack([_windows(call, mask, start, window)[..., 0] for start in starts], dim=2).flatten(0, 1)
+        mask = call.mask.expand(*call.query.shape[:2], 1, call.layout.tokens)[:, :, 0]
+        return torch.stack([_windows(call, mask, start, window) for start in starts], dim=2).flatten(0, 1)
 
 
 def _windows(call: Call, tensor: Tensor, start: int, window: int) -> Tensor:
-    """The tokens of a window in each frame, (batch, heads, frames, window, channels)."""
+    """The tokens of a window in each frame: (batch, heads, frames, window, ...) of (batch, heads, tokens, ...)."""
     layout = call.layout
-    video = tensor if tensor.shape[2] != layout.tokens else tensor[:, :, layout.video]
-    frames: Tensor = video.unflatten(2, (layout.frames, layout.tokens_per_frame))
+    frames: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
     return frames[:, :, :, start : start + window]
 
 
@@ -136,10 +136,9 @@ def _windows(call: Call, tensor: Tensor, start: int, window: int) -> Tensor:
 def _band(tokens_per_frame: int, reach: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """0 for the pairs of a stripe and -inf for others: (chunks, tokens, window)."""
     chunks = chunks_of(tokens_per_frame, reach)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), _disable_current_modes():  # it is kept for calls without these modes
         query = torch.arange(len(chunks.starts) * chunks.tokens, device=device).view(-1, chunks.tokens, 1)
         key = torch.tensor(chunks.starts, device=device)[:, None, None] + torch.arange(chunks.window, device=device)
-        hidden = ((query - key).abs() >= reach) & (
-            query < tokens_per_frame
-        )  # places beyond the frame are cut off later
+        of_frame = query < tokens_per_frame  # the others are cut off later
+        hidden = ((query - key).abs() >= reach) & of_frame
         return torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, float("-inf"))
