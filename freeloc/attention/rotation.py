@@ -8,8 +8,8 @@ from torch import Tensor
 
 from freeloc.attention.prepared import PreparedPlan
 
-TOGETHER = 16
-"""Frames that are rotated in one operation. More of them need memory and save no time."""
+TOGETHER = 32
+"""Frames that are rotated in one operation, where that needs memory."""
 
 
 def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
@@ -61,15 +61,19 @@ class RotatedKeys:
         if self._source is None:
             return
         for frames in self._stale[query_frame]:
-            for start in range(frames.start, frames.stop, TOGETHER):
-                stop = min(start + TOGETHER, frames.stop)
-                rotations = self._plan.rotations(query_frame, slice(start, stop), self._copy)
-                own = slice(start - self._first, stop - self._first)
-                source = self._source[..., own, :, :]
-                if self._in_place is not None:
-                    torch.mul(source, rotations, out=self._in_place[..., own, :, :])
-                else:
-                    self._into[..., own, :, :, :] = torch.view_as_real(source * rotations)
+            step = TOGETHER if self._in_place is None else len(frames)
+            for start in range(frames.start, frames.stop, step):
+                self._rotate(query_frame, start, min(start + step, frames.stop))
+
+    def _rotate(self, query_frame: int, start: int, stop: int) -> None:
+        assert self._source is not None
+        rotations = self._plan.rotations(query_frame, slice(start, stop), self._copy)
+        own = slice(start - self._first, stop - self._first)
+        source = self._source[..., own, :, :]
+        if self._in_place is not None:
+            torch.mul(source, rotations, out=self._in_place[..., own, :, :])
+        else:
+            self._into[..., own, :, :, :] = torch.view_as_real(source * rotations)
 
 
 def _complex_view(pairs: Tensor, dtype: torch.dtype) -> Tensor | None:
