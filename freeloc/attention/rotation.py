@@ -31,7 +31,8 @@ def _pairs(frames: Tensor, count: int, span: tuple[int, int], pairing: str) -> T
 
 def _complex(pairs: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy as complex numbers. A view must start at an even offset in memory."""
-    return torch.view_as_complex(pairs.to(dtype.to_real()).clone(memory_format=torch.contiguous_format))
+    copy = torch.empty(pairs.shape, dtype=dtype.to_real(), device=pairs.device)  # at once, without one in between
+    return torch.view_as_complex(copy.copy_(pairs))
 
 
 class RotatedKeys:
