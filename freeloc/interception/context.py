@@ -86,24 +86,23 @@ class ForwardContext:
     @property
     def is_running(self) -> bool:
         """Whether its call is running, in any thread."""
-        if self.thread == threading.get_ident():
-            return is_inside(self.frame)
-        return is_inside(self.frame, sys._current_frames().get(self.thread))
+        return is_executing(self.frame)
 
 
 _stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.ContextVar("freeloc", default=())
 # Global, since a hook cannot pass anything to the hooks that run later in the same forward.
 
 
-def is_inside(frame: FrameType, here: FrameType | None = None) -> bool:
-    """Whether a call is running in this thread, or in the thread whose innermost frame is `here`.
+def is_executing(frame: FrameType) -> bool:
+    """Whether the call with this frame is running, in any thread. If it has ended, its local variables are dropped.
 
-    No function here stores its own frame in a variable: that cycle would keep the tensors of all callers alive.
+    Python refuses to clear a frame that executes. To walk the frames of another thread is not safe while it runs.
     """
-    here = here or sys._getframe(1)
-    while here is not None and here is not frame:
-        here = here.f_back
-    return here is frame
+    try:
+        frame.clear()
+    except RuntimeError:
+        return True
+    return False
 
 
 def module_frame() -> FrameType:

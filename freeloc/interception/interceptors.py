@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 from freeloc.adapter.site import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
-from freeloc.interception.context import is_inside, lock
+from freeloc.interception.context import is_executing, lock
 
 Answer = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 """Computes an intercepted call from its positional and keyword arguments. NotImplemented leaves it to the model."""
@@ -66,7 +66,7 @@ class _ModeInterceptor(TorchFunctionMode):
     @property
     def is_active(self) -> bool:
         """Whether its module is running. torch.compile cannot trace this; a trace is never interrupted in between."""
-        return self.frame is None or is_inside(self.frame)
+        return self.frame is None or is_executing(self.frame)
 
     def enter(self) -> None:
         """See `Interceptor`."""
@@ -201,7 +201,7 @@ class _Name:
         if torch.compiler.is_dynamo_compiling():
             return self._outside(*args, **kwargs)
         for interceptor in reversed(getattr(self._local, "stack", ())):
-            if interceptor.frame is None or is_inside(interceptor.frame):
+            if interceptor.frame is None or is_executing(interceptor.frame):
                 out = interceptor(*args, **kwargs)
                 return self._original(*args, **kwargs) if out is NotImplemented else out
         return self._original(*args, **kwargs)
