@@ -56,7 +56,7 @@ def argument_at(given: Mapping[str, Any], name: str, is_optional: bool = False) 
         if isinstance(found, list | tuple) and part.isdigit():
             value = found[int(part)] if int(part) < len(found) else _ABSENT
         elif isinstance(found, Mapping):
-            value = found[part] if part in found else _ABSENT
+            value = found.get(part, _ABSENT)
         else:
             value = getattr(found, part, _ABSENT)
         if value is _ABSENT:
@@ -98,7 +98,8 @@ def _replaced(whole: Any, names: list[str], value: Any) -> Any:
     part = _replaced(argument_at({"": whole}, f".{names[0]}"), names[1:], value)
     if isinstance(whole, tuple) and names[0].isdigit():
         items = [*whole[: int(names[0])], part, *whole[int(names[0]) + 1 :]]
-        return type(whole)._make(items) if hasattr(type(whole), "_make") else tuple(items)
+        make: Any = getattr(type(whole), "_make", tuple)  # of a named tuple
+        return make(items)
     changed = copy.copy(whole)
     if isinstance(whole, list):
         changed[int(names[0])] = part

@@ -33,6 +33,8 @@ class AttentionSite:
         while_running: attributes of the module, by path, that are set to a value (an import path ``"module:name"``)
             while the module runs: for libraries that would otherwise choose a kernel that freeloc cannot intercept.
         idle: keyword argument of the module that is true in calls that compute no attention.
+
+    The names of arguments may be those of items or attributes of arguments: ``"streams.0"``, ``"video.x"``.
     """
 
     path: str
