@@ -52,7 +52,10 @@ VACE = replace(
 FLASH_ATTENTION = Kernel(
     function="flash_attention",
     layout="b l h d",
-    arguments=("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+    arguments=(
+        *("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+        *("deterministic", "dtype", "version"),
+    ),
     query="q",
     key="k",
     value="v",
