@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from freeloc.adapter.kernel import SDPA
 from freeloc.adapter.paths import argument_at
 from freeloc.adapter.reader import GridReader, Signature
-from freeloc.adapter.site import SDPA
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
