@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from freeloc.adapter.kernel import SDPA
+from freeloc.adapter.paths import argument_at
 from freeloc.adapter.reader import GridReader, Signature
-from freeloc.adapter.site import SDPA
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
@@ -167,8 +168,9 @@ class PatchedModel:
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Read:
         """What the arguments of a call of the transformer say."""
         adapter, given = self.adapter, self.signature.given(args, kwargs)
-        own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
-        texts = {name: count_of(given.get(name)) for name in own}
+        counters = [site.text_tokens for site in adapter.sites if site.text_tokens.startswith(OF_MODEL)]
+        own = {name.removeprefix(OF_MODEL) for name in counters}
+        texts = {name: count_of(argument_at(given, name)) for name in own}
         grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
         if adapter.grid.of == "transformer":
             grid, why = self.reader.of_model(self.module, given)
