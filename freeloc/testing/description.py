@@ -47,7 +47,8 @@ freeloc.discovery.adapters()
 plugins = {{point.module.partition(".")[0] for point in entry_points(group="freeloc")}}
 modules = {{name.rpartition(".")[0] for name in {classes!r}}}
 packages = {{name.partition(".")[0] for name in modules}} - plugins
-print(sorted((modules | packages) & set(sys.modules)))
+ends = {{name for name in modules if name[0] == "*" and any(f".{{known}}".endswith(name[1:]) for known in sys.modules)}}
+print(sorted(((modules | packages) & set(sys.modules)) | ends))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     require(done.returncode == 0, f"the adapters cannot be imported: {done.stderr.strip()[-300:]}")

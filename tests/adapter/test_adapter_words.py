@@ -12,7 +12,9 @@ import freeloc
 from freeloc.adapter import Adapter, AttentionSite, Bypasses, Kernel, References, TemporalRope, TokenGrid
 
 SITE = TOY.sites[0]
-QUALIFIED = r"Adapter\.classes: expected qualified names, 'package\.module\.Class', found 'ToyDiT'"
+QUALIFIED = (
+    r"Adapter\.classes: expected qualified names, 'package\.module\.Class', or their ends, '\*\.module\.Class', "
+)
 
 SLIPS = {
     "a path without a star": (
@@ -55,7 +57,10 @@ SLIPS = {
         lambda: replace(TOY, classes="freeloc_toy.model.ToyDiT"),
         r"Adapter\.classes: expected tuple\[str, \.\.\.\], found 'freeloc_toy\.model\.ToyDiT': a tuple with one item",
     ),
-    "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), QUALIFIED),
+    "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), f"{QUALIFIED}found 'ToyDiT'"),
+    "the end of a name without its module": (lambda: replace(TOY, classes=("*.ToyDiT",)), QUALIFIED),
+    "a star in the middle": (lambda: replace(TOY, classes=("a.*.model.ToyDiT",)), QUALIFIED),
+    "a star without a dot": (lambda: replace(TOY, classes=("*model.ToyDiT",)), QUALIFIED),
     "a refused class without a comma": (
         lambda: freeloc.adapter.Refusal("no", "a.b.C", "why"),
         r"Refusal\.classes: expected tuple",

@@ -79,6 +79,10 @@ BROKEN = {
             wrong(classes=(f"{TOY}.ToyDiT", "pydantic.BaseModel")),
             "importing the adapters imports ['pydantic']",
         ),
+        (
+            wrong(classes=(f"{TOY}.ToyDiT", "*.pydantic.BaseModel")),
+            "importing the adapters imports ['*.pydantic']",
+        ),
     ],
     "check_every_site_is_named": [
         (wrong_site(path="blocks.*.self_attention"), "sites: ToyDiT has no 'blocks.0.self_attention'"),
