@@ -6,6 +6,7 @@ from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import MATMUL, SDPA, AttentionSite, Kernel
 from freeloc.adapter.spec import Adapter, ModelShape, Refusal
 
@@ -22,6 +23,7 @@ __all__ = [
     "ModelShape",
     "References",
     "Refusal",
+    "RunBy",
     "TemporalRope",
     "TokenGrid",
 ]

@@ -23,6 +23,7 @@ class Example:
             those of the adapter's grid.
         tolerance: largest relative error of rotations, for models that compute them less exactly than float32.
         expected_failures: checks that fail because of the model, each with the reason.
+        run: (model, inputs) -> output, where the model is not run by calling it, but by a function (`Adapter.run_by`).
     """
 
     adapter: str
@@ -33,6 +34,11 @@ class Example:
     axes: str = ""
     tolerance: float = 1e-4
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    run: Callable[[nn.Module, Mapping[str, Any]], Any] | None = None
+
+    def output(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """What the model returns for these inputs."""
+        return model(**inputs) if self.run is None else self.run(model, inputs)
 
     @property
     def label(self) -> str:

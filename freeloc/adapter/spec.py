@@ -15,6 +15,7 @@ from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError
 
@@ -84,6 +85,7 @@ class Adapter(_Described):
         bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
         context_parallel: where an attention module finds over which processes its library splits the tokens.
+        run_by: a function that calls the parts of the transformer, where its own forward is not called.
     """
 
     name: str
@@ -106,6 +108,12 @@ class Adapter(_Described):
         return None if self.exact and distance else distance
 
     context_parallel: ContextParallel | None = None
+    run_by: RunBy | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "the path of the submodule whose call begins a forward pass, such as 'patch_embedding', with run_by"
+        require(self.run_by is None or bool(self.grid.submodule), "TokenGrid.of", expected, self.grid.of)
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""

@@ -70,7 +70,7 @@ class Case:
     def run(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
         """The model's first output tensor."""
         with torch.no_grad():
-            return _first_tensor((model or self.model)(**inputs))
+            return _first_tensor(self.example.output(model or self.model, inputs))
 
     def run_patched(self, inputs: Mapping[str, Any], method: Callable[[Profile, int, int], FramePlan]) -> Tensor:
         """The model's first output tensor when it is patched with a method."""

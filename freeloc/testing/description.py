@@ -64,7 +64,7 @@ def check_every_site_is_named(case: Case) -> None:
     require(len(paths) == len(set(paths)), f"sites: a module is named twice in {sorted(paths)}")
     whole = FRAMES * (1 if case.adapter.sites[0].tokens == "f" else HEIGHT * WIDTH)
     others: dict[str, int] = {}
-    for call in observe(case.model, case.inputs()):
+    for call in observe(case.model, case.inputs(), run=case.example.run):
         inside = any(call.path == path or call.path.startswith(f"{path}.") for path in paths)
         if not inside and call.query.shape[2] == call.key.shape[2] >= whole:
             others[call.path] = call.query.shape[2]
