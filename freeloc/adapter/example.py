@@ -18,7 +18,7 @@ class Example:
             suite calls it dozens of times.
         inputs: (frames, height, width, batch) in tokens -> arguments of the model's forward, the same ones each time.
         name: name of the example, if an adapter has several.
-        video: name of the argument that holds the noisy video.
+        video: name of the argument that holds the noisy video; or of an item or attribute of one, ``"x.0"``.
         axes: einops names of the video's axes, ``f h w`` among them (in parentheses if tokens are packed); by default
             those of the adapter's grid.
         tolerance: largest relative error of rotations, for models that compute them less exactly than float32.

@@ -1,4 +1,4 @@
-"""Kernel and AttentionSite: how an adapter describes where a model computes attention over its video tokens."""
+"""AttentionSite: how an adapter describes where a model computes attention over its video tokens."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,57 +7,9 @@ from typing import Literal
 from torch import nn
 
 from freeloc.adapter.checks import check_types, require
+from freeloc.adapter.kernel import SDPA, Kernel
 from freeloc.adapter.paths import read_path
 from freeloc.errors import AdapterError
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The function that computes softmax(q k^T) v: its name, the layout of its tensors, the names of its arguments.
-
-    Args:
-        function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
-            computes both products itself; or a function's name in the file that defines the module; or, for another
-            file, ``"package.module:name"``.
-        layout: einops order of the axes of query, key and value.
-        output: einops order of the axes of the output, if it is another.
-        arguments: names of all arguments, in order.
-        query, key, value, mask, scale: names of these arguments.
-        valid_keys: name of the argument that holds the number of valid leading keys of each sample.
-        segments: name of the argument that holds the cumulative lengths [0, valid, all, all + valid, ...]: for each
-            sample in turn, its valid tokens and its padding.
-        neutral: arguments that must have this value (or be left out), since freeloc does not support another.
-    """
-
-    function: str
-    layout: Literal["b h l d", "b l h d"]
-    arguments: tuple[str, ...]
-    output: Literal["", "b l (h d)"] = ""
-    query: str = "query"
-    key: str = "key"
-    value: str = "value"
-    mask: str | None = None
-    scale: str | None = None
-    valid_keys: str | None = None
-    segments: str | None = None
-    neutral: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-
-SDPA = Kernel(
-    function="torch.nn.functional.scaled_dot_product_attention",
-    layout="b h l d",
-    arguments=("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-    mask="attn_mask",
-    scale="scale",
-    neutral={"dropout_p": 0.0, "is_causal": False, "enable_gqa": False},
-)
-"""PyTorch's own attention function."""
-
-MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
-"""A module that computes ``softmax(q @ k.mT) @ v`` itself, with q scaled before."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +33,8 @@ class AttentionSite:
         while_running: attributes of the module, by path, that are set to a value (an import path ``"module:name"``)
             while the module runs: for libraries that would otherwise choose a kernel that freeloc cannot intercept.
         idle: keyword argument of the module that is true in calls that compute no attention.
+
+    The names of arguments may be those of items or attributes of arguments: ``"streams.0"``, ``"video.x"``.
     """
 
     path: str

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from freeloc.adapter.paths import argument_at
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
@@ -24,9 +25,9 @@ def answer_in_trace(
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
     reader, model, site = layer.reader, layer.model, layer.site
     given = reader.given(args, kwargs)
-    mask = given.get(site.text_mask) if site.text_mask else None
+    mask = argument_at(given, site.text_mask) if site.text_mask else None
     text = 0 if mask is not None else reader.text_tokens(model.in_trace, given, None)[0]
-    tables = reader.tables(given.get(model.tables))
+    tables = reader.tables(argument_at(given, model.tables) if model.tables else None)
 
     def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
         call = read_call(site.kernel, given, named)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from freeloc.adapter.site import MATMUL, SDPA, Kernel
+from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_executing, lock

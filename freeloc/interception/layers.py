@@ -19,7 +19,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
-from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
+from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
@@ -187,7 +187,7 @@ class LayerHook:
             call = read_call(kernel, args, kwargs)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None
-        given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
+        given = arguments_of(kernel, args, kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
         share = self.share_of(call, seen.share, grids[0])
         which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)

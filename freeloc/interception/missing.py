@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from freeloc.adapter.bypass import Bypass, Bypasses
+from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
@@ -33,7 +34,7 @@ def note_no_call(
         LayoutError: if the reason is not known, or a cache answered with what an uncorrected call computed.
     """
     bypass = bypasses.found([module]) if bypasses else None
-    if site.idle and kwargs.get(site.idle):
+    if site.idle and argument_at(kwargs, site.idle, is_optional=True):
         why = f"which computed no attention ({site.idle})"
     elif bypass is None:
         raise LayoutError(_unknown(report, site, bypasses, module))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc.adapter.reader import GridReader, Signature
-from freeloc.adapter.site import SDPA
+from freeloc.adapter.kernel import SDPA
+from freeloc.adapter.paths import argument_at
+from freeloc.adapter.reader import GridReader, Signature, count_of
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
@@ -38,21 +39,6 @@ UNKNOWN_REFERENCES = (
 
 MOST_ROTATIONS = 16
 """Largest number of sets of frequencies whose plans are kept."""
-
-
-def count_of(value: Any) -> int:
-    """A number of tokens or images: the number itself, the second axis of a tensor, the length of a list, or 1 image.
-
-    >>> count_of(7), count_of([object(), object()]), count_of(object()), count_of(None)
-    (7, 2, 1, 0)
-    """
-    if value is None:
-        return 0
-    if isinstance(value, torch.Tensor) and value.ndim > 1:
-        return int(value.shape[1])
-    if isinstance(value, list | tuple):
-        return len(value)
-    return int(value) if hasattr(value, "__int__") else 1
 
 
 @dataclass
@@ -171,8 +157,9 @@ class PatchedModel:
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Read:
         """What the arguments of a call of the transformer say."""
         adapter, given = self.adapter, self.signature.given(args, kwargs)
-        own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
-        texts = {name: count_of(given.get(name)) for name in own}
+        counters = [site.text_tokens for site in adapter.sites if site.text_tokens.startswith(OF_MODEL)]
+        own = {name.removeprefix(OF_MODEL) for name in counters}
+        texts = {name: count_of(argument_at(given, name)) for name in own}
         grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
         if adapter.grid.of == "transformer":
             grid, why = self.reader.of_model(self.module, given)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freeloc.adapter.example import Example
+from freeloc.adapter.paths import argument_at, with_argument
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.prepared import PreparedPlan
@@ -125,10 +126,10 @@ class Case:
 
     def change_video(self, inputs: dict[str, Any], change: Callable[[Tensor], object]) -> dict[str, Any]:
         """Inputs with a changed video. The function changes (frames, height, width, ...), before patches, in place."""
-        video = inputs[self.example.video]
+        video = argument_at(inputs, self.example.video)
         whole = [video] if isinstance(video, Tensor) else list(video)
         changed = [self._change(tensor, change) for tensor in whole]
-        return inputs | {self.example.video: changed[0] if isinstance(video, Tensor) else changed}
+        return with_argument(inputs, self.example.video, changed[0] if isinstance(video, Tensor) else changed)
 
     def _change(self, video: Tensor, change: Callable[[Tensor], object]) -> Tensor:
         axes = self.example.axes or self.adapter.grid.axes

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from freeloc.adapter.paths import argument_at, with_argument
 from freeloc.errors import LayoutError
 from freeloc.testing import cases
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case
@@ -73,10 +74,11 @@ def _cropped(case: Case, axis: str) -> dict[str, Any] | None:
     """Inputs whose video is one shorter along an axis before patches; None if they cannot be made."""
     if case.adapter.grid.of == "attention":
         return None
-    video = case.inputs()[case.example.video]
+    inputs = case.inputs()
+    video = argument_at(inputs, case.example.video)
     axes = (case.example.axes or case.adapter.grid.axes).split()
     patch = case.adapter.patch_size(case.model)
     if not isinstance(video, Tensor) or axis not in axes or math.prod(patch[1:]) == 1:
         return None
     place = axes.index(axis)
-    return case.inputs() | {case.example.video: video.narrow(place, 0, video.shape[place] - 1)}
+    return with_argument(inputs, case.example.video, video.narrow(place, 0, video.shape[place] - 1))

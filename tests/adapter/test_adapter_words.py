@@ -86,7 +86,31 @@ SLIPS = {
     "an argument refused without a reason": (lambda: TokenGrid(refused={"mask"}), r"TokenGrid\.refused: .*\{'mask'\}"),
     "another letter in a layout": (
         lambda: Kernel("kernel", layout="b n h d", arguments=("q", "k", "v")),
-        "Kernel.layout: expected one of 'b h l d', 'b l h d', found 'b n h d'",
+        r"Kernel.layout: expected one of 'b h l d', 'b l h d', 'b l \(h d\)', found 'b n h d'",
+    ),
+    "joined heads without their number": (
+        lambda: replace(KERNEL, layout="b l (h d)"),
+        r"Kernel\.heads: expected the argument that holds the number of heads, .* found None",
+    ),
+    "a number of heads that is in the layout": (
+        lambda: replace(KERNEL, heads="sharpness"),
+        r"Kernel\.heads: expected .* if and only if the layout is 'b l \(h d\)', found 'sharpness'",
+    ),
+    "a number of heads itself": (
+        lambda: replace(KERNEL, layout="b l (h d)", heads=2),
+        r"Kernel\.heads: expected str \| None, found 2",
+    ),
+    "another letter in the output": (
+        lambda: replace(KERNEL, output="b (h d) l"),
+        r"Kernel\.output: expected one of '', .* 'b l \(h d\)', found 'b \(h d\) l'",
+    ),
+    "a query that is no argument": (
+        lambda: replace(KERNEL, query="query"),
+        r"Kernel\.query: expected one of its arguments \('q', 'k', .*, or an item of one, found 'query'",
+    ),
+    "an item of no argument": (
+        lambda: replace(KERNEL, mask="options.mask"),
+        r"Kernel\.mask: expected one of its arguments .* found 'options\.mask'",
     ),
     "arguments in one word": (lambda: replace(KERNEL, arguments="q k v"), r"Kernel\.arguments: expected tuple\[str"),
     "another pairing": (

@@ -103,7 +103,10 @@ BROKEN = {
             wrong(grid=replace(RIGHT.grid, largest_frames=("heads", "heads"))),
             "expected at most 2 latent frames, since ToyDiT has positions for no more, found 8",
         ),
-        (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
+        (
+            wrong_kernel(query="bias"),
+            "expected bias (b l h d) among the arguments of its attention, found (2",
+        ),
     ],
     "check_every_tensor_of_the_call_is_described": [
         (wrong_kernel(mask=None), "kernel: blocks.0.attention passes a tensor 'bias'"),
