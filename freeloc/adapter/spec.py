@@ -132,7 +132,8 @@ class Adapter(_Described):
         """
         assert self.beside is not None  # the caller found the transformer by it
         own, layers = self.shape(model).layers, known.shape(transformer).layers
-        numbers = self.beside.numbers(read_path(transformer, self.beside.layers), own)
+        has_numbers = model if self.beside.of == "itself" else transformer
+        numbers = self.beside.numbers(read_path(has_numbers, self.beside.layers), own)
         expected = f"layers of {type(transformer).__name__}, 0 to {layers - 1}"
         require(set(numbers) <= set(range(layers)), f"Beside.layers {self.beside.layers!r}", expected, numbers)
         return replace(self, layer_numbers=numbers)
