@@ -136,12 +136,23 @@ def is_followed(module: nn.Module, hook: object) -> bool:
     return True
 
 
-def callers_value(frame: FrameType, name: str) -> Any:
-    """The value of a local variable of the innermost function that called this frame and has it; None if none has."""
+def callers_value(frame: FrameType, places: str | tuple[str, ...]) -> Any:
+    """The value of a local variable of the innermost function that called this frame and has it; None if none has.
+
+    Args:
+        frame: where the search starts.
+        places: its name, or that of one of its attributes (``"state.count"``); or several of these.
+    """
+    wanted = [place.split(".") for place in ((places,) if isinstance(places, str) else places)]
     here: FrameType | None = frame
     while here is not None:
-        if name in here.f_code.co_varnames or name in here.f_code.co_cellvars:
-            return here.f_locals.get(name)
+        for name, *attributes in wanted:
+            if name in here.f_code.co_varnames or name in here.f_code.co_cellvars:
+                found = here.f_locals.get(name)
+                for attribute in attributes:
+                    found = getattr(found, attribute, None)
+                if found is not None or not attributes:  # a variable of a common name may be another one
+                    return found
         here = here.f_back
     return None
 

@@ -19,7 +19,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
-from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
+from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, kernel_of, of_sample, read_call
 from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
@@ -100,7 +100,7 @@ class LayerHook:
                 parallel.refuse_gradients(module, args, kwargs)
             return self._answer(seen, interceptor.calls - 1, frame, given, named)
 
-        interceptor = interceptor_of(self.site.kernel, module, answer, frame)
+        interceptor = interceptor_of(self.reader.kernels[0], module, answer, frame)
 
         def finish() -> None:
             interceptor.leave()
@@ -182,8 +182,9 @@ class LayerHook:
         self, seen: ModuleCall, number: int, frame: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """Compute the intercepted kernel call of the attention module."""
-        kernel, grids = self.site.kernel, seen.grids
+        grids = seen.grids
         try:
+            kernel = kernel_of(self.reader.kernels, args, kwargs)
             call = read_call(kernel, args, kwargs)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None

@@ -123,10 +123,10 @@ def _unknown(report: LayerReport, site: AttentionSite, bypasses: Bypasses | None
     others = bypasses.others(module) if bypasses else []
     hooks = f" The module has hooks that the adapter does not describe: {', '.join(others)}." if others else ""
     return (
-        f"{report.path} ({type(module).__name__}) made no call of {site.kernel.function}, so nothing could be corrected"
-        f".{hooks} Known causes: linear attention; a kernel or a replacement of that function that cannot be seen; and "
-        "attention that is skipped, perturbed, or answered from a cache by code that the adapter does not describe. "
-        "Switch it off, or describe it (Kernel, AttentionSite.idle, Adapter.bypasses)"
+        f"{report.path} ({type(module).__name__}) made no call of {site.kernels[0].function}, so nothing could be "
+        f"corrected.{hooks} Known causes: linear attention; a kernel or a replacement of that function that cannot be "
+        "seen; and attention that is skipped, perturbed, or answered from a cache by code that the adapter does not "
+        "describe. Switch it off, or describe it (Kernel, AttentionSite.idle, Adapter.bypasses)"
     )
 
 

@@ -68,6 +68,7 @@ class CallReader:
     def __init__(self, model: PatchedModel, site: AttentionSite, module: nn.Module) -> None:
         self.model = model
         self.site = site
+        self.kernels = site.kernels
         signature = Signature(module)
         self._names, self.given = signature.names, signature.given
 

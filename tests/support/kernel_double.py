@@ -5,6 +5,8 @@ The kernels bring their arguments into PyTorch's order by themselves, with einop
 """
 
 import functools
+import itertools
+from dataclasses import replace
 
 import einops
 import torch
@@ -47,6 +49,29 @@ class Attention(nn.Module):
         """`x` is (batch, tokens, channels), `turns` (cos, sin) of the pairs of each token, `mask` the keys seen."""
         q, k, v = (layer(x).unflatten(2, (HEADS, HEAD_DIM)) for layer in (self.to_q, self.to_k, self.to_v))
         return self.out(arranged(self.kernel(turn(q, turns), turn(k, turns), v, mask), self.output, "b l (h d)"))
+
+
+def reshaping_attention(q, k, v, heads, mask=None, skip_reshape=False, **options):
+    """A kernel of two layouts, with masks of a batch, and options that may change nothing or the result."""
+    if not skip_reshape:
+        q, k, v = (arranged(tensor, "b l (h d)", "b h l d") for tensor in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=options.get("sharpness"))
+    return arranged(out, "b h l d", "b l (h d)")
+
+
+class Reshaping(Attention):
+    """Attention that calls one kernel in one layout, or in the other where `skip` is set."""
+
+    def __init__(self, skip):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.skip, self.options = skip, {"precision": "high"}
+
+    def kernel(self, q, k, v, mask):
+        layout = "b h l d" if self.skip else "b l (h d)"
+        q, k, v = (arranged(tensor, "b l h d", layout) for tensor in (q, k, v))
+        skip = {"skip_reshape": True} if self.skip else {}
+        mask = mask[:, 0].expand(-1, q.shape[2 if self.skip else 1], -1)
+        return reshaping_attention(q, k, v, heads=HEADS, mask=mask, **skip, **self.options)
 
 
 def turn(x, turns):
@@ -152,5 +177,33 @@ def between(layout, output):
     return functools.partial(Attention, layout, output), kernel
 
 
+RESHAPING = Kernel(
+    function="reshaping_attention",
+    layout="b l (h d)",
+    arguments=("q", "k", "v", "heads", "mask", "skip_reshape", "precision"),
+    query="q",
+    key="k",
+    value="v",
+    heads="heads",
+    mask="mask",
+    mask_axes="b q k",
+    neutral={"skip_reshape": False},
+)
+SKIPPING = replace(
+    RESHAPING, layout="b h l d", output="b l (h d)", heads=None, neutral={}, required={"skip_reshape": True}
+)
+
+
+def alternating():
+    """Makes attention that calls its kernel in one layout in every other block."""
+    skips = itertools.cycle((False, True))
+    return lambda: Reshaping(next(skips))
+
+
 KERNELS = {f"{layout} to {output}": between(layout, output) for layout in LAYOUTS for output in LAYOUTS}
-"""(how to make the attention, its kernel) by what it shows."""
+KERNELS |= {
+    "an argument left out": (lambda: Reshaping(False), RESHAPING),
+    "an argument given": (lambda: Reshaping(True), SKIPPING),
+    "one or the other": (alternating(), (RESHAPING, SKIPPING)),
+}
+"""(how to make the attention, its kernel or kernels) by what it shows."""
