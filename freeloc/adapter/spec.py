@@ -18,6 +18,9 @@ from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError
 
+MOST_ROUNDING = 2e-2
+"""More than that is no rounding: a wrong description could not be told from a right one."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -98,6 +101,9 @@ class Adapter(_Described):
         bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
         context_parallel: where an attention module finds over which processes its library splits the tokens.
+        rounding: how far the model itself rounds, as a share of the largest value, if it computes angles, queries or
+            attention less exactly than in float32, or casts them to bfloat16 inside. It bounds by how much rotations
+            and attention may differ in the conformance suite, and with a factor of 4 in the checks of every call.
     """
 
     name: str
@@ -120,6 +126,12 @@ class Adapter(_Described):
         return None if found is None or (self.exact and found[0]) else found
 
     context_parallel: ContextParallel | None = None
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"0 to {MOST_ROUNDING}, a share of the largest value"
+        require(0 <= self.rounding <= MOST_ROUNDING, "Adapter.rounding", expected, self.rounding)
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""
