@@ -21,7 +21,9 @@ class Example:
         video: name of the argument that holds the noisy video; or of an item or attribute of one, ``"x.0"``.
         axes: einops names of the video's axes, ``f h w`` among them (in parentheses if tokens are packed); by default
             those of the adapter's grid.
-        tolerance: largest relative error of rotations, for models that compute them less exactly than float32.
+        tolerance: largest error of rotations and attention, as a share of the largest value, for a model that computes
+            them less exactly than float32: see also `Adapter.rounding`. The suite requires that the rotation and the
+            correction are at least ten times as large.
         expected_failures: checks that fail because of the model, each with the reason.
         run: (model, inputs) -> output, where the model is not run by calling it, but by a function (`Adapter.run_by`).
     """

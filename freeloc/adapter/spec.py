@@ -19,6 +19,9 @@ from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError
 
+MOST_ROUNDING = 2e-2
+"""More than that is no rounding: a wrong description could not be told from a right one."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -100,6 +103,9 @@ class Adapter(_Described):
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
         context_parallel: where an attention module finds over which processes its library splits the tokens.
         run_by: a function that calls the parts of the transformer, where its own forward is not called.
+        rounding: how far the model itself rounds, as a share of the largest value, if it computes angles, queries or
+            attention less exactly than in float32, or casts them to bfloat16 inside. It bounds by how much rotations
+            and attention may differ in the conformance suite, and with a factor of 4 in the checks of every call.
     """
 
     name: str
@@ -123,9 +129,12 @@ class Adapter(_Described):
 
     context_parallel: ContextParallel | None = None
     run_by: RunBy | None = None
+    rounding: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expected = f"0 to {MOST_ROUNDING}, a share of the largest value"
+        require(0 <= self.rounding <= MOST_ROUNDING, "Adapter.rounding", expected, self.rounding)
         expected = "the path of the submodule whose call begins a forward pass, such as 'patch_embedding', with run_by"
         require(self.run_by is None or bool(self.grid.submodule), "TokenGrid.of", expected, self.grid.of)
 

@@ -21,7 +21,7 @@ from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
-from freeloc.interception.rotation import Rotation, TableRows, fit_rotation, rotation_steps
+from freeloc.interception.rotation import TOLERANCE, Rotation, TableRows, fit_rotation, rotation_steps
 from freeloc.interception.run_by import submodule_of
 from freeloc.interception.watch import Observer
 from freeloc.plans.length import VideoLength
@@ -236,11 +236,12 @@ class PatchedModel:
             last = self.last_steps
             if last is not None and last[1] == step and torch.equal(last[0], steps):  # as in most forwards
                 return Rotation(step)
-            found = fit_rotation(steps, self.frequencies, step, rows)
+            tolerance = max(TOLERANCE, 4 * self.adapter.rounding)
+            found = fit_rotation(steps, self.frequencies, step, rows, tolerance)
             if found == Rotation(step):
                 self.last_steps = steps, step
             elif (now := self.changed_weights()) is not None:
-                again = fit_rotation(steps, now, step, rows)
+                again = fit_rotation(steps, now, step, rows, tolerance)
                 return again._replace(frequencies=now) if again.frequencies is None and not again.refused else found
             return found
 

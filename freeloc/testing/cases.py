@@ -52,6 +52,11 @@ class Case:
         self.adapter = adapter
         self.model = example.model()
 
+    @property
+    def tolerance(self) -> float:
+        """Largest error of rotations and attention, as a share of the largest value."""
+        return max(self.example.tolerance, self.adapter.rounding)
+
     def profile(self, policy: Policy = "none") -> Profile:
         """A profile with the same policy on every layer, with `TRAINED` as the trained length."""
         return default_profile(self.model, policy, TRAINED, adapter=self.adapter)
