@@ -70,6 +70,8 @@ class ForwardContext:
     """Active interceptions, the innermost last."""
     called: dict[object, list[VideoLength]] = field(default_factory=dict)
     """The layers whose attention modules were called, with the length of each sample."""
+    by_function: bool = False
+    """Whether a function calls the parts of the model (`Adapter.run_by`), and `frame` is that of its call."""
     is_traced: bool = False
     """Whether it is the context of one module alone, in a model that is compiled as a whole."""
     text: int = 0

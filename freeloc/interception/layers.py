@@ -20,7 +20,7 @@ from freeloc.interception import checkpoints, compiled, compiled_layer, context,
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
-from freeloc.interception.missing import note_no_call
+from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
 from freeloc.interception.rotation import Rotation
@@ -233,13 +233,7 @@ class LayerHook:
 
     def outside(self) -> LayoutError:
         """The error for a call of the module without one of the model."""
-        # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
-        threads = ". A compiled model takes one thread at a time" if self.model.report.is_compiled else ""
-        return LayoutError(
-            f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
-            "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
-            f"{threads}"
-        )
+        return ran_outside(self.report.path, self.model.adapter, self.model.module, self.model.report.is_compiled)
 
     def attend(self, call: KernelCall, which: Which, given: Mapping[str, Any]) -> Tensor:
         """Attention over samples that have the same grid."""

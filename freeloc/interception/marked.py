@@ -69,7 +69,7 @@ def check(
     if run is not None:
         at_kernel = run[0] if shares[1] is None else in_layout(run[0], layout, shares[1])
         rope, per_frame = model.rope, of_heads(model.per_frame(which.rotation), which.share)
-        problem = problem_of(at_kernel, run[1], layout, rope, per_frame, which.length.first)
+        problem = problem_of(at_kernel, run[1], layout, rope, per_frame, which.length.first, model.adapter.rounding)
         if problem:
             name = type(module if processor is None else processor).__name__
             raise LayoutError(f"{path} ({name}): {problem} (adapter '{model.adapter.name}')")
@@ -176,6 +176,7 @@ def problem_of(
     rope: TemporalRope | None,
     per_frame: Tensor,
     first: int,
+    rounding: float = 0.0,
 ) -> str:
     """What is wrong with the order or the rotation of marked tokens at a kernel; empty if nothing is.
 
@@ -186,13 +187,15 @@ def problem_of(
         rope: the temporal RoPE with the model's own numbers; None if it has none.
         per_frame: radians per latent frame, (pairs,) or (heads, pairs).
         first: reference images before the video.
+        rounding: see `Adapter.rounding`.
     """
     query, key, value = (tensor[:1, :, layout.video] for tensor in call[:3])
     size = layout.frames, layout.tokens_per_frame
     if rope is not None:
         with OnCpu():
             error = max(_rotation_error(tensor.unflatten(2, size), rope, per_frame, first) for tensor in (query, key))
-        if error > (ROTATION_TOLERANCE if value.element_size() > 2 else ROTATION_TOLERANCE_OF_HALF):
+        least = ROTATION_TOLERANCE if value.element_size() > 2 else ROTATION_TOLERANCE_OF_HALF
+        if error > max(least, 4 * rounding):
             return f"between equal frames they are not rotated as its rotary tables or its adapter say (by {error:.1e})"
     if _order_error(value, codes) > ORDER_TOLERANCE:
         return "tokens reach its kernel in another order than frame by frame, in raster order"

@@ -1,4 +1,4 @@
-"""What to do when a layer that is due for correction makes no call: a cache, a skipped layer, or an error."""
+"""When a layer that is due for correction makes no call: a cache, a skipped layer, or an error; or runs by itself."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from torch import nn
 from freeloc.adapter.bypass import Bypass, Bypasses
 from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
+from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
 from freeloc.report import LayerReport
 
@@ -91,6 +92,23 @@ def bypass_around(path: str, bypasses: Bypasses | None, model: nn.Module) -> Byp
     for name in path.split("."):
         around.append(getattr(around[-1], name, around[-1]))  # a block may have been replaced
     return bypasses.found(reversed(around))
+
+
+def ran_outside(path: str, adapter: Adapter, model: nn.Module, is_compiled: bool) -> LayoutError:
+    """The error for a call of the attention module at a path without one of its model."""
+    name, run = type(model).__name__, adapter.run_by
+    if run is not None:
+        return LayoutError(
+            f"{path} ran outside a call of {run.name} ({run.file}), or without the call of {adapter.grid.of} there, "
+            f"from which freeloc reads the token grid of {name}. Expected that function to run the model, since its "
+            f"adapter '{adapter.name}' knows no other"
+        )
+    # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
+    threads = ". A compiled model takes one thread at a time" if is_compiled else ""
+    return LayoutError(
+        f"{path} ran outside a call of {name}: freeloc reads the token grid when the model itself is called. Call "
+        f"model(...), not model.forward(...) or its blocks alone{threads}"
+    )
 
 
 def _filled_before(bypass: Bypass, layers: Sequence[LayerReport], frames: int) -> str:

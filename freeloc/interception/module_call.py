@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from freeloc.adapter.paths import argument_at, with_argument
-from freeloc.adapter.reader import Signature
+from freeloc.adapter.reader import Signature, count_of
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.tables import tables_in
 from freeloc.attention.layer_plan import LayerPlan
@@ -16,7 +16,7 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.errors import LayoutError
 from freeloc.interception import context, parallel
 from freeloc.interception.context import ForwardContext, Grid, Read
-from freeloc.interception.patched import OF_MODEL, PatchedModel, count_of
+from freeloc.interception.patched import OF_MODEL, PatchedModel
 from freeloc.interception.rotation import Rotation, TableRows
 from freeloc.plans.length import VideoLength
 

@@ -15,7 +15,7 @@ from freeloc.errors import AdapterError
 from freeloc.inspection.rope_search import find_rope
 from freeloc.interception.watch import observe
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case, SiteCall
-from freeloc.testing.diagnosis import rotation_problem
+from freeloc.testing.diagnosis import or_rounds, rotation_problem
 from freeloc.testing.requirements import ConformanceError, error_of, needs, require
 from freeloc.uncorrected import require_all_described
 
@@ -67,7 +67,7 @@ def check_every_site_is_named(case: Case) -> None:
     require(len(paths) == len(set(paths)), f"sites: a module is named twice in {sorted(paths)}")
     whole = FRAMES * (1 if case.adapter.sites[0].tokens == "f" else HEIGHT * WIDTH)
     others: dict[str, int] = {}
-    for call in observe(case.model, case.inputs()):
+    for call in observe(case.model, case.inputs(), run=case.example.run):
         inside = any(call.path == path or call.path.startswith(f"{path}.") for path in paths)
         if not inside and call.query.shape[2] == call.key.shape[2] >= whole:
             others[call.path] = call.query.shape[2]
@@ -207,9 +207,9 @@ def check_scores_depend_on_distance_only(case: Case) -> None:
     scores = torch.einsum("bhiqd,bhjkd->bhijqk", query, key)  # the first frame may have another distance
     error = error_of(scores[:, :, 1:, 1:], scores[:, :, :-1, :-1])
     require(
-        error <= 10 * case.example.tolerance,
+        error <= 10 * case.tolerance,
         f"rope: between equal frames, shifting all by one frame changes scores by {error:.1e} of the largest: the "
-        "model also has absolute positions",
+        f"model also has absolute positions{or_rounds(error / 10)}",
     )
 
 
@@ -220,7 +220,7 @@ def check_our_rotation_is_the_models_own(case: Case) -> None:
     if call.rope is None:
         found = find_rope(torch.cat([call.video(call.query), call.video(call.key)]))
         require(found is None, f"rope: none is described, but between equal frames there is a rotation: {found}")
-    problem = rotation_problem(call, case.example.tolerance)
+    problem = rotation_problem(call, case.tolerance)
     require(not problem, f"rope: {problem}")
 
 
