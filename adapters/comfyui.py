@@ -18,7 +18,10 @@ ATTENTION = Kernel(
     function="optimized_attention",
     layout="b l (h d)",
     heads="heads",
-    arguments=("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape", "scale"),
+    arguments=(
+        *("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape", "scale"),
+        *("enable_gqa", "low_precision_attention", "transformer_options"),
+    ),
     query="q",
     key="k",
     value="v",
@@ -31,7 +34,8 @@ HEADS_APART = replace(
     layout="b h l d",
     output="b l (h d)",
     heads=None,
-    neutral={**ATTENTION.neutral, "skip_reshape": True},
+    neutral={"skip_output_reshape": False, "enable_gqa": False},
+    required={"skip_reshape": True},
 )
 
 

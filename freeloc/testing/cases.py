@@ -52,6 +52,11 @@ class Case:
         self.adapter = adapter
         self.model = example.model()
 
+    @property
+    def tolerance(self) -> float:
+        """Largest error of rotations and attention, as a share of the largest value."""
+        return max(self.example.tolerance, self.adapter.rounding)
+
     def profile(self, policy: Policy = "none") -> Profile:
         """A profile with the same policy on every layer, with `TRAINED` as the trained length."""
         return default_profile(self.model, policy, TRAINED, adapter=self.adapter)
@@ -71,7 +76,7 @@ class Case:
     def run(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
         """The model's first output tensor."""
         with torch.no_grad():
-            return _first_tensor((model or self.model)(**inputs))
+            return _first_tensor(self.example.output(model or self.model, inputs))
 
     def run_patched(self, inputs: Mapping[str, Any], method: Callable[[Profile, int, int], FramePlan]) -> Tensor:
         """The model's first output tensor when it is patched with a method."""

@@ -183,9 +183,13 @@ def _twice(forward: Callable[..., Any], facts: Facts, plan: FramePlan, height: i
             scale = others.get("scale")
             return dense_attention(*still, plan, height, width, facts, attn_mask, scale)
 
+        args = tuple(list(value) if isinstance(value, list) else value for value in args)  # the module may clear them
+
         def quiet(place: str | int, value: Any) -> Any:
             if place in facts.rotary:
                 return (facts.still if callable(facts.still) else facts.still[place])(value)
+            if isinstance(value, list):
+                return list(value)
             return value.clone() if isinstance(value, Tensor) else value  # the module may change it in place
 
         found = any(place in facts.rotary for place in [*range(len(args)), *kwargs])
