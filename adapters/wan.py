@@ -36,11 +36,14 @@ DIFFUSERS = Adapter(
     context_parallel=CONTEXT_PARALLEL,
 )
 
-# Reference images come before the video. Their number is in no argument of the transformer.
+# Reference images come before the video. Their number is in no argument of the transformer: it is a variable of the
+# pipeline, or in the state that the blocks of a modular pipeline share.
+IMAGES = References(caller=("num_reference_images", "state.num_reference_images"))
+
 VACE = replace(
     DIFFUSERS,
     name="wan-vace",
-    grid=TokenGrid(references=References(caller="num_reference_images"), largest_frames=ROWS),
+    grid=TokenGrid(references=IMAGES, largest_frames=ROWS),
     classes=("diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel",),
     sites=(
         *DIFFUSERS.sites,
@@ -52,7 +55,10 @@ VACE = replace(
 FLASH_ATTENTION = Kernel(
     function="flash_attention",
     layout="b l h d",
-    arguments=("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+    arguments=(
+        *("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+        *("deterministic", "dtype", "version"),
+    ),
     query="q",
     key="k",
     value="v",

@@ -7,6 +7,7 @@ from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter, ModelShape, Refusal
 
@@ -23,6 +24,7 @@ __all__ = [
     "ModelShape",
     "References",
     "Refusal",
+    "RunBy",
     "TemporalRope",
     "TokenGrid",
 ]

@@ -25,6 +25,7 @@ class Example:
             them less exactly than float32: see also `Adapter.rounding`. The suite requires that the rotation and the
             correction are at least ten times as large.
         expected_failures: checks that fail because of the model, each with the reason.
+        run: (model, inputs) -> output, where the model is not run by calling it, but by a function (`Adapter.run_by`).
     """
 
     adapter: str
@@ -35,6 +36,11 @@ class Example:
     axes: str = ""
     tolerance: float = 1e-4
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    run: Callable[[nn.Module, Mapping[str, Any]], Any] | None = None
+
+    def output(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """What the model returns for these inputs."""
+        return model(**inputs) if self.run is None else self.run(model, inputs)
 
     @property
     def label(self) -> str:

@@ -16,13 +16,14 @@ class References:
     Args:
         place: whether they are the first or the last latent frames.
         frames: their number, or a function of the arguments of the transformer, by name, that returns it.
-        caller: name of a local variable of the pipeline's call that holds their number. Where it cannot be read, none
+        caller: name of a local variable of the pipeline's call that holds their number, or of its attribute
+            (``"state.num_images"``); or several such names, for pipelines that differ. Where it cannot be read, none
             are counted, and `Patch.report` says so.
     """
 
     place: Literal["first", "last"] = "first"
     frames: int | Callable[[Mapping[str, Any]], int] | None = None
-    caller: str = ""
+    caller: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
         check_types(self)

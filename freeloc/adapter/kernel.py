@@ -22,12 +22,17 @@ class Kernel:
         output: einops order of the axes of the output, if it is another.
         heads: name of the argument that holds the number of heads, if and only if `layout` joins them with the
             channels: ``"b l (h d)"``.
-        arguments: names of all arguments, in order.
+        arguments: names of all arguments, in order. Those that no other field names do not change the result, such as
+            a choice of precision. A call with an argument that is not named here is refused.
         query, key, value, mask, scale: names of these arguments.
         valid_keys: name of the argument that holds the number of valid leading keys of each sample.
         segments: name of the argument that holds the cumulative lengths [0, valid, all, all + valid, ...]: for each
             sample in turn, its valid tokens and its padding.
         neutral: arguments that must have this value (or be left out), since freeloc does not support another.
+        required: arguments that must be given, with this value, such as ``{"skip_reshape": True}`` where `layout` is
+            that of such calls only.
+        mask_axes: einops axes of batch, queries and keys of a mask that has as many: ``"b q k"`` or ``"b k"``. Any
+            other mask broadcasts to (batch, heads, queries, keys), as in PyTorch's own function.
 
     Each name of an argument may be the path of an item or attribute of one, such as ``"options.heads"``.
     """
@@ -44,7 +49,9 @@ class Kernel:
     valid_keys: str | None = None
     segments: str | None = None
     neutral: Mapping[str, object] = field(default_factory=dict)
+    required: Mapping[str, object] = field(default_factory=dict)
     heads: str | None = None
+    mask_axes: Literal["", "b q k", "b k"] = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -54,10 +61,14 @@ class Kernel:
             "the argument that holds the number of heads, such as 'heads', if and only if the layout is 'b l (h d)'",
             self.heads,
         )
-        for word, name in self.named().items():
+        values = [("neutral", name) for name in self.neutral] + [("required", name) for name in self.required]
+        for word, name in [*self.named().items(), *values]:
             root = name.partition(".")[0]
             known = f"one of its arguments {self.arguments}, or an item of one"
             require(root in self.arguments, f"Kernel.{word}", known, name)
+        both = sorted(set(self.neutral) & set(self.required))
+        require(not both, "Kernel.required", "arguments that are not in neutral too", both)
+        require(self.mask or not self.mask_axes, "Kernel.mask_axes", "'' without a mask", self.mask_axes)
 
     def named(self) -> dict[str, str]:
         """The paths of the arguments that freeloc reads, by the word that names them."""

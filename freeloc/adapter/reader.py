@@ -31,6 +31,21 @@ class Signature:
         return self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
 
 
+def count_of(value: Any) -> int:
+    """A number of tokens or images: the number itself, the second axis of a tensor, the length of a list, or 1 image.
+
+    >>> count_of(7), count_of([object(), object()]), count_of(object()), count_of(None)
+    (7, 2, 1, 0)
+    """
+    if value is None:
+        return 0
+    if isinstance(value, Tensor) and value.ndim > 1:
+        return int(value.shape[1])
+    if isinstance(value, list | tuple):
+        return len(value)
+    return int(value) if hasattr(value, "__int__") else 1
+
+
 class Size(NamedTuple):
     """The token grid of a call."""
 

@@ -22,7 +22,8 @@ class AttentionSite:
         layers: for blocks that run in parallel with others, the numbers of the layers with which they do: the attribute
             path of a sequence with a layer for each block, or of a mapping from a layer to the number of the block; or
             a function of the model that returns either. By default the layers follow those of the previous sites.
-        kernel: the function that the module calls.
+        kernel: the function that the module calls; or several descriptions of one function, of which each call is
+            read by the first whose `Kernel.required` and `Kernel.neutral` values it has.
         text: where text tokens are in the sequence, if there are any.
         text_tokens: where their number is read: the name of an argument of the module, a number or a tensor (batch,
             text tokens, ...); or of one of the transformer, as ``"transformer.txt"``.
@@ -41,7 +42,7 @@ class AttentionSite:
 
     path: str
     layers: str | Callable[[Any], Any] | None = None
-    kernel: Kernel = SDPA
+    kernel: Kernel | tuple[Kernel, ...] = SDPA
     text: Literal["none", "first", "last"] = "none"
     text_tokens: str = ""
     text_mask: str = ""
@@ -59,6 +60,8 @@ class AttentionSite:
             "the argument that counts the text tokens, such as 'encoder_hidden_states', if and only if there is text",
             self.text_tokens,
         )
+        functions = {kernel.function for kernel in self.kernels}
+        require(len(functions) == 1, "AttentionSite.kernel", "kernels of one function", sorted(functions))
         one = self.path.split(".").count("*") == self.path.count("*") == 1
         require(one, "AttentionSite.path", "one * for the number of the block, as in 'blocks.*.attn'", self.path)
         for attribute, value in self.while_running.items():
@@ -66,6 +69,11 @@ class AttentionSite:
             require(
                 ":" in value, name, "the import path of a value, 'package.module:NAME', as in 'builtins:False'", value
             )
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The descriptions of the function that the module calls."""
+        return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
 
     def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
         """(number of the layer it runs in parallel with or None, path, module) of every module that `path` matches."""

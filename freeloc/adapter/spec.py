@@ -15,6 +15,7 @@ from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError
 
@@ -101,6 +102,7 @@ class Adapter(_Described):
         bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
         context_parallel: where an attention module finds over which processes its library splits the tokens.
+        run_by: a function that calls the parts of the transformer, where its own forward is not called.
         rounding: how far the model itself rounds, as a share of the largest value, if it computes angles, queries or
             attention less exactly than in float32, or casts them to bfloat16 inside. It bounds by how much rotations
             and attention may differ in the conformance suite, and with a factor of 4 in the checks of every call.
@@ -126,12 +128,15 @@ class Adapter(_Described):
         return None if found is None or (self.exact and found[0]) else found
 
     context_parallel: ContextParallel | None = None
+    run_by: RunBy | None = None
     rounding: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expected = f"0 to {MOST_ROUNDING}, a share of the largest value"
         require(0 <= self.rounding <= MOST_ROUNDING, "Adapter.rounding", expected, self.rounding)
+        expected = "the path of the submodule whose call begins a forward pass, such as 'patch_embedding', with run_by"
+        require(self.run_by is None or bool(self.grid.submodule), "TokenGrid.of", expected, self.grid.of)
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""
@@ -154,7 +159,8 @@ class Adapter(_Described):
         """
         assert self.beside is not None  # the caller found the transformer by it
         own, layers = self.shape(model).layers, known.shape(transformer).layers
-        numbers = self.beside.numbers(read_path(transformer, self.beside.layers), own)
+        has_numbers = model if self.beside.of == "itself" else transformer
+        numbers = self.beside.numbers(read_path(has_numbers, self.beside.layers), own)
         expected = f"layers of {type(transformer).__name__}, 0 to {layers - 1}"
         require(set(numbers) <= set(range(layers)), f"Beside.layers {self.beside.layers!r}", expected, numbers)
         return replace(self, layer_numbers=numbers)

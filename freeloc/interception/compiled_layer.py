@@ -13,7 +13,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
 from freeloc.interception.context import ForwardContext, Read
-from freeloc.interception.kernel_call import KernelCall, as_output, read_call
+from freeloc.interception.kernel_call import KernelCall, as_output, kernel_of, read_call
 from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.patched import OF_MODEL, PatchedModel
@@ -30,10 +30,11 @@ def answer_in_trace(
     tables = reader.tables(argument_at(given, model.tables) if model.tables else None)
 
     def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
-        call = read_call(site.kernel, given, named)
+        kernel = kernel_of(reader.kernels, given, named)
+        call = read_call(kernel, given, named)
         of_sample = None if mask is None else mask[number]
         rest = layer.handle, *model.traced, tables, of_sample, text
-        return as_output(site.kernel, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
+        return as_output(kernel, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
 
     return answer
 

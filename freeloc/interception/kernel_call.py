@@ -23,8 +23,38 @@ class KernelCall(NamedTuple):
 
 
 def arguments_of(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a kernel's call, by name."""
-    return dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
+    """The arguments of a kernel's call, by name.
+
+    Raises:
+        LayoutError: if the adapter does not name one of them.
+    """
+    if len(args) > len(kernel.arguments):
+        raise LayoutError(
+            f"expected at most {len(kernel.arguments)} arguments {kernel.arguments} of its attention, found "
+            f"{len(args)}: name the others in Kernel.arguments"
+        )
+    given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
+    if other := [name for name in given if name not in kernel.arguments]:
+        raise LayoutError(
+            f"expected its attention to be called with {kernel.arguments}, found also {', '.join(map(str, other))}: if "
+            "it does not change the result, name it in Kernel.arguments, else in Kernel.neutral too"
+        )
+    return given
+
+
+def kernel_of(kernels: Sequence[Kernel], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Kernel:
+    """The first description that fits a call.
+
+    Raises:
+        LayoutError: if there are several, and none fits.
+    """
+    if len(kernels) == 1:
+        return kernels[0]
+    unmet = [_unmet(kernel, arguments_of(kernel, args, kwargs)) for kernel in kernels]
+    for kernel, problem in zip(kernels, unmet, strict=True):
+        if not problem:
+            return kernel
+    raise LayoutError("; or ".join(unmet))
 
 
 def read_call(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) -> KernelCall:
@@ -34,17 +64,38 @@ def read_call(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         LayoutError: if an argument has a value that freeloc does not support, or arguments are missing.
     """
     given = arguments_of(kernel, args, kwargs)
-    for name, neutral in kernel.neutral.items():
-        if given.get(name, neutral) != neutral:
-            raise LayoutError(f"expected {name}={neutral} in its attention, found {given[name]}")
+    if problem := _unmet(kernel, given):
+        raise LayoutError(problem)
     names = (kernel.query, kernel.key, kernel.value)
     if missing := [name for name in names if _read(given, name) is None]:
         raise LayoutError(f"expected {missing} among the arguments of its attention, found {[*given]}")
     query, key, value = _heads_apart(kernel, given)
-    valid = _read(given, kernel.valid_keys)
+    valid, mask = _read(given, kernel.valid_keys), _read(given, kernel.mask)
     if (ends := _read(given, kernel.segments)) is not None:
         valid = ends[1::2] - ends[0:-1:2]
-    return KernelCall(query, key, value, _read(given, kernel.mask), valid, _read(given, kernel.scale))
+    if mask is not None and kernel.mask_axes and mask.ndim == len(kernel.mask_axes.split()):
+        mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
+    return KernelCall(query, key, value, mask, valid, _read(given, kernel.scale))
+
+
+def _unmet(kernel: Kernel, given: Mapping[str, Any]) -> str:
+    """How the values of arguments differ from those that the adapter names; empty if they do not."""
+    for name, expected in (*kernel.required.items(), *kernel.neutral.items()):
+        found = argument_at(given, name, is_optional=True) if "." in name else given.get(name, _LEFT_OUT)
+        may_miss = name in kernel.neutral and (found is _LEFT_OUT or ("." in name and found is None))
+        if not (may_miss or _equals(found, expected)):
+            shown = "a tensor" if isinstance(found, Tensor) else "it left out" if found is _LEFT_OUT else found
+            return f"expected {name}={expected} in its attention, found {shown}"
+    return ""
+
+
+_LEFT_OUT = object()
+
+
+def _equals(found: Any, expected: object) -> bool:
+    if isinstance(found, Tensor):
+        return found is expected or (expected is not None and found.numel() == 1 and bool(found == expected))
+    return bool(found == expected)
 
 
 def _read(given: Mapping[str, Any], name: str | None) -> Any:

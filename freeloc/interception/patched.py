@@ -12,7 +12,7 @@ from torch import nn
 
 from freeloc.adapter.kernel import SDPA
 from freeloc.adapter.paths import argument_at
-from freeloc.adapter.reader import GridReader, Signature
+from freeloc.adapter.reader import GridReader, Signature, count_of
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
@@ -22,6 +22,7 @@ from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
 from freeloc.interception.rotation import TOLERANCE, Rotation, TableRows, fit_rotation, rotation_steps
+from freeloc.interception.run_by import submodule_of
 from freeloc.interception.watch import Observer
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
@@ -38,15 +39,6 @@ UNKNOWN_REFERENCES = (
 
 MOST_ROTATIONS = 16
 """Largest number of sets of frequencies whose plans are kept."""
-
-
-def count_of(value: Any) -> int:
-    """A number of tokens or images: the number itself, the second axis of a tensor, or the length of a sequence."""
-    if value is None:
-        return 0
-    if isinstance(value, torch.Tensor) and value.ndim > 1:
-        return int(value.shape[1])
-    return len(value) if isinstance(value, list | tuple) else int(value)
 
 
 @dataclass
@@ -100,8 +92,8 @@ class PatchedModel:
         self.has_called = False
         """Whether a layer that may be corrected was called in the traced forward that is running."""
         self.places = list(adapter.places(module))
-        kernels = {site.kernel.function for site in adapter.sites}
-        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention"
+        kernels = {site.kernels[0].function for site in adapter.sites}
+        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention" and adapter.run_by is None
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
         self.shows_grid = self._shows_grid()
         self.reader = GridReader(adapter, module, self.shows_grid)
@@ -134,15 +126,12 @@ class PatchedModel:
 
     def _shows_grid(self) -> nn.Module:
         """The module whose call has the token grid."""
-        of, name = self.adapter.grid.of, type(self.module).__name__
+        of = self.adapter.grid.of
         if of == "attention":
             return self.places[0][3]
         if of == "transformer":
             return self.module
-        try:
-            found = self.module.get_submodule(of)
-        except AttributeError as error:
-            raise AdapterError(f"{name} has no '{of}', where its adapter expects its token grid: {error}") from error
+        found = submodule_of(self.module, of, "its token grid")
         if any(found is module for _, _, _, module in self.places):
             raise AdapterError(
                 f"TokenGrid.of: expected a submodule that runs before attention, or 'attention', found '{of}'"

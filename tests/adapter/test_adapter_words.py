@@ -30,7 +30,7 @@ SLIPS = {
     "other tokens": (lambda: AttentionSite("blocks.*", tokens="fhw"), "expected one of 'f h w', 'f', found 'fhw'"),
     "a kernel by its name alone": (
         lambda: AttentionSite("blocks.*", kernel="kernel"),
-        r"AttentionSite\.kernel: expected Kernel, found 'kernel'",
+        r"AttentionSite\.kernel: expected Kernel \| tuple\[Kernel, \.\.\.\], found 'kernel'",
     ),
     "a class of hooks by its name alone": (
         lambda: Bypasses("hooks", caches=("CacheHook",)),
@@ -112,6 +112,30 @@ SLIPS = {
     "a query that is no argument": (
         lambda: replace(KERNEL, query="query"),
         r"Kernel\.query: expected one of its arguments \('q', 'k', .*, or an item of one, found 'query'",
+    ),
+    "a value of no argument": (
+        lambda: replace(KERNEL, required={"skip": True}),
+        r"Kernel\.required: expected one of its arguments .* found 'skip'",
+    ),
+    "a neutral value of no argument": (
+        lambda: replace(KERNEL, neutral={"causal": False}),
+        r"Kernel\.neutral: expected one of its arguments .* found 'causal'",
+    ),
+    "an argument that must be given or left out": (
+        lambda: replace(KERNEL, neutral={"sharpness": 1}, required={"sharpness": 2}),
+        r"Kernel\.required: expected arguments that are not in neutral too, found \['sharpness'\]",
+    ),
+    "axes of no mask": (
+        lambda: replace(KERNEL, mask=None, mask_axes="b k"),
+        r"Kernel\.mask_axes: expected '' without a mask, found 'b k'",
+    ),
+    "kernels of two functions": (
+        lambda: replace(SITE, kernel=(KERNEL, replace(KERNEL, function="other"))),
+        r"AttentionSite\.kernel: expected kernels of one function, found \['kernel', 'other'\]",
+    ),
+    "no kernel": (
+        lambda: replace(SITE, kernel=()),
+        r"AttentionSite\.kernel: expected Kernel \| tuple\[Kernel, \.\.\.\], found \(\)",
     ),
     "an item of no argument": (
         lambda: replace(KERNEL, mask="options.mask"),

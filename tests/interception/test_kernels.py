@@ -33,7 +33,7 @@ class Subject:
             return self.model(**self.example.inputs(frames, 2, 3, batch) | changes)
 
     def patch(self, **kernel):
-        known = adapter(replace(self.kernel, **kernel))
+        known = adapter(replace(self.kernel, **kernel) if kernel else self.kernel)
         return freeloc.patch(self.model, self.profile, adapter=known)
 
 
@@ -111,4 +111,40 @@ def test_a_call_that_is_not_in_the_layout_is_refused(what):
     for block in subject.model.blocks:
         block.attn.kernel = other
     with subject.patch(), pytest.raises(LayoutError, match=rf"^blocks\.0\.attn: .*{message}"):
+        subject.run(9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "low"}, ""),
+        (
+            {"sharpness": 0.5},
+            r"called with \('q', .*'precision'\), found also sharpness: if it does not",
+        ),
+        ({"skip_reshape": True}, "expected skip_reshape=False in its attention, found True"),
+        ({"skip_reshape": torch.ones(2)}, "expected skip_reshape=False in its attention, found a tensor"),
+    ],
+)
+def test_an_argument_that_changes_the_result_is_not_ignored(options, message):
+    subject = Subject("an argument left out")
+    with subject.patch():
+        expected = subject.run(9)
+    for block in subject.model.blocks:
+        block.attn.options = options
+    with subject.patch():
+        if message:
+            with pytest.raises(LayoutError, match=rf"^blocks\.0\.attn: .*{message}"):
+                subject.run(9)
+        else:
+            assert torch.equal(subject.run(9), expected)
+
+
+@pytest.mark.parametrize(("name", "given"), [("an argument given", {}), ("one or the other", {"skip_reshape": 0.5})])
+def test_a_call_without_a_required_argument_is_refused(name, given):
+    subject = Subject(name)
+    for block in subject.model.blocks:
+        block.attn.skip, block.attn.options = False, given
+    found = r"expected skip_reshape=True in its attention, found (it left out|0\.5)$"
+    with subject.patch(), pytest.raises(LayoutError, match=found):
         subject.run(9)

@@ -5,6 +5,8 @@ The kernels bring their arguments into PyTorch's order by themselves, with einop
 """
 
 import functools
+import itertools
+from dataclasses import replace
 
 import einops
 import torch
@@ -43,10 +45,63 @@ class Attention(nn.Module):
         q, k, v = (arranged(tensor, "b l h d", self.layout) for tensor in (q, k, v))
         return attention(q, k, v, self.heads, mask=mask, layout=self.layout, output=self.output)
 
+    def argument(self, x):
+        """The argument of this module with the tokens."""
+        return x
+
     def forward(self, x, turns, mask):
         """`x` is (batch, tokens, channels), `turns` (cos, sin) of the pairs of each token, `mask` the keys seen."""
         q, k, v = (layer(x).unflatten(2, (HEADS, HEAD_DIM)) for layer in (self.to_q, self.to_k, self.to_v))
         return self.out(arranged(self.kernel(turn(q, turns), turn(k, turns), v, mask), self.output, "b l (h d)"))
+
+
+def reshaping_attention(q, k, v, heads, mask=None, skip_reshape=False, **options):
+    """A kernel of two layouts, with masks of a batch, and options that may change nothing or the result."""
+    if not skip_reshape:
+        q, k, v = (arranged(tensor, "b l (h d)", "b h l d") for tensor in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=options.get("sharpness"))
+    return arranged(out, "b h l d", "b l (h d)")
+
+
+class Reshaping(Attention):
+    """Attention that calls one kernel in one layout, or in the other where `skip` is set."""
+
+    def __init__(self, skip):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.skip, self.options = skip, {"precision": "high"}
+
+    def kernel(self, q, k, v, mask):
+        layout = "b h l d" if self.skip else "b l (h d)"
+        q, k, v = (arranged(tensor, "b l h d", layout) for tensor in (q, k, v))
+        skip = {"skip_reshape": True} if self.skip else {}
+        mask = mask[:, 0].expand(-1, q.shape[2 if self.skip else 1], -1)
+        return reshaping_attention(q, k, v, heads=HEADS, mask=mask, **skip, **self.options)
+
+
+def list_attention(qkv, drop_rate=0.0):
+    """A kernel that gets a list, and clears it to save memory, as those of musubi-tuner and Wan2GP do."""
+    q, k, v = (arranged(tensor, "b l h d", "b h l d") for tensor in qkv)
+    qkv.clear()
+    return arranged(F.scaled_dot_product_attention(q, k, v), "b h l d", "b l h d")
+
+
+class Listing(Attention):
+    """Attention that hands a list to its kernel, and gets one."""
+
+    def __init__(self):
+        super().__init__("b l h d", "b l h d")
+
+    def kernel(self, q, k, v, mask):
+        tensors = [q, k, v]
+        return list_attention(tensors)
+
+    def argument(self, x):
+        return [x]
+
+    def forward(self, streams, turns, mask):
+        x = streams[0]
+        streams.clear()
+        return super().forward(x, turns, mask)
 
 
 def turn(x, turns):
@@ -64,7 +119,7 @@ class Block(nn.Module):
         self.ff = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
 
     def forward(self, x, turns, mask):
-        x = x + self.attn(self.norm(x), turns, mask)
+        x = x + self.attn(self.attn.argument(self.norm(x)), turns, mask)
         return x + self.ff(self.norm(x))
 
 
@@ -110,7 +165,14 @@ FACTS = Facts(
 
 def adapter(kernel):
     """The adapter of a model whose attention calls this kernel."""
-    site = AttentionSite("blocks.*.attn", kernel=kernel, text="last", text_tokens="transformer.text", joint=True)
+    site = AttentionSite(
+        "blocks.*.attn",
+        kernel=kernel,
+        text="last",
+        text_tokens="transformer.text",
+        joint=True,
+        hidden_states="streams.0" if kernel is LISTING else "",
+    )
     return Adapter(
         name="kernel-double",
         family="kernel-double",
@@ -152,5 +214,44 @@ def between(layout, output):
     return functools.partial(Attention, layout, output), kernel
 
 
+RESHAPING = Kernel(
+    function="reshaping_attention",
+    layout="b l (h d)",
+    arguments=("q", "k", "v", "heads", "mask", "skip_reshape", "precision"),
+    query="q",
+    key="k",
+    value="v",
+    heads="heads",
+    mask="mask",
+    mask_axes="b q k",
+    neutral={"skip_reshape": False},
+)
+SKIPPING = replace(
+    RESHAPING, layout="b h l d", output="b l (h d)", heads=None, neutral={}, required={"skip_reshape": True}
+)
+
+
+def alternating():
+    """Makes attention that calls its kernel in one layout in every other block."""
+    skips = itertools.cycle((False, True))
+    return lambda: Reshaping(next(skips))
+
+
 KERNELS = {f"{layout} to {output}": between(layout, output) for layout in LAYOUTS for output in LAYOUTS}
-"""(how to make the attention, its kernel) by what it shows."""
+LISTING = Kernel(
+    function="list_attention",
+    layout="b l h d",
+    arguments=("qkv", "drop_rate"),
+    query="qkv.0",
+    key="qkv.1",
+    value="qkv.2",
+    neutral={"drop_rate": 0.0},
+)
+
+KERNELS |= {
+    "a list": (Listing, LISTING),
+    "an argument left out": (lambda: Reshaping(False), RESHAPING),
+    "an argument given": (lambda: Reshaping(True), SKIPPING),
+    "one or the other": (alternating(), (RESHAPING, SKIPPING)),
+}
+"""(how to make the attention, its kernel or kernels) by what it shows."""
