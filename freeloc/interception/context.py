@@ -23,6 +23,9 @@ from freeloc.plans.length import VideoLength
 Grid = tuple[int, int, int]
 """Latent frames, rows and columns of tokens."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
 
 class Read(NamedTuple):
     """What was read from the arguments of a transformer's call."""
@@ -119,7 +122,7 @@ def module_frame() -> FrameType:
 _MODULES = torch.nn.modules.module.__file__
 
 
-def arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def arguments(frame: FrameType) -> Arguments | None:
     """The arguments that a module's forward gets, in the frame of its call, where hooks may have replaced them."""
     values = frame.f_locals
     args, kwargs = values.get("args"), values.get("kwargs")

@@ -193,7 +193,7 @@ class LayerHook:
         share = self.share_of(call, seen.share, grids[0])
         which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)
         if number == 0 and self.model.correction.checked:
-            self._check(which, seen.share, call, frame)
+            self._check(which, seen, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
             return as_output(kernel, self.attend(call, which, given))
         out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
@@ -212,7 +212,7 @@ class LayerHook:
             return None
         return parallel.head_share(self.model, self.module, call, tokens, self.reader.video_tokens(grid))
 
-    def _check(self, which: Which, tokens: parallel.Share | None, call: KernelCall, frame: FrameType) -> None:
+    def _check(self, which: Which, seen: ModuleCall, call: KernelCall, frame: FrameType) -> None:
         """Check the tokens that reach the kernel, in the first call of each size and processor.
 
         Raises:
@@ -223,8 +223,9 @@ class LayerHook:
         known = self._checked.get(size)
         if known is None or known[0] is not own[0] or known[1] is not own[1]:
             ready = self._ready.get(which) or self._make_ready(which)
-            of_call, shares = (call, which, ready.layout), (tokens, ready.gathered)
-            marked.check(self.model, self.reader, self.module, frame, of_call, shares, self.report.path)
+            of_call, shares = (call, which, ready.layout), (seen.share, ready.gathered)
+            running = frame, seen.arguments or context.arguments(frame)
+            marked.check(self.model, self.reader, self.module, running, of_call, shares, self.report.path)
             self._checked[size] = own
 
     def answer_compiled(self, *arguments: Any) -> Tensor:

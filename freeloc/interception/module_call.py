@@ -14,7 +14,7 @@ from freeloc.adapter.tables import tables_in
 from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
 from freeloc.errors import LayoutError
-from freeloc.interception import parallel
+from freeloc.interception import context, parallel
 from freeloc.interception.context import ForwardContext, Grid, Read
 from freeloc.interception.patched import OF_MODEL, PatchedModel
 from freeloc.interception.rotation import Rotation, TableRows
@@ -37,6 +37,8 @@ class ModuleCall(NamedTuple):
     """Whether there are more tokens than the model was trained on. Then it is refused at any length."""
     share: parallel.Share | None = None
     """Whose tokens the call has, if several processes share the sequence."""
+    arguments: context.Arguments | None = None
+    """Its arguments, with copies of lists; None if there are none, since only lists are cleared to save memory."""
 
 
 class Which(NamedTuple):
@@ -94,7 +96,8 @@ class CallReader:
         _, lengths, rotation = known[1]
         other = self.other_tokens(read, given, grids[0], text, share)
         is_longer = bool(other) and self._exceeds(given, grids[0], share)
-        return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer, share)
+        refused = read.refused or other or rotation.refused
+        return ModuleCall(grids, lengths, text, rotation, refused, is_longer, share, _kept(args, kwargs))
 
     def share(self, module: nn.Module, given: Mapping[str, Any], read: Read) -> parallel.Share | None:
         """Whose tokens a call has, if several processes share the sequence."""
@@ -219,6 +222,14 @@ class CallReader:
         trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
         most = trained * (self.video_tokens(grid) // grid[0])
         return hidden is None or hidden.shape[1] * (share.degree if share else 1) > most
+
+
+def _kept(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> context.Arguments | None:
+    """Arguments that a module cannot change by clearing a list; None if none of them is a list."""
+    if not any(type(value) is list for value in (*args, *kwargs.values())):
+        return None
+    copies = [list(value) if type(value) is list else value for value in (*args, *kwargs.values())]
+    return tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -45,6 +45,10 @@ class Attention(nn.Module):
         q, k, v = (arranged(tensor, "b l h d", self.layout) for tensor in (q, k, v))
         return attention(q, k, v, self.heads, mask=mask, layout=self.layout, output=self.output)
 
+    def argument(self, x):
+        """The argument of this module with the tokens."""
+        return x
+
     def forward(self, x, turns, mask):
         """`x` is (batch, tokens, channels), `turns` (cos, sin) of the pairs of each token, `mask` the keys seen."""
         q, k, v = (layer(x).unflatten(2, (HEADS, HEAD_DIM)) for layer in (self.to_q, self.to_k, self.to_v))
@@ -74,6 +78,32 @@ class Reshaping(Attention):
         return reshaping_attention(q, k, v, heads=HEADS, mask=mask, **skip, **self.options)
 
 
+def list_attention(qkv, drop_rate=0.0):
+    """A kernel that gets a list, and clears it to save memory, as those of musubi-tuner and Wan2GP do."""
+    q, k, v = (arranged(tensor, "b l h d", "b h l d") for tensor in qkv)
+    qkv.clear()
+    return arranged(F.scaled_dot_product_attention(q, k, v), "b h l d", "b l h d")
+
+
+class Listing(Attention):
+    """Attention that hands a list to its kernel, and gets one."""
+
+    def __init__(self):
+        super().__init__("b l h d", "b l h d")
+
+    def kernel(self, q, k, v, mask):
+        tensors = [q, k, v]
+        return list_attention(tensors)
+
+    def argument(self, x):
+        return [x]
+
+    def forward(self, streams, turns, mask):
+        x = streams[0]
+        streams.clear()
+        return super().forward(x, turns, mask)
+
+
 def turn(x, turns):
     """Turn interleaved pairs of (batch, tokens, heads, head_dim)."""
     cos, sin = (table[:, None] for table in turns)
@@ -89,7 +119,7 @@ class Block(nn.Module):
         self.ff = nn.Linear(HEADS * HEAD_DIM, HEADS * HEAD_DIM)
 
     def forward(self, x, turns, mask):
-        x = x + self.attn(self.norm(x), turns, mask)
+        x = x + self.attn(self.attn.argument(self.norm(x)), turns, mask)
         return x + self.ff(self.norm(x))
 
 
@@ -135,7 +165,14 @@ FACTS = Facts(
 
 def adapter(kernel):
     """The adapter of a model whose attention calls this kernel."""
-    site = AttentionSite("blocks.*.attn", kernel=kernel, text="last", text_tokens="transformer.text", joint=True)
+    site = AttentionSite(
+        "blocks.*.attn",
+        kernel=kernel,
+        text="last",
+        text_tokens="transformer.text",
+        joint=True,
+        hidden_states="streams.0" if kernel is LISTING else "",
+    )
     return Adapter(
         name="kernel-double",
         family="kernel-double",
@@ -201,7 +238,18 @@ def alternating():
 
 
 KERNELS = {f"{layout} to {output}": between(layout, output) for layout in LAYOUTS for output in LAYOUTS}
+LISTING = Kernel(
+    function="list_attention",
+    layout="b l h d",
+    arguments=("qkv", "drop_rate"),
+    query="qkv.0",
+    key="qkv.1",
+    value="qkv.2",
+    neutral={"drop_rate": 0.0},
+)
+
 KERNELS |= {
+    "a list": (Listing, LISTING),
     "an argument left out": (lambda: Reshaping(False), RESHAPING),
     "an argument given": (lambda: Reshaping(True), SKIPPING),
     "one or the other": (alternating(), (RESHAPING, SKIPPING)),
