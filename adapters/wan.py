@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
 
-from freeloc.adapter import Adapter, AttentionSite, ContextParallel, Kernel, References, Refusal, TemporalRope, TokenGrid
+from freeloc.adapter import (
+    Adapter,
+    AttentionSite,
+    ContextParallel,
+    Kernel,
+    References,
+    Refusal,
+    TemporalRope,
+    TokenGrid,
+)
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6), tables="rotary_emb")
@@ -65,7 +74,7 @@ FLASH_ATTENTION = Kernel(
     scale="softmax_scale",
     valid_keys="k_lens",
     neutral={"q_lens": None, "dropout_p": 0.0, "q_scale": None, "causal": False, "window_size": (-1, -1)},
-    also=("wan.distributed.ulysses:flash_attention",),  # of its own sequence parallelism: a process has some heads
+    also="wan.distributed.ulysses:flash_attention",  # of its own sequence parallelism: a process has some heads
 )
 
 ORIGINAL = Adapter(

@@ -18,8 +18,8 @@ class Kernel:
         function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
             computes both products itself; or a function's name in the file that defines the module; or, for another
             file, ``"package.module:name"``.
-        also: further files that call the function while the module runs, ``"package.module:name"``, such as the one of
-            sequence parallelism. They are looked up when the module runs, and may not be imported then.
+        also: ``"package.module:name"`` in a further file that may call the function in its place while the module runs,
+            such as that of sequence parallelism; if it is imported then.
         layout: einops order of the axes of query, key and value.
         output: einops order of the axes of the output, if it is another.
         heads: name of the argument that holds the number of heads, if and only if `layout` joins them with the
@@ -54,7 +54,7 @@ class Kernel:
     required: Mapping[str, object] = field(default_factory=dict)
     heads: str | None = None
     mask_axes: Literal["", "b q k", "b k"] = ""
-    also: tuple[str, ...] = ()
+    also: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -46,7 +46,8 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
         return ProductInterceptor(answer, frame)
     where, _, name = kernel.function.rpartition(":")
     places = [(where or _home_of(name, module), name)]
-    places += [(file, name) for file, _, name in (path.rpartition(":") for path in kernel.also) if file in sys.modules]
+    file, _, other = kernel.also.rpartition(":")
+    places += [(file, other)] if file in sys.modules else []
     return NameInterceptor(answer, frame, places)
 
 
