@@ -36,7 +36,8 @@ class TokenGrid:
     Args:
         argument: name of a forward argument of the transformer (or of another module, see `of`); or three names of
             arguments that hold the numbers of latent frames, rows and columns; or ``"output"`` for what the module in
-            `of` returns.
+            `of` returns. Here and in `coordinates` and `refused`, a name may be that of an item or an attribute of an
+            argument: ``"x.0"``, ``"video.positions"``.
         axes: einops names of the argument's axes, ``f h w`` among them; ``"sample (f h w)"`` for sizes per sample;
             ``"sample token (f h w)"`` for a table of every token's coordinates.
         patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for

@@ -23,6 +23,9 @@ from freeloc.plans.length import VideoLength
 Grid = tuple[int, int, int]
 """Latent frames, rows and columns of tokens."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
 
 class Read(NamedTuple):
     """What was read from the arguments of a transformer's call."""
@@ -67,6 +70,8 @@ class ForwardContext:
     """Active interceptions, the innermost last."""
     called: dict[object, list[VideoLength]] = field(default_factory=dict)
     """The layers whose attention modules were called, with the length of each sample."""
+    by_function: bool = False
+    """Whether a function calls the parts of the model (`Adapter.run_by`), and `frame` is that of its call."""
     is_traced: bool = False
     """Whether it is the context of one module alone, in a model that is compiled as a whole."""
     text: int = 0
@@ -117,7 +122,7 @@ def module_frame() -> FrameType:
 _MODULES = torch.nn.modules.module.__file__
 
 
-def arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def arguments(frame: FrameType) -> Arguments | None:
     """The arguments that a module's forward gets, in the frame of its call, where hooks may have replaced them."""
     values = frame.f_locals
     args, kwargs = values.get("args"), values.get("kwargs")

@@ -179,7 +179,9 @@ def _twice(forward: Callable[..., Any], facts: Facts, plan: FramePlan, height: i
             scale = others.get("scale")
             return dense_attention(*still, plan, height, width, facts, attn_mask, scale)
 
-        quiet = [facts.still(value) if place in facts.rotary else value for place, value in enumerate(args)]
+        args = [list(value) if isinstance(value, list) else value for value in args]  # the module may clear them
+        quiet = [list(value) if isinstance(value, list) else value for value in args]
+        quiet = [facts.still(value) if place in facts.rotary else value for place, value in enumerate(quiet)]
         named = {name: facts.still(value) if name in facts.rotary else value for name, value in kwargs.items()}
         found = any(place in facts.rotary for place in [*range(len(args)), *kwargs])
         assert found or not facts.rotary, "no rotary table was passed"

@@ -82,6 +82,8 @@ def share(model: Any, library: str, kind: str = "ulysses") -> Any:
         size = {"ring_size": 2} if kind == "ring" else {"ulysses_size": 2}
         config = cache_dit.ParallelismConfig(**size, attention_backend="native")
         cache_dit.enable_cache(model, cache_config=None, parallelism_config=config)
+    elif library == "wan":
+        wan_double.spread(model)
     elif library == "tensor":
         _split_weights(model)
     elif library == "fsdp1":
