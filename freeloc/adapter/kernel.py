@@ -18,6 +18,8 @@ class Kernel:
         function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
             computes both products itself; or a function's name in the file that defines the module; or, for another
             file, ``"package.module:name"``.
+        also: ``"package.module:name"`` in a further file that may call the function in its place while the module runs,
+            such as that of sequence parallelism; if it is imported then.
         layout: einops order of the axes of query, key and value.
         output: einops order of the axes of the output, if it is another.
         output_parts: whether the output is a tuple of as many tensors as a query that has several names.
@@ -57,6 +59,7 @@ class Kernel:
     heads: str | None = None
     mask_axes: Literal["", "b q k", "b k", "b t"] = ""
     output_parts: bool = False
+    also: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
