@@ -23,6 +23,8 @@ class Kernel:
             computes both products itself; or a function's name in the file that defines the module; or, for another
             file, ``"package.module:name"``; or, with a dot before it, the path of an attribute of the attention module,
             ``".attention_function"``: a function, a module, or another callable that it holds.
+        also: ``"package.module:name"`` in a further file that may call the function in its place while the module runs,
+            such as that of sequence parallelism; if it is imported then.
         layout: einops order of the axes of query, key and value.
         output: einops order of the axes of the output, if it is another.
         output_parts: whether the output is a tuple of as many tensors as a query that has several names.
@@ -62,6 +64,7 @@ class Kernel:
     heads: str | None = None
     mask_axes: Literal["", "b q k", "b k", "b t"] = ""
     output_parts: bool = False
+    also: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -72,6 +75,8 @@ class Kernel:
             "module, '.name'",
             self.function,
         )
+        also = not self.also or re.fullmatch(r"[\w.-]+:\w+", self.also)
+        require(also, "Kernel.also", "'package.module:name'", self.also)
         require(
             bool(self.heads) == (self.layout == "b l (h d)"),
             "Kernel.heads",

@@ -46,7 +46,10 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
         return SdpaInterceptor(answer, frame)
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
-    return NameInterceptor(answer, frame, [_place_of(kernel.function, module)])
+    places = [_place_of(kernel.function, module)]
+    file, _, name = kernel.also.rpartition(":")
+    places += [(sys.modules[file], name)] if file in sys.modules else []
+    return NameInterceptor(answer, frame, places)
 
 
 Place = tuple[Any, str]

@@ -143,6 +143,11 @@ def _with_marks(hidden_states: Tensor, tokens: Tensor, first: int, share: Share 
     if share is not None:
         part = share.part(len(tokens))
         tokens, first = tokens[part.start : part.stop], first // share.degree
+    elif len(tokens) > hidden_states.shape[1] - first and torch.distributed.is_initialized():
+        # of a library that freeloc does not know, and maybe padded
+        own = hidden_states.shape[1]
+        start = own * (torch.distributed.get_rank() % -(-len(tokens) // own))
+        tokens = tokens[start : start + own]
     marked = hidden_states.detach().clone()
     marked[:, first : first + len(tokens)] = tokens
     return marked
