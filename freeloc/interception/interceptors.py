@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +46,7 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
         return SdpaInterceptor(answer, frame)
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
-    places = [_place_of(kernel.function, module)]
+    places = _places_of(kernel.function, module)
     file, _, name = kernel.also.rpartition(":")
     places += [(sys.modules[file], name)] if file in sys.modules else []
     return NameInterceptor(answer, frame, places)
@@ -56,12 +56,12 @@ Place = tuple[Any, str]
 """A file or an object, and the name under which it has a function."""
 
 
-def _place_of(function: str, module: nn.Module) -> Place:
+def _places_of(function: str, module: nn.Module) -> list[Place]:
     """Where a module finds its kernel, as in `Kernel.function`."""
     if function.startswith("."):
-        return _held_by(module, function[1:])
+        return [_held_by(module, function[1:])]
     where, _, name = function.rpartition(":")
-    return importlib.import_module(where or _home_of(name, module)), name
+    return [(importlib.import_module(where), name)] if where else [(file, name) for file in _homes_of(name, module)]
 
 
 def _held_by(module: nn.Module, path: str) -> Place:
@@ -78,10 +78,23 @@ def _held_by(module: nn.Module, path: str) -> Place:
     return (held, "forward") if isinstance(held, nn.Module) else (owner, name)
 
 
-def _home_of(name: str, module: nn.Module) -> str:
-    """The file of a module's class that defines this name. Libraries such as FSDP wrap the class in their own."""
-    files = [base.__module__ for base in type(module).__mro__]
-    return next((file for file in files if hasattr(sys.modules.get(file), name)), files[0])
+def _homes_of(name: str, module: nn.Module) -> list[ModuleType]:
+    """The files of a module's class and its bases that have the function with this name.
+
+    The class that defines ``forward`` comes first: libraries such as FSDP wrap a class in their own. Another file
+    counts if its name is the same function.
+    """
+    bases = type(module).__mro__
+    first = next((index for index, base in enumerate(bases) if "forward" in vars(base)), 0)
+    files = [
+        sys.modules[base.__module__] for base in (*bases[first:], *bases[:first]) if base.__module__ in sys.modules
+    ]
+    found = {id(file): file for file in files if callable(getattr(file, name, None))}
+    if not found:
+        raise AdapterError(f"{bases[first].__module__} has no function '{name}', which its adapter expects")
+    functions = {key: _Name.of(file, name).original for key, file in found.items()}
+    kernel = next(iter(functions.values()))
+    return [file for key, file in found.items() if functions[key] is kernel]
 
 
 class _ModeInterceptor(TorchFunctionMode):
