@@ -44,11 +44,13 @@ def test_importing_it_needs_no_comfyui(pack):
 
 def test_every_input_and_node_explains_itself(pack):
     for kind, node in pack.NODE_CLASS_MAPPINGS.items():
+        json.dumps(node.INPUT_TYPES())  # as ComfyUI's page gets them
         assert node.DESCRIPTION, kind
         assert node.CATEGORY == "freeloc"
         for group in node.INPUT_TYPES().values():
-            for name, (_, options) in group.items():
+            for name, (types, options) in group.items():
                 assert options.get("tooltip"), (kind, name)
+                assert "default" not in options or not isinstance(types, list) or options["default"] in types
 
 
 def test_the_package_says_what_it_requires(pack):
