@@ -130,6 +130,14 @@ def test_methods_that_require_noise_of_their_own_are_not_offered(pack):
     assert len(methods) == len(set(methods))
 
 
+def test_copies_of_a_network_on_several_devices_are_patched_together(pack):
+    sampling = part(pack, "sampling")
+    networks = [load_transformer(), load_transformer()]
+    with sampling.Correction(freeloc.load_profile("tiny-wan")).patched(networks) as patch:
+        assert len(patch.report().models) == 2
+    assert not any(module._forward_pre_hooks for network in networks for module in network.modules())
+
+
 def test_a_run_knows_its_latent(pack):
     sampling = part(pack, "sampling")
     latent = torch.randn(1, 16, 12, 8, 8, generator=torch.Generator().manual_seed(0))
