@@ -22,6 +22,8 @@ DOUBLES = ("wan_double", "hunyuan_double", "opensora_double", "diffsynth_double"
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
+    "wan-original": "Wan2.2 42bf4cf",
+    "wan-original-animate": "Wan2.2 42bf4cf",
 }
 """Adapters that tests/runtimes also proves on the real source, and its version."""
 OF_TESTS = ("cosmos_control",)

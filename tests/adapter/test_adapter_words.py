@@ -125,6 +125,22 @@ SLIPS = {
         lambda: replace(KERNEL, neutral={"sharpness": 1}, required={"sharpness": 2}),
         r"Kernel\.required: expected arguments that are not in neutral too, found \['sharpness'\]",
     ),
+    "a pair of queries and one key": (
+        lambda: replace(KERNEL, arguments=("q", "text", "k", "v"), query=("q", "text"), mask=None, scale=None),
+        r"Kernel\.query: expected as many names of queries as of keys and of values, found \(\('q', 'text'\), 'k",
+    ),
+    "a pair of no argument": (
+        lambda: replace(KERNEL, query=("q.0", "text")),
+        r"Kernel\.query: expected one of its arguments .* found 'text'",
+    ),
+    "parts of one output": (
+        lambda: replace(KERNEL, output_parts=True),
+        r"Kernel\.output_parts: expected several names of queries, as in query=\('q\.0', 'q\.1'\), found 'q'",
+    ),
+    "a mask of text without text": (
+        lambda: AttentionSite("blocks.*", kernel=replace(KERNEL, mask_axes="b t")),
+        r"AttentionSite\.text: expected 'first' or 'last' with a mask 'b t', found 'none'",
+    ),
     "axes of no mask": (
         lambda: replace(KERNEL, mask=None, mask_axes="b k"),
         r"Kernel\.mask_axes: expected '' without a mask, found 'b k'",
