@@ -28,10 +28,15 @@ def require_fit(profile: Profile, found: Sequence[tuple[nn.Module, Adapter]]) ->
         shape, names = adapter.shape(transformer), (adapter.name, adapter.family)
         if adapter.layer_numbers:  # of another of these transformers, which must fit itself
             shape = replace(shape, layers=profile.model.layers)
-        _require_shape(profile, shape, names)
+        require_shape(profile, shape, names)
 
 
-def _require_shape(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
+def require_shape(profile: Profile, shape: ModelShape, adapter_names: tuple[str, ...]) -> None:
+    """Require that a profile was made for models of this shape, with one of these adapters or families.
+
+    Raises:
+        ProfileError: if it was not.
+    """
     wrong = [
         f"{getattr(profile.model, name)} {name}, found {getattr(shape, name)}"
         for name in ("layers", "heads", "head_dim")
@@ -75,26 +80,48 @@ def fitting_profile(transformer: nn.Module, adapter: Adapter, any_layers: bool =
             lengths.
         AdapterError: with `any_layers`, if none fits.
     """
-    fitting = fitting_profiles(adapter.shape(transformer), (adapter.name, adapter.family))
+    shape, names = adapter.shape(transformer), (adapter.name, adapter.family)
+    fitting = fitting_profiles(shape, names)
     if not fitting and any_layers:
         return default_profile(transformer, adapter=adapter)  # which says that the trained length is not known
-    best_kind = min((profile.provenance.kind for _, profile in fitting), key=KINDS.index, default=None)
-    best = [(name, profile) for name, profile in fitting if profile.provenance.kind == best_kind]
-    lengths = {profile.model.trained_latent_frames for _, profile in fitting}
-    if len(lengths) == 1:
-        first = best[0][1]
-        if len(best) == 1:
-            return first
-        if any_layers and all((profile.vrpr, profile.tsa) == (first.vrpr, first.tsa) for _, profile in best):
+    best = [profile for _, profile in _best(fitting)]
+    if any_layers and len(best) > 1 and len(_lengths(fitting)) == 1:
+        first = best[0]
+        if all((profile.vrpr, profile.tsa) == (first.vrpr, first.tsa) for profile in best):
             settings = {"vrpr": first.vrpr, "tsa": first.tsa}
             return default_profile(transformer, adapter=adapter).model_copy(update=settings)
+    return fitting_profile_of(shape, names, type(transformer).__name__)
+
+
+def fitting_profile_of(shape: ModelShape, adapter_names: tuple[str, ...], model: str = "model") -> Profile:
+    """The installed profile that is used for a model of this shape when the user gives none: see `fitting_profile`.
+
+    Raises:
+        ProfileError: if no profile fits, if several of the best kind fit, or if those that fit have different trained
+            lengths.
+    """
+    fitting = fitting_profiles(shape, adapter_names)
+    best = _best(fitting)
+    lengths = _lengths(fitting)
+    if len(lengths) == len(best) == 1:
+        return best[0][1]
     found = "none installed fits"
     if len(lengths) > 1:
         each = (f"{name} ({profile.model.trained_latent_frames})" for name, profile in fitting)
         found = f"the installed ones that fit differ in the trained length: {', '.join(each)}"
     elif best:
         found = f"several installed ones fit: {', '.join(name for name, _ in best)}"
-    raise ProfileError(f"expected profile=... for this {type(transformer).__name__}: {found}. {NOT_MEASURED}")
+    raise ProfileError(f"expected profile=... for this {model}: {found}. {NOT_MEASURED}")
+
+
+def _best(fitting: Sequence[tuple[str, Profile]]) -> list[tuple[str, Profile]]:
+    """Those of the preferred kind."""
+    kind = min((profile.provenance.kind for _, profile in fitting), key=KINDS.index, default=None)
+    return [(name, profile) for name, profile in fitting if profile.provenance.kind == kind]
+
+
+def _lengths(fitting: Sequence[tuple[str, Profile]]) -> set[int]:
+    return {profile.model.trained_latent_frames for _, profile in fitting}
 
 
 def default_profile(

@@ -1,4 +1,4 @@
-"""attend_layer: the attention of one layer without hooks, for engines that hand over queries, keys and values."""
+"""attend_layer: the attention of one layer under a plan, without hooks."""
 
 import threading
 from collections import OrderedDict
