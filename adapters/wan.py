@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
 
-from freeloc.adapter import Adapter, AttentionSite, ContextParallel, Kernel, References, TemporalRope, TokenGrid
+from freeloc.adapter import (
+    Adapter,
+    AttentionSite,
+    ContextParallel,
+    Kernel,
+    References,
+    Refusal,
+    TemporalRope,
+    TokenGrid,
+)
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6), tables="rotary_emb")
@@ -36,11 +45,14 @@ DIFFUSERS = Adapter(
     context_parallel=CONTEXT_PARALLEL,
 )
 
-# Reference images come before the video. Their number is in no argument of the transformer.
+# Reference images come before the video. Their number is in no argument of the transformer: it is a variable of the
+# pipeline, or in the state that the blocks of a modular pipeline share.
+IMAGES = References(caller=("num_reference_images", "state.num_reference_images"))
+
 VACE = replace(
     DIFFUSERS,
     name="wan-vace",
-    grid=TokenGrid(references=References(caller="num_reference_images"), largest_frames=ROWS),
+    grid=TokenGrid(references=IMAGES, largest_frames=ROWS),
     classes=("diffusers.models.transformers.transformer_wan_vace.WanVACETransformer3DModel",),
     sites=(
         *DIFFUSERS.sites,
@@ -52,13 +64,17 @@ VACE = replace(
 FLASH_ATTENTION = Kernel(
     function="flash_attention",
     layout="b l h d",
-    arguments=("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+    arguments=(
+        *("q", "k", "v", "q_lens", "k_lens", "dropout_p", "softmax_scale", "q_scale", "causal", "window_size"),
+        *("deterministic", "dtype", "version"),
+    ),
     query="q",
     key="k",
     value="v",
     scale="softmax_scale",
     valid_keys="k_lens",
     neutral={"q_lens": None, "dropout_p": 0.0, "q_scale": None, "causal": False, "window_size": (-1, -1)},
+    also="wan.distributed.ulysses:flash_attention",  # of its own sequence parallelism: a process has some heads
 )
 
 ORIGINAL = Adapter(
@@ -87,4 +103,20 @@ ORIGINAL_VACE = replace(
     other_attention=("blocks.*.cross_attn", "vace_blocks.*.cross_attn"),
 )
 
-ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE]
+# The picture of the character is the first latent frame, at position 0.
+ORIGINAL_ANIMATE = replace(
+    ORIGINAL,
+    name="wan-original-animate",
+    family="wan-animate",
+    grid=replace(ORIGINAL.grid, references=References(frames=1)),
+    classes=("wan.modules.animate.model_animate.WanAnimateModel",),
+)
+
+S2V = Refusal(
+    "wan-original-s2v",
+    ("wan.modules.s2v.model_s2v.WanModel_S2V",),
+    "the reference image, at the position of frame 30, and earlier frames, pooled and at positions before the video, "
+    "are in its sequence. It generates long videos itself, clip by clip; to correct attention, use Wan",
+)
+
+ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE, ORIGINAL_ANIMATE, S2V]

@@ -31,16 +31,20 @@ def find_adapter(model: object) -> Adapter:
 def _adapter_of(model: nn.Module) -> Adapter:
     """The adapter of a model that at least one describes."""
     found = [
-        (distance, name)
+        ((nearest[0], nearest[1].startswith("*")), name, nearest[1])
         for name, owners in registry().adapters.owners.items()
         for _, adapter in owners
-        if (distance := adapter.claims(model)) is not None
+        if (nearest := adapter.nearest(model)) is not None
     ]
-    nearest = min(distance for distance, _ in found)
-    names = sorted({name for distance, name in found if distance == nearest})
+    best = min(order for order, *_ in found)  # the nearest class, and a whole name before the end of one
+    names = {name: path for order, name, path in sorted(found) if order == best}
     if len(names) > 1:
-        raise RegistryError(f"{type(model).__name__} is described by the adapters {names}: pass adapter= to choose one")
-    thing = registry().adapters.get(names[0])
+        ends = ", ".join(dict.fromkeys(names.values()))
+        by_end = f", by the ends {ends} of the name of its class {_name(type(model))}" if best[1] else ""
+        raise RegistryError(
+            f"{type(model).__name__} is described by the adapters {[*names]}{by_end}: pass adapter= to choose one"
+        )
+    thing = registry().adapters.get(next(iter(names)))
     if isinstance(thing, Refusal):
         raise AdapterError(f"{type(model).__name__} cannot be corrected: {thing.reason}")
     return thing
@@ -151,8 +155,12 @@ def covers(patterns: Iterable[str], path: str) -> bool:
 
 
 def _looked_at(model: object, parts: Iterable[object]) -> str:
-    names = sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in parts})
-    return ", ".join(names) or f"no torch module in {type(model).__module__}.{type(model).__qualname__}"
+    names = sorted({_name(type(part)) for part in parts})
+    return ", ".join(names) or f"no torch module in {_name(type(model))}"
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _unknown(model: object, parts: Iterable[object]) -> str:

@@ -1,6 +1,7 @@
 """Finding the adapter of a model: classes, subclasses, wrappers, pipelines."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import freeloc
 from freeloc.discovery import transformers_of
+from freeloc.registry import registry
 
 WRAPPERS = {
     "compiled": torch.compile,
@@ -94,3 +96,62 @@ class TestFindAdapter:
             match=r"Looked at: torch\.nn\.modules\.linear\.Linear\. .*docs/write-an-adapter",
         ):
             freeloc.discovery.find_adapter(nn.Linear(2, 2))
+
+
+class TestTheEndOfAName:
+    """Custom nodes of ComfyUI are modules with an absolute path as their name."""
+
+    WHOLE = "/opt/Comfy UI/custom_nodes/My-Nodes.2.model.MyDiT"
+
+    @pytest.fixture
+    def register(self, monkeypatch):
+        from freeloc_toy.adapter import TOY
+
+        def register(**classes):
+            owners = {
+                name: [("here", replace(TOY, name=name, classes=paths, exact=name == "exact"))]
+                for name, paths in classes.items()
+            }
+            monkeypatch.setattr(registry().adapters, "owners", owners)
+
+        return register
+
+    @staticmethod
+    def model(name=WHOLE, base=nn.Module):
+        module, _, cls = name.rpartition(".")
+        return type(cls, (base,), {"__module__": module})()
+
+    @pytest.mark.parametrize("path", ["*.model.MyDiT", "*.2.model.MyDiT", WHOLE])
+    def test_it_describes_the_class_wherever_its_package_is(self, register, path):
+        register(mine=(path,))
+        assert freeloc.discovery.find_adapter(self.model()).name == "mine"
+
+    def test_it_has_whole_names_before_the_first_dot(self, register):
+        register(mine=("*.model.MyDiT",))
+        for other in ("a.other_model.MyDiT", "a.model.NotMyDiT", "a.model.MyDiT.Inner", "model.YourDiT"):
+            with pytest.raises(freeloc.errors.AdapterError, match="no adapter describes this model"):
+                freeloc.discovery.find_adapter(self.model(other))
+
+    def test_a_whole_name_comes_first(self, register):
+        register(by_end=("*.model.MyDiT",), whole=(self.WHOLE,))
+        assert freeloc.discovery.find_adapter(self.model()).name == "whole"
+        assert freeloc.discovery.find_adapter(self.model("elsewhere.model.MyDiT")).name == "by_end"
+
+    def test_a_nearer_class_comes_before_a_whole_name(self, register):
+        register(by_end=("*.model.MyDiT",), whole=("base.model.Base",))
+        assert freeloc.discovery.find_adapter(self.model(base=type(self.model("base.model.Base")))).name == "by_end"
+
+    def test_two_ends_are_an_error_that_names_both(self, register):
+        register(left=("*.model.MyDiT",), right=("*.2.model.MyDiT",))
+        with pytest.raises(
+            freeloc.errors.RegistryError,
+            match=r"described by the adapters \['left', 'right'\], by the ends \*\.model\.MyDiT, \*\.2\.model\.MyDiT "
+            r"of the name of its class /opt/Comfy UI/.*: pass adapter= to choose",
+        ):
+            freeloc.discovery.find_adapter(self.model())
+
+    def test_an_exact_one_does_not_describe_subclasses(self, register):
+        register(exact=("*.model.MyDiT",))
+        assert freeloc.discovery.find_adapter(self.model()).name == "exact"
+        with pytest.raises(freeloc.errors.AdapterError, match="no adapter describes this model"):
+            freeloc.discovery.find_adapter(self.model("a.b.Sub", type(self.model())))

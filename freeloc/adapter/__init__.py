@@ -5,8 +5,10 @@ from freeloc.adapter.bypass import Bypasses
 from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.example import Example
 from freeloc.adapter.grid import References, TokenGrid
+from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.adapter.rope import TemporalRope
-from freeloc.adapter.site import MATMUL, SDPA, AttentionSite, Kernel
+from freeloc.adapter.run_by import RunBy
+from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter, ModelShape, Refusal
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "ModelShape",
     "References",
     "Refusal",
+    "RunBy",
     "TemporalRope",
     "TokenGrid",
 ]

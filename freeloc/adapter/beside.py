@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from freeloc.adapter.checks import check_types, require
 
@@ -19,6 +20,7 @@ class Beside:
         adapter: name of the adapter of that transformer.
         layers: attribute path of the transformer: the numbers of the layers beside which this network's layers run, or
             a number n for every n-th layer.
+        of: ``"itself"`` if that path is one of this network, not of the transformer.
         argument: argument of the transformer's forward that holds the output of this network. Where `TokenGrid.refused`
             of the transformer has it too, a transformer that is patched without its second network is refused.
     """
@@ -26,6 +28,7 @@ class Beside:
     adapter: str
     layers: str
     argument: str = ""
+    of: Literal["transformer", "itself"] = "transformer"
 
     def __post_init__(self) -> None:
         check_types(self)

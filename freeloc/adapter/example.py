@@ -18,11 +18,14 @@ class Example:
             suite calls it dozens of times.
         inputs: (frames, height, width, batch) in tokens -> arguments of the model's forward, the same ones each time.
         name: name of the example, if an adapter has several.
-        video: name of the argument that holds the noisy video.
+        video: name of the argument that holds the noisy video; or of an item or attribute of one, ``"x.0"``.
         axes: einops names of the video's axes, ``f h w`` among them (in parentheses if tokens are packed); by default
             those of the adapter's grid.
-        tolerance: largest relative error of rotations, for models that compute them less exactly than float32.
+        tolerance: largest error of rotations and attention, as a share of the largest value, for a model that computes
+            them less exactly than float32: see also `Adapter.rounding`. The suite requires that the rotation and the
+            correction are at least ten times as large.
         expected_failures: checks that fail because of the model, each with the reason.
+        run: (model, inputs) -> output, where the model is not run by calling it, but by a function (`Adapter.run_by`).
     """
 
     adapter: str
@@ -33,6 +36,11 @@ class Example:
     axes: str = ""
     tolerance: float = 1e-4
     expected_failures: Mapping[str, str] = field(default_factory=dict)
+    run: Callable[[nn.Module, Mapping[str, Any]], Any] | None = None
+
+    def output(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """What the model returns for these inputs."""
+        return model(**inputs) if self.run is None else self.run(model, inputs)
 
     @property
     def label(self) -> str:

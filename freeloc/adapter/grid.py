@@ -16,13 +16,14 @@ class References:
     Args:
         place: whether they are the first or the last latent frames.
         frames: their number, or a function of the arguments of the transformer, by name, that returns it.
-        caller: name of a local variable of the pipeline's call that holds their number. Where it cannot be read, none
+        caller: name of a local variable of the pipeline's call that holds their number, or of its attribute
+            (``"state.num_images"``); or several such names, for pipelines that differ. Where it cannot be read, none
             are counted, and `Patch.report` says so.
     """
 
     place: Literal["first", "last"] = "first"
     frames: int | Callable[[Mapping[str, Any]], int] | None = None
-    caller: str = ""
+    caller: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -35,7 +36,8 @@ class TokenGrid:
     Args:
         argument: name of a forward argument of the transformer (or of another module, see `of`); or three names of
             arguments that hold the numbers of latent frames, rows and columns; or ``"output"`` for what the module in
-            `of` returns.
+            `of` returns. Here and in `coordinates` and `refused`, a name may be that of an item or an attribute of an
+            argument: ``"x.0"``, ``"video.positions"``.
         axes: einops names of the argument's axes, ``f h w`` among them; ``"sample (f h w)"`` for sizes per sample;
             ``"sample token (f h w)"`` for a table of every token's coordinates.
         patch: size of a patch (frames, height, width) that divides those axes: an attribute path of the model, or for

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from freeloc.adapter.grid import TokenGrid
-from freeloc.adapter.paths import read_path
+from freeloc.adapter.paths import argument_at, read_path
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import AdapterError, LayoutError
 
@@ -29,6 +29,21 @@ class Signature:
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by name, including defaults."""
         return self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
+
+
+def count_of(value: Any) -> int:
+    """A number of tokens or images: the number itself, the second axis of a tensor, the length of a list, or 1 image.
+
+    >>> count_of(7), count_of([object(), object()]), count_of(object()), count_of(None)
+    (7, 2, 1, 0)
+    """
+    if value is None:
+        return 0
+    if isinstance(value, Tensor) and value.ndim > 1:
+        return int(value.shape[1])
+    if isinstance(value, list | tuple):
+        return len(value)
+    return int(value) if hasattr(value, "__int__") else 1
 
 
 class Size(NamedTuple):
@@ -66,7 +81,8 @@ class GridReader:
         Raises:
             LayoutError: if it cannot be read, or if a number is below 1.
         """
-        coordinates = given.get(self._grid.coordinates) if self._grid.coordinates else None
+        name = self._grid.coordinates
+        coordinates = argument_at(given, name, is_optional=True) if name else None
         if isinstance(coordinates, Tensor):
             return of_coordinates(coordinates, self._grid.coordinates)
         frames, height, width = self._before_patches(module, given)
@@ -100,8 +116,8 @@ class GridReader:
     def refusal(self, module: nn.Module, given: Mapping[str, Any], allowed: Collection[str] = ()) -> str:
         """Why a call of the transformer cannot be corrected: an argument that the adapter refuses; empty if none is."""
         for name, why in self._grid.refused.items():
-            value = None if name in allowed else given.get(name)
-            if value is not None and value is not self._defaults.get(name):
+            value = None if name in allowed else argument_at(given, name, is_optional=True)
+            if value is not None and value is not argument_at(self._defaults, name, is_optional=True):
                 return f"{type(module).__name__} cannot be corrected when called with {name}: {why}"
         return ""
 
@@ -137,9 +153,10 @@ class GridReader:
         return shape[axes.index("f")], shape[axes.index("h")], shape[axes.index("w")]
 
     def _argument(self, module: nn.Module, given: Mapping[str, Any], name: str) -> Any:
-        if given.get(name) is None:
+        found = given[name] if name in given else argument_at(given, name)
+        if found is None:
             raise LayoutError(f"{type(module).__name__} was called without {name}, from which its grid is read")
-        return given[name]
+        return found
 
 
 def of_coordinates(coordinates: Tensor, name: str) -> Size:

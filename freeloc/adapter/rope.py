@@ -39,7 +39,8 @@ class TemporalRope:
             depends on the frame rate. The trained length is then counted in positions, not in latent frames: a video of
             the trained number of frames at half the rate is too long.
         unit: what positions are, for messages.
-        tables: name of the argument of the attention modules that holds the rotary tables, from which freeloc reads by
+        tables: name of the argument of the attention modules (or of an item or attribute of one, ``"video.pe"``) that
+            holds the rotary tables, from which freeloc reads by
             how much the model really rotates. Known forms: cosines and sines, complex numbers, 2 x 2 matrices or
             angles; of each channel or each pair.
         tables_from: function of that argument that returns one of these forms, if it has another.

@@ -1,63 +1,16 @@
-"""Kernel and AttentionSite: how an adapter describes where a model computes attention over its video tokens."""
+"""AttentionSite: how an adapter describes where a model computes attention over its video tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from freeloc.adapter.checks import check_types, require
+from freeloc.adapter.kernel import SDPA, Kernel
+from freeloc.adapter.layers import layer_numbers
 from freeloc.adapter.paths import read_path
 from freeloc.errors import AdapterError
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The function that computes softmax(q k^T) v: its name, the layout of its tensors, the names of its arguments.
-
-    Args:
-        function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
-            computes both products itself; or a function's name in the file that defines the module; or, for another
-            file, ``"package.module:name"``.
-        layout: einops order of the axes of query, key and value.
-        output: einops order of the axes of the output, if it is another.
-        arguments: names of all arguments, in order.
-        query, key, value, mask, scale: names of these arguments.
-        valid_keys: name of the argument that holds the number of valid leading keys of each sample.
-        segments: name of the argument that holds the cumulative lengths [0, valid, all, all + valid, ...]: for each
-            sample in turn, its valid tokens and its padding.
-        neutral: arguments that must have this value (or be left out), since freeloc does not support another.
-    """
-
-    function: str
-    layout: Literal["b h l d", "b l h d"]
-    arguments: tuple[str, ...]
-    output: Literal["", "b l (h d)"] = ""
-    query: str = "query"
-    key: str = "key"
-    value: str = "value"
-    mask: str | None = None
-    scale: str | None = None
-    valid_keys: str | None = None
-    segments: str | None = None
-    neutral: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-
-SDPA = Kernel(
-    function="torch.nn.functional.scaled_dot_product_attention",
-    layout="b h l d",
-    arguments=("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
-    mask="attn_mask",
-    scale="scale",
-    neutral={"dropout_p": 0.0, "is_causal": False, "enable_gqa": False},
-)
-"""PyTorch's own attention function."""
-
-MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
-"""A module that computes ``softmax(q @ k.mT) @ v`` itself, with q scaled before."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +19,11 @@ class AttentionSite:
 
     Args:
         path: module path with one ``*`` for the index, such as ``"blocks.*.attn1"``.
-        layers: attribute path of a sequence that gives the layer number of each index, for blocks that run in parallel
-            with others; by default the layers follow those of the previous sites.
-        kernel: the function that the module calls.
+        layers: for blocks that run in parallel with others, the numbers of the layers with which they do: the attribute
+            path of a sequence with a layer for each block, or of a mapping from a layer to the number of the block; or
+            a function of the model that returns either. By default the layers follow those of the previous sites.
+        kernel: the function that the module calls; or several descriptions of one function, of which each call is
+            read by the first whose `Kernel.required` and `Kernel.neutral` values it has.
         text: where text tokens are in the sequence, if there are any.
         text_tokens: where their number is read: the name of an argument of the module, a number or a tensor (batch,
             text tokens, ...); or of one of the transformer, as ``"transformer.txt"``.
@@ -81,11 +36,13 @@ class AttentionSite:
         while_running: attributes of the module, by path, that are set to a value (an import path ``"module:name"``)
             while the module runs: for libraries that would otherwise choose a kernel that freeloc cannot intercept.
         idle: keyword argument of the module that is true in calls that compute no attention.
+
+    The names of arguments may be those of items or attributes of arguments: ``"streams.0"``, ``"video.x"``.
     """
 
     path: str
-    layers: str | None = None
-    kernel: Kernel = SDPA
+    layers: str | Callable[[Any], Any] | None = None
+    kernel: Kernel | tuple[Kernel, ...] = SDPA
     text: Literal["none", "first", "last"] = "none"
     text_tokens: str = ""
     text_mask: str = ""
@@ -103,6 +60,12 @@ class AttentionSite:
             "the argument that counts the text tokens, such as 'encoder_hidden_states', if and only if there is text",
             self.text_tokens,
         )
+        functions = {kernel.function for kernel in self.kernels}
+        require(len(functions) == 1, "AttentionSite.kernel", "kernels of one function", sorted(functions))
+        is_text = any(kernel.mask_axes == "b t" for kernel in self.kernels)
+        require(
+            not is_text or self.text != "none", "AttentionSite.text", "'first' or 'last' with a mask 'b t'", self.text
+        )
         one = self.path.split(".").count("*") == self.path.count("*") == 1
         require(one, "AttentionSite.path", "one * for the number of the block, as in 'blocks.*.attn'", self.path)
         for attribute, value in self.while_running.items():
@@ -110,6 +73,11 @@ class AttentionSite:
             require(
                 ":" in value, name, "the import path of a value, 'package.module:NAME', as in 'builtins:False'", value
             )
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The descriptions of the function that the module calls."""
+        return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
 
     def modules(self, model: nn.Module) -> Iterator[tuple[int | None, str, nn.Module]]:
         """(number of the layer it runs in parallel with or None, path, module) of every module that `path` matches."""
@@ -120,11 +88,16 @@ class AttentionSite:
             raise AdapterError(
                 f"{type(model).__name__} has no '{before.rstrip('.')}', where its adapter expects {self.path}"
             ) from error
-        numbers = read_path(model, self.layers) if self.layers else None
-        for index, (name, _) in enumerate(blocks.named_children()):
+        names = [name for name, _ in blocks.named_children()]
+        numbers: list[int] | list[None] = [None] * len(names)
+        if self.layers is not None:
+            is_path = isinstance(self.layers, str)
+            held = read_path(model, self.layers) if isinstance(self.layers, str) else self.layers(model)
+            numbers = layer_numbers(held, len(names), repr(self.layers) if is_path else "(a function)")
+        for number, name in zip(numbers, names, strict=True):
             path = f"{before}{name}{after}"
             try:
                 module = model.get_submodule(path)
             except AttributeError as error:
                 raise AdapterError(f"{type(model).__name__} has no '{path}', which its adapter expects") from error
-            yield (int(numbers[index]) if numbers is not None else None), path, module
+            yield number, path, module

@@ -15,8 +15,12 @@ from freeloc.adapter.context_parallel import ContextParallel
 from freeloc.adapter.grid import TokenGrid
 from freeloc.adapter.paths import read_path
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.site import AttentionSite
 from freeloc.errors import AdapterError
+
+MOST_ROUNDING = 2e-2
+"""More than that is no rounding: a wrong description could not be told from a right one."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,25 @@ class _Described:
     def __post_init__(self) -> None:
         check_types(self)
         for path in self.classes:
-            require("." in path, f"{type(self).__name__}.classes", "qualified names, 'package.module.Class'", path)
+            end = path.removeprefix("*.")
+            expected = "qualified names, 'package.module.Class', or their ends, '*.module.Class'"
+            require("." in end and "*" not in end, f"{type(self).__name__}.classes", expected, path)
 
     def claims(self, model: object) -> int | None:
         """Distance from the model's class to a base class in `classes` (0: the class itself), or None."""
+        nearest = self.nearest(model)
+        return None if nearest is None else nearest[0]
+
+    def nearest(self, model: object) -> tuple[int, str] | None:
+        """Distance from the model's class to the nearest base class in `classes`, and the name there, or None.
+
+        If both the whole name of a class and its end are in `classes`, the name is the whole one.
+        """
         for distance, base in enumerate(type(model).__mro__):
-            if f"{base.__module__}.{base.__qualname__}" in self.classes:
-                return distance
+            name = f"{base.__module__}.{base.__qualname__}"
+            fits = (path for path in self.classes if path.startswith("*.") and f".{name}".endswith(path[1:]))
+            if name in self.classes or (name := next(fits, "")):
+                return distance, name
         return None
 
 
@@ -53,7 +69,7 @@ class Refusal(_Described):
 
     Args:
         name: name of the refusal.
-        classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
+        classes: qualified names of the model classes, as in `Adapter`; subclasses match too.
         reason: why the models cannot be corrected, and what to do instead.
     """
 
@@ -69,7 +85,9 @@ class Adapter(_Described):
     Args:
         name: name of the adapter.
         family: the name by which profiles refer to it. Adapters of one family share profiles.
-        classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too.
+        classes: qualified names of the model classes, ``"package.module.Class"``; subclasses match too. Where the
+            package has another name on each machine, the end of the name, ``"*.module.Class"``: a whole name of another
+            adapter comes first.
         sites: the attention over video tokens. Layers are counted over the sites without `AttentionSite.layers`.
         grid: where freeloc reads the token grid.
         rope: the temporal part of the rotary embedding; None if the model has none.
@@ -84,6 +102,10 @@ class Adapter(_Described):
         bypasses: hooks of its library that may answer for a module, such as caches.
         layer_numbers: set by freeloc where that transformer is patched too: its layers beside which the layers run.
         context_parallel: where an attention module finds over which processes its library splits the tokens.
+        run_by: a function that calls the parts of the transformer, where its own forward is not called.
+        rounding: how far the model itself rounds, as a share of the largest value, if it computes angles, queries or
+            attention less exactly than in float32, or casts them to bfloat16 inside. It bounds by how much rotations
+            and attention may differ in the conformance suite, and with a factor of 4 in the checks of every call.
     """
 
     name: str
@@ -100,21 +122,34 @@ class Adapter(_Described):
     bypasses: Bypasses | None = None
     layer_numbers: tuple[int, ...] | None = field(default=None, compare=False)
 
-    def claims(self, model: object) -> int | None:
-        """Distance from the model's class to a class in `classes` (0: the class itself), or None."""
-        distance = super().claims(model)
-        return None if self.exact and distance else distance
+    def nearest(self, model: object) -> tuple[int, str] | None:
+        """See `_Described.nearest`."""
+        found = super().nearest(model)
+        return None if found is None or (self.exact and found[0]) else found
 
     context_parallel: ContextParallel | None = None
+    run_by: RunBy | None = None
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"0 to {MOST_ROUNDING}, a share of the largest value"
+        require(0 <= self.rounding <= MOST_ROUNDING, "Adapter.rounding", expected, self.rounding)
+        expected = "the path of the submodule whose call begins a forward pass, such as 'patch_embedding', with run_by"
+        require(self.run_by is None or bool(self.grid.submodule), "TokenGrid.of", expected, self.grid.of)
 
     def places(self, model: nn.Module) -> Iterator[tuple[AttentionSite, int, str, nn.Module]]:
         """(site, layer, path, module) of every attention module over video tokens."""
-        count = 0
+        count, found = 0, []
         for site in self.sites:
             for parallel, path, module in site.modules(model):
-                layer = count if parallel is None else parallel
-                yield site, self.layer_numbers[layer] if self.layer_numbers else layer, path, module
+                found.append((site, count if parallel is None else parallel, path, module))
                 count += parallel is None
+        for site, layer, path, module in found:
+            at = f"AttentionSite.layers: expected layers of {type(model).__name__}, 0 to {count - 1}"
+            if count and layer >= count:
+                raise AdapterError(f"{at}, found {layer} for {path}: name an attribute that holds such numbers")
+            yield site, self.layer_numbers[layer] if self.layer_numbers else layer, path, module
 
     def bound(self, model: nn.Module, transformer: nn.Module, known: "Adapter") -> "Adapter":
         """The same for a network that runs beside this transformer, with the numbers of the transformer's layers.
@@ -124,7 +159,8 @@ class Adapter(_Described):
         """
         assert self.beside is not None  # the caller found the transformer by it
         own, layers = self.shape(model).layers, known.shape(transformer).layers
-        numbers = self.beside.numbers(read_path(transformer, self.beside.layers), own)
+        has_numbers = model if self.beside.of == "itself" else transformer
+        numbers = self.beside.numbers(read_path(has_numbers, self.beside.layers), own)
         expected = f"layers of {type(transformer).__name__}, 0 to {layers - 1}"
         require(set(numbers) <= set(range(layers)), f"Beside.layers {self.beside.layers!r}", expected, numbers)
         return replace(self, layer_numbers=numbers)

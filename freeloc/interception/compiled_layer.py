@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from freeloc.adapter.paths import argument_at
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
@@ -20,19 +21,19 @@ from freeloc.interception.patched import OF_MODEL, PatchedModel
 
 def answer_in_trace(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Tensor]:
+) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Any]:
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
     reader, model, site = layer.reader, layer.model, layer.site
     given = reader.given(args, kwargs)
-    mask = given.get(site.text_mask) if site.text_mask else None
+    mask = argument_at(given, site.text_mask) if site.text_mask else None
     text = 0 if mask is not None else reader.text_tokens(model.in_trace, given, None)[0]
-    tables = reader.tables(given.get(model.tables))
+    tables = reader.tables(argument_at(given, model.tables) if model.tables else None)
 
-    def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
-        call = read_call(site.kernel, given, named)
+    def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        call = read_call(reader.kernels, given, named, site.text)
         of_sample = None if mask is None else mask[number]
         rest = layer.handle, *model.traced, tables, of_sample, text
-        return as_output(site.kernel, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
+        return as_output(call, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
 
     return answer
 

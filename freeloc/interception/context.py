@@ -23,6 +23,9 @@ from freeloc.plans.length import VideoLength
 Grid = tuple[int, int, int]
 """Latent frames, rows and columns of tokens."""
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
 
 class Read(NamedTuple):
     """What was read from the arguments of a transformer's call."""
@@ -67,6 +70,8 @@ class ForwardContext:
     """Active interceptions, the innermost last."""
     called: dict[object, list[VideoLength]] = field(default_factory=dict)
     """The layers whose attention modules were called, with the length of each sample."""
+    by_function: bool = False
+    """Whether a function calls the parts of the model (`Adapter.run_by`), and `frame` is that of its call."""
     is_traced: bool = False
     """Whether it is the context of one module alone, in a model that is compiled as a whole."""
     text: int = 0
@@ -117,7 +122,7 @@ def module_frame() -> FrameType:
 _MODULES = torch.nn.modules.module.__file__
 
 
-def arguments(frame: FrameType) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def arguments(frame: FrameType) -> Arguments | None:
     """The arguments that a module's forward gets, in the frame of its call, where hooks may have replaced them."""
     values = frame.f_locals
     args, kwargs = values.get("args"), values.get("kwargs")
@@ -134,12 +139,23 @@ def is_followed(module: nn.Module, hook: object) -> bool:
     return True
 
 
-def callers_value(frame: FrameType, name: str) -> Any:
-    """The value of a local variable of the innermost function that called this frame and has it; None if none has."""
+def callers_value(frame: FrameType, places: str | tuple[str, ...]) -> Any:
+    """The value of a local variable of the innermost function that called this frame and has it; None if none has.
+
+    Args:
+        frame: where the search starts.
+        places: its name, or that of one of its attributes (``"state.count"``); or several of these.
+    """
+    wanted = [place.split(".") for place in ((places,) if isinstance(places, str) else places)]
     here: FrameType | None = frame
     while here is not None:
-        if name in here.f_code.co_varnames or name in here.f_code.co_cellvars:
-            return here.f_locals.get(name)
+        for name, *attributes in wanted:
+            if name in here.f_code.co_varnames or name in here.f_code.co_cellvars:
+                found = here.f_locals.get(name)
+                for attribute in attributes:
+                    found = getattr(found, attribute, None)
+                if found is not None or not attributes:  # a variable of a common name may be another one
+                    return found
         here = here.f_back
     return None
 

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from freeloc.adapter.run_by import RunBy
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.devices import leave_cpu
-from freeloc.interception import checkpoints, compiled, context
+from freeloc.interception import checkpoints, compiled, context, run_by
 from freeloc.interception.context import ForwardContext, Read
 from freeloc.interception.layers import LayerHook
 from freeloc.interception.missing import bypass_around, note_skipped
 from freeloc.interception.patched import Correction, PatchedModel
 from freeloc.interception.rotation import Rotation
+from freeloc.interception.run_by import submodule_of
 from freeloc.plans.length import VideoLength
 from freeloc.report import AGAIN, NO_CALL, TransformerReport
 
@@ -35,6 +37,9 @@ class ModelHook:
             for site, layer, path, attention in self.model.places
         ]
         self._grid_modules = [self.model.shows_grid] if adapter.grid.submodule else []
+        last = adapter.run_by.last if adapter.run_by else ""
+        self._last_modules = [submodule_of(module, last, "the end of a forward pass")] if last else []
+        self._parts = [*self._grid_modules, *self._last_modules]
         due = [layer for layer in self.layers if layer.may_correct]
         self.may_correct = bool(due)
         for layer in due[:1]:
@@ -49,8 +54,10 @@ class ModelHook:
             layer.held.own(layer.module)
         for submodule in self._grid_modules:
             _put_on(submodule, None, self.note_grid)
+        for submodule in self._last_modules:
+            _put_on(submodule, None, self.end_function)
         _put_on(module, self.open_forward, self.close_forward)
-        compiled.mark(module, [*self._grid_modules, *(layer.module for layer in self.layers)])
+        compiled.mark(module, [*self._parts, *(layer.module for layer in self.layers)])
 
     def remove(self) -> None:
         """Remove all hooks, and clean up after interrupted forwards in this thread. Idempotent.
@@ -60,7 +67,7 @@ class ModelHook:
         self.is_removed = True
         context.close_dead()
         leave_cpu()
-        for module in (self.model.module, *self._grid_modules, *(layer.module for layer in self.layers)):
+        for module in (self.model.module, *self._parts, *(layer.module for layer in self.layers)):
             take_off(module, self.model)
 
     def require_executable(self, frames: int) -> None:
@@ -88,9 +95,18 @@ class ModelHook:
         forward = ForwardContext(model, context.module_frame())
         if not context.is_followed(module, self.open_forward):
             forward.read = model.with_references(model.read(args, kwargs), forward.frame)
+        self._run(forward)
+
+    def _run(self, forward: ForwardContext) -> None:
         with context.lock:
-            model.running = [*(other for other in model.running if other.is_running), forward]
+            self.model.report.failed += self._ended
+            self.model.running = [*(other for other in self.model.running if other.is_running), forward]
         context.push(forward)
+
+    @property
+    def _ended(self) -> int:
+        """How many calls of the function in `Adapter.run_by` have ended early. Nothing tells when they do."""
+        return sum(forward.by_function and not forward.is_running for forward in self.model.running)
 
     _open_outside = compiled.outside_graphs(_open_forward)
 
@@ -116,17 +132,49 @@ class ModelHook:
             self._note_grid(args, kwargs, output)
 
     def _note_grid(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if output is None:  # it ended in an exception
+            return
         forward = context.current(self.model)
-        if forward is not None and output is not None:  # without an exception
+        if self.model.adapter.run_by is not None:
+            forward = self._in_function(self.model.adapter.run_by, forward)
+        if forward is not None:
             read = self.model.read_running(forward)
             forward.read, forward.rotation = self.model.read_submodule(read, args, kwargs, output), None
 
     _note_outside = compiled.outside_graphs(_note_grid)
 
+    def _in_function(self, described: RunBy, forward: ForwardContext | None) -> ForwardContext | None:
+        """The context of a call of the function that calls the parts of the transformer, opened if it is new."""
+        frame = run_by.frame_of(described, forward.frame if forward else None)
+        if self.is_removed:  # in an earlier call, which ended in an error
+            self.remove()
+        if frame is None or self.is_removed or (forward is not None and forward.frame is frame):
+            return forward
+        read = self.model.read((), run_by.arguments(frame))
+        opened = ForwardContext(self.model, frame, self.model.with_references(read, frame), by_function=True)
+        self._run(opened)
+        return opened
+
+    def end_function(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook of the submodule that such a function calls last."""
+        if torch.compiler.is_dynamo_compiling():
+            self._end_outside(output)
+        else:
+            self._end_function(output)
+
+    def _end_function(self, output: Any) -> None:
+        forward = context.current(self.model)
+        if forward is not None and forward.by_function:
+            self._close(forward, True, output)
+
+    _end_outside = compiled.outside_graphs(_end_function)
+
     def _close_forward(self, output: Any) -> None:
+        forward, here = context.current(self.model), context.module_frame()
+        self._close(forward, forward is not None and forward.frame is here, output)
+
+    def _close(self, forward: ForwardContext | None, ended: bool, output: Any) -> None:
         model = self.model
-        forward = context.current(model)
-        ended = forward is not None and forward.frame is context.module_frame()
         if forward is not None and ended:
             if torch.is_grad_enabled():
                 checkpoints.remember(model, forward.read, output)
@@ -190,6 +238,7 @@ class ModelHook:
     def report(self) -> TransformerReport:
         """What has happened so far, as a copy."""
         report = copy.deepcopy(self.model.report)
+        report.failed += self._ended
         report.layers = [copy.deepcopy(layer.report) for layer in self.layers]
         for frames in set().union(*(layer.compiled_calls for layer in self.layers)):
             forwards = max(layer.compiled_calls[frames] for layer in self.layers)

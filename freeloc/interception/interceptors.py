@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from freeloc.adapter.site import MATMUL, SDPA, Kernel
+from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_executing, lock
@@ -45,7 +45,10 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
     where, _, name = kernel.function.rpartition(":")
-    return NameInterceptor(answer, frame, where or _home_of(name, module), name)
+    places = [(where or _home_of(name, module), name)]
+    file, _, other = kernel.also.rpartition(":")
+    places += [(file, other)] if file in sys.modules else []
+    return NameInterceptor(answer, frame, places)
 
 
 def _home_of(name: str, module: nn.Module) -> str:
@@ -135,13 +138,13 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class NameInterceptor:
-    """Intercepts a function by the name under which a file has it, while a module of this thread runs."""
+    """Intercepts a function by the names under which files have it, while a module of this thread runs."""
 
-    def __init__(self, answer: Answer, frame: FrameType | None, module: str, function: str) -> None:
+    def __init__(self, answer: Answer, frame: FrameType | None, places: Sequence[tuple[str, str]]) -> None:
         self.answer = answer
         self.frame = frame
         self.calls = 0
-        self._name = _Name.of(importlib.import_module(module), function)
+        self._names = [_Name.of(importlib.import_module(module), function) for module, function in places]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute an intercepted call of the function."""
@@ -150,11 +153,13 @@ class NameInterceptor:
 
     def enter(self) -> None:
         """See `Interceptor`."""
-        self._name.push(self)
+        for name in self._names:
+            name.push(self)
 
     def leave(self) -> None:
         """See `Interceptor`."""
-        self._name.remove(self)
+        for name in self._names:
+            name.remove(self)
 
 
 class _Name:

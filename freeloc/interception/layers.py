@@ -19,8 +19,8 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
-from freeloc.interception.kernel_call import KernelCall, as_output, of_sample, read_call
-from freeloc.interception.missing import note_no_call
+from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
+from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
 from freeloc.interception.rotation import Rotation
@@ -100,7 +100,7 @@ class LayerHook:
                 parallel.refuse_gradients(module, args, kwargs)
             return self._answer(seen, interceptor.calls - 1, frame, given, named)
 
-        interceptor = interceptor_of(self.site.kernel, module, answer, frame)
+        interceptor = interceptor_of(self.reader.kernels[0], module, answer, frame)
 
         def finish() -> None:
             interceptor.leave()
@@ -180,21 +180,21 @@ class LayerHook:
 
     def _answer(
         self, seen: ModuleCall, number: int, frame: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Tensor:
+    ) -> Any:
         """Compute the intercepted kernel call of the attention module."""
-        kernel, grids = self.site.kernel, seen.grids
+        grids = seen.grids
         try:
-            call = read_call(kernel, args, kwargs)
+            call = read_call(self.reader.kernels, args, kwargs, self.site.text)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None
-        given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs) if self.model.correction.observer else {}
+        given = arguments_of(call.kernel, args, kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
         share = self.share_of(call, seen.share, grids[0])
         which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)
         if number == 0 and self.model.correction.checked:
-            self._check(which, seen.share, call, frame)
+            self._check(which, seen, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
-            return as_output(kernel, self.attend(call, which, given))
+            return as_output(call, self.attend(call, which, given))
         out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
         lengths = [call.query.shape[2]] * len(call.query) if call.valid is None else call.valid.tolist()
         for sample, tokens in enumerate(lengths):
@@ -203,7 +203,7 @@ class LayerHook:
             valid_text = min(text, max(tokens - self.reader.video_tokens(grids[at]), 0)) if text else 0
             which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation, share)
             out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
-        return as_output(kernel, out)
+        return as_output(call, out)
 
     def share_of(self, call: KernelCall, tokens: parallel.Share | None, grid: Grid) -> parallel.Share | None:
         """Whose heads a call has, if several processes share the layer; `tokens`: whose tokens the module has."""
@@ -211,7 +211,7 @@ class LayerHook:
             return None
         return parallel.head_share(self.model, self.module, call, tokens, self.reader.video_tokens(grid))
 
-    def _check(self, which: Which, tokens: parallel.Share | None, call: KernelCall, frame: FrameType) -> None:
+    def _check(self, which: Which, seen: ModuleCall, call: KernelCall, frame: FrameType) -> None:
         """Check the tokens that reach the kernel, in the first call of each size and processor.
 
         Raises:
@@ -222,8 +222,9 @@ class LayerHook:
         known = self._checked.get(size)
         if known is None or known[0] is not own[0] or known[1] is not own[1]:
             ready = self._ready.get(which) or self._make_ready(which)
-            of_call, shares = (call, which, ready.layout), (tokens, ready.gathered)
-            marked.check(self.model, self.reader, self.module, frame, of_call, shares, self.report.path)
+            of_call, shares = (call, which, ready.layout), (seen.share, ready.gathered)
+            running = frame, seen.arguments or context.arguments(frame)
+            marked.check(self.model, self.reader, self.module, running, of_call, shares, self.report.path)
             self._checked[size] = own
 
     def answer_compiled(self, *arguments: Any) -> Tensor:
@@ -232,13 +233,7 @@ class LayerHook:
 
     def outside(self) -> LayoutError:
         """The error for a call of the module without one of the model."""
-        # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
-        threads = ". A compiled model takes one thread at a time" if self.model.report.is_compiled else ""
-        return LayoutError(
-            f"{self.report.path} ran outside a call of {type(self.model.module).__name__}: freeloc reads the token "
-            "grid when the model itself is called. Call model(...), not model.forward(...) or its blocks alone"
-            f"{threads}"
-        )
+        return ran_outside(self.report.path, self.model.adapter, self.model.module, self.model.report.is_compiled)
 
     def attend(self, call: KernelCall, which: Which, given: Mapping[str, Any]) -> Tensor:
         """Attention over samples that have the same grid."""

@@ -35,6 +35,9 @@ ORDER_TOLERANCE = 0.2
 CODE = 8
 """Numbers in the code of a place."""
 
+Running = tuple[FrameType, context.Arguments | None]
+"""The frame of a running call, and its arguments; None if they are not known."""
+
 
 class MarkedRunEndedError(Exception):
     """Ends the run of a module at its kernel."""
@@ -44,7 +47,7 @@ def check(
     model: PatchedModel,
     reader: CallReader,
     module: nn.Module,
-    frame: FrameType,
+    running: Running,
     kernel_call: tuple[KernelCall, Which, TokenLayout],
     shares: tuple[Share | None, Share | None],
     path: str,
@@ -62,11 +65,11 @@ def check(
     key = reader.site.path, type(module), type(processor), own, *which[:3], which.share
     if key in model.checked or not is_plain(call.query) or call.query.shape[2] < layout.tokens:
         return  # a wrong number of tokens is an error of its own
-    run = run_marked(reader, module, frame, layout, model.rope is None, shares[0])
+    run = run_marked(reader, module, running, layout, model.rope is None, shares[0])
     if run is not None:
         at_kernel = run[0] if shares[1] is None else in_layout(run[0], layout, shares[1])
         rope, per_frame = model.rope, of_heads(model.per_frame(which.rotation), which.share)
-        problem = problem_of(at_kernel, run[1], layout, rope, per_frame, which.length.first)
+        problem = problem_of(at_kernel, run[1], layout, rope, per_frame, which.length.first, model.adapter.rounding)
         if problem:
             name = type(module if processor is None else processor).__name__
             raise LayoutError(f"{path} ({name}): {problem} (adapter '{model.adapter.name}')")
@@ -90,19 +93,19 @@ def _library_of(thing: object) -> str:
 
 
 def run_marked(
-    reader: CallReader, module: nn.Module, frame: FrameType, layout: TokenLayout, by_frame: bool, share: Share | None
+    reader: CallReader, module: nn.Module, running: Running, layout: TokenLayout, by_frame: bool, share: Share | None
 ) -> tuple[KernelCall, Tensor] | None:
     """The kernel call of a module on marked tokens, and their codes; None if it cannot be made.
 
     Args:
         reader: reads the calls of the module.
         module: the attention module, which is running.
-        frame: the frame of its call, with its arguments.
+        running: the frame of its call, and its arguments.
         layout: the order of the tokens.
         by_frame: see `marks`.
         share: whose tokens the call has, if several processes share the sequence: then all of them run this.
     """
-    arguments = context.arguments(frame)
+    frame, arguments = running
     hidden = None if arguments is None else reader.hidden_states(reader.given(*arguments))
     if arguments is None or hidden is None or hidden.ndim != 3 or not is_plain(hidden):
         return None
@@ -111,27 +114,27 @@ def run_marked(
     seen: list[KernelCall] = []
 
     def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        seen.append(read_call(reader.site.kernel, args, kwargs))
+        seen.append(read_call(reader.kernels, args, kwargs, reader.site.text))
         raise MarkedRunEndedError
 
-    interceptor = interceptor_of(reader.site.kernel, module, capture, frame)
-    running = context.current(reader.model)
-    assert running is not None  # the call of `frame`
-    running.open.append(Opened(capture, interceptor, interceptor.leave))  # ends with it, also after an interrupt
+    interceptor = interceptor_of(reader.kernels[0], module, capture, frame)
+    forward = context.current(reader.model)
+    assert forward is not None  # the call of `frame`
+    forward.open.append(Opened(capture, interceptor, interceptor.leave))  # ends with it, also after an interrupt
     marked = _with_marks(hidden, tokens, layout.text_first if reader.site.joint else 0, share)
     args, kwargs = reader.with_hidden_states(marked, *arguments)
     bypasses = reader.model.adapter.bypasses
     # A cache on the module must not count this run as a step. What it does before the module runs is done already.
     is_bypassed = bypasses is not None and bypasses.found([module])
-    forward = type(module).forward.__get__(module) if is_bypassed else module.forward
+    call = type(module).forward.__get__(module) if is_bypassed else module.forward
     with torch.no_grad():
         try:
             interceptor.enter()
-            forward(*args, **kwargs)
+            call(*args, **kwargs)
         except MarkedRunEndedError:
             pass
         finally:
-            running.end(capture)
+            forward.end(capture)
     return (seen[0], codes) if seen else None
 
 
@@ -140,6 +143,11 @@ def _with_marks(hidden_states: Tensor, tokens: Tensor, first: int, share: Share 
     if share is not None:
         part = share.part(len(tokens))
         tokens, first = tokens[part.start : part.stop], first // share.degree
+    elif len(tokens) > hidden_states.shape[1] - first and torch.distributed.is_initialized():
+        # of a library that freeloc does not know, and maybe padded
+        own = hidden_states.shape[1]
+        start = own * (torch.distributed.get_rank() % -(-len(tokens) // own))
+        tokens = tokens[start : start + own]
     marked = hidden_states.detach().clone()
     marked[:, first : first + len(tokens)] = tokens
     return marked
@@ -173,6 +181,7 @@ def problem_of(
     rope: TemporalRope | None,
     per_frame: Tensor,
     first: int,
+    rounding: float = 0.0,
 ) -> str:
     """What is wrong with the order or the rotation of marked tokens at a kernel; empty if nothing is.
 
@@ -183,13 +192,15 @@ def problem_of(
         rope: the temporal RoPE with the model's own numbers; None if it has none.
         per_frame: radians per latent frame, (pairs,) or (heads, pairs).
         first: reference images before the video.
+        rounding: see `Adapter.rounding`.
     """
     query, key, value = (tensor[:1, :, layout.video] for tensor in call[:3])
     size = layout.frames, layout.tokens_per_frame
     if rope is not None:
         with OnCpu():
             error = max(_rotation_error(tensor.unflatten(2, size), rope, per_frame, first) for tensor in (query, key))
-        if error > (ROTATION_TOLERANCE if value.element_size() > 2 else ROTATION_TOLERANCE_OF_HALF):
+        least = ROTATION_TOLERANCE if value.element_size() > 2 else ROTATION_TOLERANCE_OF_HALF
+        if error > max(least, 4 * rounding):
             return f"between equal frames they are not rotated as its rotary tables or its adapter say (by {error:.1e})"
     if _order_error(value, codes) > ORDER_TOLERANCE:
         return "tokens reach its kernel in another order than frame by frame, in raster order"

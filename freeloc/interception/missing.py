@@ -1,4 +1,4 @@
-"""What to do when a layer that is due for correction makes no call: a cache, a skipped layer, or an error."""
+"""When a layer that is due for correction makes no call: a cache, a skipped layer, or an error; or runs by itself."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 from torch import nn
 
 from freeloc.adapter.bypass import Bypass, Bypasses
+from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
+from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
-from freeloc.report import LayerReport
+from freeloc.report import EARLY, LayerReport
 
 
 def note_no_call(
@@ -32,7 +34,7 @@ def note_no_call(
         LayoutError: if the reason is not known, or a cache answered with what an uncorrected call computed.
     """
     bypass = bypasses.found([module]) if bypasses else None
-    if site.idle and kwargs.get(site.idle):
+    if site.idle and argument_at(kwargs, site.idle, is_optional=True):
         why = f"which computed no attention ({site.idle})"
     elif bypass is None:
         raise LayoutError(_unknown(report, site, bypasses, module))
@@ -80,6 +82,9 @@ def note_skipped(
             "attn.processor(...)), freeloc cannot intercept the call. Other causes are a cache that was filled before "
             "the patch, which must be reset, and blocks that were replaced after the patch: patch again"
         )
+    for report in never:
+        if found[report.path] is None:
+            report.notes[EARLY] += 1
 
 
 def bypass_around(path: str, bypasses: Bypasses | None, model: nn.Module) -> Bypass | None:
@@ -90,6 +95,23 @@ def bypass_around(path: str, bypasses: Bypasses | None, model: nn.Module) -> Byp
     for name in path.split("."):
         around.append(getattr(around[-1], name, around[-1]))  # a block may have been replaced
     return bypasses.found(reversed(around))
+
+
+def ran_outside(path: str, adapter: Adapter, model: nn.Module, is_compiled: bool) -> LayoutError:
+    """The error for a call of the attention module at a path without one of its model."""
+    name, run = type(model).__name__, adapter.run_by
+    if run is not None:
+        return LayoutError(
+            f"{path} ran outside a call of {run.name} ({run.file}), or without the call of {adapter.grid.of} there, "
+            f"from which freeloc reads the token grid of {name}. Expected that function to run the model, since its "
+            f"adapter '{adapter.name}' knows no other"
+        )
+    # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
+    threads = ". A compiled model takes one thread at a time" if is_compiled else ""
+    return LayoutError(
+        f"{path} ran outside a call of {name}: freeloc reads the token grid when the model itself is called. Call "
+        f"model(...), not model.forward(...) or its blocks alone{threads}"
+    )
 
 
 def _filled_before(bypass: Bypass, layers: Sequence[LayerReport], frames: int) -> str:
@@ -104,10 +126,10 @@ def _unknown(report: LayerReport, site: AttentionSite, bypasses: Bypasses | None
     others = bypasses.others(module) if bypasses else []
     hooks = f" The module has hooks that the adapter does not describe: {', '.join(others)}." if others else ""
     return (
-        f"{report.path} ({type(module).__name__}) made no call of {site.kernel.function}, so nothing could be corrected"
-        f".{hooks} Known causes: linear attention; a kernel or a replacement of that function that cannot be seen; and "
-        "attention that is skipped, perturbed, or answered from a cache by code that the adapter does not describe. "
-        "Switch it off, or describe it (Kernel, AttentionSite.idle, Adapter.bypasses)"
+        f"{report.path} ({type(module).__name__}) made no call of {site.kernels[0].function}, so nothing could be "
+        f"corrected.{hooks} Known causes: linear attention; a kernel or a replacement of that function that cannot be "
+        "seen; and attention that is skipped, perturbed, or answered from a cache by code that the adapter does not "
+        "describe. Switch it off, or describe it (Kernel, AttentionSite.idle, Adapter.bypasses)"
     )
 
 

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from freeloc.adapter.reader import Signature
+from freeloc.adapter.paths import argument_at, with_argument
+from freeloc.adapter.reader import Signature, count_of
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.tables import tables_in
 from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
 from freeloc.errors import LayoutError
-from freeloc.interception import parallel
+from freeloc.interception import context, parallel
 from freeloc.interception.context import ForwardContext, Grid, Read
-from freeloc.interception.patched import OF_MODEL, PatchedModel, count_of
+from freeloc.interception.patched import OF_MODEL, PatchedModel
 from freeloc.interception.rotation import Rotation, TableRows
 from freeloc.plans.length import VideoLength
 
@@ -36,6 +37,8 @@ class ModuleCall(NamedTuple):
     """Whether there are more tokens than the model was trained on. Then it is refused at any length."""
     share: parallel.Share | None = None
     """Whose tokens the call has, if several processes share the sequence."""
+    arguments: context.Arguments | None = None
+    """Its arguments, with copies of lists; None if there are none, since only lists are cleared to save memory."""
 
 
 class Which(NamedTuple):
@@ -67,6 +70,7 @@ class CallReader:
     def __init__(self, model: PatchedModel, site: AttentionSite, module: nn.Module) -> None:
         self.model = model
         self.site = site
+        self.kernels = site.kernels
         signature = Signature(module)
         self._names, self.given = signature.names, signature.given
 
@@ -82,7 +86,7 @@ class CallReader:
         text = self.text_tokens(read, given, share)
         forward.text = max(forward.text, *text)
         grids = [read.grid] if read.grid is not None else self._grids_of_samples(module, args, kwargs)
-        argument = given.get(model.tables) if model.tables else None
+        argument = None if not model.tables else self._value(given, model.tables)
         known = forward.rotation
         if known is None or not _same(known[0], argument) or known[1][0] != grids:
             tables = self.tables(argument) if model.correction.checked else None
@@ -92,7 +96,8 @@ class CallReader:
         _, lengths, rotation = known[1]
         other = self.other_tokens(read, given, grids[0], text, share)
         is_longer = bool(other) and self._exceeds(given, grids[0], share)
-        return ModuleCall(grids, lengths, text, rotation, read.refused or other or rotation.refused, is_longer, share)
+        refused = read.refused or other or rotation.refused
+        return ModuleCall(grids, lengths, text, rotation, refused, is_longer, share, _kept(args, kwargs))
 
     def share(self, module: nn.Module, given: Mapping[str, Any], read: Read) -> parallel.Share | None:
         """Whose tokens a call has, if several processes share the sequence."""
@@ -111,13 +116,13 @@ class CallReader:
         site = self.site
         if site.text == "none":
             return [0]
-        if site.text_mask and isinstance(mask := given.get(site.text_mask), Tensor):
+        if site.text_mask and isinstance(mask := self._value(given, site.text_mask), Tensor):
             counts: list[int] = mask.bool().sum(dim=-1).tolist()
             return counts
         name = site.text_tokens.removeprefix(OF_MODEL)
         if name != site.text_tokens:
             return [read.text_tokens[name]]
-        return [count_of(given.get(name)) * (share.degree if share else 1)]
+        return [count_of(self._value(given, name)) * (share.degree if share else 1)]
 
     def _grids_of_samples(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> list[Grid]:
         model = self.model
@@ -163,13 +168,17 @@ class CallReader:
         """Tokens of the video in a sequence."""
         return math.prod(grid) if self.site.tokens == "f h w" else grid[0]
 
+    @staticmethod
+    def _value(given: Mapping[str, Any], name: str) -> Any:
+        return given[name] if name in given else argument_at(given, name)
+
     @property
     def _hidden_states_name(self) -> str:
         return self.site.hidden_states or self._names[0]
 
     def hidden_states(self, given: Mapping[str, Any]) -> Tensor | None:
         """The argument with the video's tokens, (batch, tokens, ...); None if there is no such tensor."""
-        found = given.get(self._hidden_states_name)
+        found = self._value(given, self._hidden_states_name)
         return found if isinstance(found, Tensor) and found.ndim in (3, 4) else None
 
     def with_hidden_states(
@@ -177,10 +186,12 @@ class CallReader:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a call with other tokens."""
         name = self._hidden_states_name
-        if name in kwargs:
-            return args, kwargs | {name: hidden_states}
-        place = self._names.index(name)
-        return (*args[:place], hidden_states, *args[place + 1 :]), kwargs
+        root = name.partition(".")[0]
+        if root in kwargs:
+            return args, with_argument(kwargs, name, hidden_states)
+        place = self._names.index(root)
+        argument = with_argument({root: args[place]}, name, hidden_states)[root]
+        return (*args[:place], argument, *args[place + 1 :]), kwargs
 
     def other_tokens(
         self, read: Read, given: Mapping[str, Any], grid: Grid, text: list[int], share: parallel.Share | None = None
@@ -191,9 +202,8 @@ class CallReader:
         hidden, video = self.hidden_states(given), self.video_tokens(grid)
         if hidden is None:
             name = self._hidden_states_name
-            return (
-                f"expected (batch, tokens, channels) as its argument '{name}', found {type(given.get(name)).__name__}"
-            )
+            kind = type(argument_at(given, name)).__name__
+            return f"expected (batch, tokens, channels) as its argument '{name}', found {kind}"
         expected = video + (text[-1] if self.site.joint else 0)
         if share is not None:
             expected = len(share.part(video)) + (text[-1] // share.degree if self.site.joint else 0)
@@ -212,6 +222,14 @@ class CallReader:
         trained, hidden = self.model.correction.trained_frames, self.hidden_states(given)
         most = trained * (self.video_tokens(grid) // grid[0])
         return hidden is None or hidden.shape[1] * (share.degree if share else 1) > most
+
+
+def _kept(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> context.Arguments | None:
+    """Arguments that a module cannot change by clearing a list; None if none of them is a list."""
+    if not any(type(value) is list for value in (*args, *kwargs.values())):
+        return None
+    copies = [list(value) if type(value) is list else value for value in (*args, *kwargs.values())]
+    return tuple(copies[: len(args)]), dict(zip(kwargs, copies[len(args) :], strict=True))
 
 
 def _same(one: Any, other: Any) -> bool:

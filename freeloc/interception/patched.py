@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from freeloc.adapter.reader import GridReader, Signature
-from freeloc.adapter.site import SDPA
+from freeloc.adapter.kernel import SDPA
+from freeloc.adapter.paths import argument_at
+from freeloc.adapter.reader import GridReader, Signature, count_of
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
@@ -20,7 +21,8 @@ from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
-from freeloc.interception.rotation import Rotation, TableRows, fit_rotation, rotation_steps
+from freeloc.interception.rotation import TOLERANCE, Rotation, TableRows, fit_rotation, rotation_steps
+from freeloc.interception.run_by import submodule_of
 from freeloc.interception.watch import Observer
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Plans
@@ -37,15 +39,6 @@ UNKNOWN_REFERENCES = (
 
 MOST_ROTATIONS = 16
 """Largest number of sets of frequencies whose plans are kept."""
-
-
-def count_of(value: Any) -> int:
-    """A number of tokens or images: the number itself, the second axis of a tensor, or the length of a sequence."""
-    if value is None:
-        return 0
-    if isinstance(value, torch.Tensor) and value.ndim > 1:
-        return int(value.shape[1])
-    return len(value) if isinstance(value, list | tuple) else int(value)
 
 
 @dataclass
@@ -99,8 +92,8 @@ class PatchedModel:
         self.has_called = False
         """Whether a layer that may be corrected was called in the traced forward that is running."""
         self.places = list(adapter.places(module))
-        kernels = {site.kernel.function for site in adapter.sites}
-        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention"
+        kernels = {site.kernels[0].function for site in adapter.sites}
+        self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention" and adapter.run_by is None
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
         self.shows_grid = self._shows_grid()
         self.reader = GridReader(adapter, module, self.shows_grid)
@@ -133,15 +126,12 @@ class PatchedModel:
 
     def _shows_grid(self) -> nn.Module:
         """The module whose call has the token grid."""
-        of, name = self.adapter.grid.of, type(self.module).__name__
+        of = self.adapter.grid.of
         if of == "attention":
             return self.places[0][3]
         if of == "transformer":
             return self.module
-        try:
-            found = self.module.get_submodule(of)
-        except AttributeError as error:
-            raise AdapterError(f"{name} has no '{of}', where its adapter expects its token grid: {error}") from error
+        found = submodule_of(self.module, of, "its token grid")
         if any(found is module for _, _, _, module in self.places):
             raise AdapterError(
                 f"TokenGrid.of: expected a submodule that runs before attention, or 'attention', found '{of}'"
@@ -167,8 +157,9 @@ class PatchedModel:
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Read:
         """What the arguments of a call of the transformer say."""
         adapter, given = self.adapter, self.signature.given(args, kwargs)
-        own = {site.text_tokens.removeprefix(OF_MODEL) for site in adapter.sites if OF_MODEL in site.text_tokens}
-        texts = {name: count_of(given.get(name)) for name in own}
+        counters = [site.text_tokens for site in adapter.sites if site.text_tokens.startswith(OF_MODEL)]
+        own = {name.removeprefix(OF_MODEL) for name in counters}
+        texts = {name: count_of(argument_at(given, name)) for name in own}
         grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
         if adapter.grid.of == "transformer":
             grid, why = self.reader.of_model(self.module, given)
@@ -245,11 +236,12 @@ class PatchedModel:
             last = self.last_steps
             if last is not None and last[1] == step and torch.equal(last[0], steps):  # as in most forwards
                 return Rotation(step)
-            found = fit_rotation(steps, self.frequencies, step, rows)
+            tolerance = max(TOLERANCE, 4 * self.adapter.rounding)
+            found = fit_rotation(steps, self.frequencies, step, rows, tolerance)
             if found == Rotation(step):
                 self.last_steps = steps, step
             elif (now := self.changed_weights()) is not None:
-                again = fit_rotation(steps, now, step, rows)
+                again = fit_rotation(steps, now, step, rows, tolerance)
                 return again._replace(frequencies=now) if again.frequencies is None and not again.refused else found
             return found
 

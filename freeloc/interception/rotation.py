@@ -15,6 +15,9 @@ from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.tables import temporal_rotations
 from freeloc.plans.length import VideoLength
 
+TOLERANCE = 2e-2
+"""Largest difference of a unit complex number. Half precision rounds by up to 1e-2."""
+
 
 class Rotation(NamedTuple):
     """How far the model rotates the temporal pairs."""
@@ -97,19 +100,21 @@ def rotation_steps(
     return steps * torch.conj_physical(steps[:, :, :1])
 
 
-def fit_rotation(steps: Tensor, described: Tensor, step: float, rows: TableRows) -> Rotation:
-    """The rotation that explains what `rotation_steps` found: see `read_rotation`."""
+def fit_rotation(
+    steps: Tensor, described: Tensor, step: float, rows: TableRows, tolerance: float = TOLERANCE
+) -> Rotation:
+    """The rotation that explains what `rotation_steps` found within a tolerance: see `read_rotation`."""
     per_frame = described * step
-    if _fits(steps, per_frame):
+    if _fits(steps, per_frame, tolerance):
         return Rotation(step)
     if rows.length.video == 2:
         return Rotation(step, None, "expected two latent frames as far apart as described, found another distance")
     first = steps[0, 0]
     factor = _common_factor(first, per_frame)
-    if factor is not None and _fits(steps, per_frame * factor):
+    if factor is not None and _fits(steps, per_frame * factor, tolerance):
         return Rotation(step * factor)
     own = _each_frequency(first)
-    if bool((per_frame.abs() < math.pi).all()) and _fits(steps, own):
+    if bool((per_frame.abs() < math.pi).all()) and _fits(steps, own, tolerance):
         return Rotation(step, (own if len(own) > 1 else own[0]) / step)
     return Rotation(
         step,
@@ -119,17 +124,13 @@ def fit_rotation(steps: Tensor, described: Tensor, step: float, rows: TableRows)
     )
 
 
-TOLERANCE = 2e-2
-"""Largest difference of a unit complex number. Half precision rounds by up to 1e-2."""
-
-
-def _fits(steps: Tensor, per_frame: Tensor) -> bool:
+def _fits(steps: Tensor, per_frame: Tensor, tolerance: float) -> bool:
     """Whether (batch, places, frames, heads or 1, pairs) rotate by these radians per frame, ([heads,] pairs)."""
     count = torch.arange(steps.shape[2], dtype=torch.float64)[:, None, None]
     angles = count * per_frame.view(-1, per_frame.shape[-1])  # (frames, heads or 1, pairs)
     rounding = 1e-6 * angles.abs()  # of angles in float32
     error = (steps - torch.polar(torch.ones_like(angles), angles)).abs()
-    return bool((error <= TOLERANCE + rounding).all())
+    return bool((error <= tolerance + rounding).all())
 
 
 def _each_frequency(steps: Tensor) -> Tensor:

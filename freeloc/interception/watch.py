@@ -129,7 +129,10 @@ class _SeenError(Exception):
 
 
 def observe(
-    model: nn.Module, inputs: Mapping[str, Any], until: Callable[[AttentionCall], bool] | None = None
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    until: Callable[[AttentionCall], bool] | None = None,
+    run: Callable[[nn.Module, Mapping[str, Any]], Any] | None = None,
 ) -> list[AttentionCall]:
     """Run a model once, and list the attention that it computes, in order.
 
@@ -144,6 +147,7 @@ def observe(
         model: any module.
         inputs: arguments of its forward.
         until: function of a call that says whether it is the last one to record. The run ends there.
+        run: (model, inputs) -> anything, which runs the model; by default a call of it.
     """
     watch = _Watching(_Running("", model, (), inputs), until)
 
@@ -159,7 +163,7 @@ def observe(
             removers.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
             removers.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         with torch.no_grad(), watch, contextlib.suppress(_SeenError):
-            model(**inputs)
+            model(**inputs) if run is None else run(model, inputs)
     finally:
         for remover in removers:
             remover.remove()

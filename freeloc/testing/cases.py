@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freeloc.adapter.example import Example
+from freeloc.adapter.paths import argument_at, with_argument
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.prepared import PreparedPlan
@@ -51,6 +52,11 @@ class Case:
         self.adapter = adapter
         self.model = example.model()
 
+    @property
+    def tolerance(self) -> float:
+        """Largest error of rotations and attention, as a share of the largest value."""
+        return max(self.example.tolerance, self.adapter.rounding)
+
     def profile(self, policy: Policy = "none") -> Profile:
         """A profile with the same policy on every layer, with `TRAINED` as the trained length."""
         return default_profile(self.model, policy, TRAINED, adapter=self.adapter)
@@ -70,7 +76,7 @@ class Case:
     def run(self, inputs: Mapping[str, Any], model: nn.Module | None = None) -> Tensor:
         """The model's first output tensor."""
         with torch.no_grad():
-            return _first_tensor((model or self.model)(**inputs))
+            return _first_tensor(self.example.output(model or self.model, inputs))
 
     def run_patched(self, inputs: Mapping[str, Any], method: Callable[[Profile, int, int], FramePlan]) -> Tensor:
         """The model's first output tensor when it is patched with a method."""
@@ -119,16 +125,17 @@ class Case:
 
     def muted_calls(self, inputs: Mapping[str, Any]) -> list[SiteCall]:
         """The call of the first module of each site, in a run in which no site has mixed the tokens."""
-        firsts = [next(path for _, path, _ in site.modules(self.model)) for site in self.adapter.sites]
+        paths = [[path for _, path, _ in site.modules(self.model)] for site in self.adapter.sites]
+        firsts = [known[0] for known in paths if known]  # some models of a class have no blocks of one kind
         calls = self.calls(inputs, mute=True)
         return [next(call for call in calls if call.path == path) for path in firsts]
 
     def change_video(self, inputs: dict[str, Any], change: Callable[[Tensor], object]) -> dict[str, Any]:
         """Inputs with a changed video. The function changes (frames, height, width, ...), before patches, in place."""
-        video = inputs[self.example.video]
+        video = argument_at(inputs, self.example.video)
         whole = [video] if isinstance(video, Tensor) else list(video)
         changed = [self._change(tensor, change) for tensor in whole]
-        return inputs | {self.example.video: changed[0] if isinstance(video, Tensor) else changed}
+        return with_argument(inputs, self.example.video, changed[0] if isinstance(video, Tensor) else changed)
 
     def _change(self, video: Tensor, change: Callable[[Tensor], object]) -> Tensor:
         axes = self.example.axes or self.adapter.grid.axes

@@ -4,16 +4,18 @@ import functools
 import math
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from freeloc.adapter.paths import read_path
+from freeloc.adapter.paths import argument_at, read_path
 from freeloc.errors import AdapterError
 from freeloc.inspection.rope_search import find_rope
 from freeloc.interception.watch import observe
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case, SiteCall
-from freeloc.testing.diagnosis import rotation_problem
+from freeloc.testing.diagnosis import or_rounds, rotation_problem
 from freeloc.testing.requirements import ConformanceError, error_of, needs, require
 from freeloc.uncorrected import require_all_described
 
@@ -47,7 +49,8 @@ freeloc.discovery.adapters()
 plugins = {{point.module.partition(".")[0] for point in entry_points(group="freeloc")}}
 modules = {{name.rpartition(".")[0] for name in {classes!r}}}
 packages = {{name.partition(".")[0] for name in modules}} - plugins
-print(sorted((modules | packages) & set(sys.modules)))
+ends = {{name for name in modules if name[0] == "*" and any(f".{{known}}".endswith(name[1:]) for known in sys.modules)}}
+print(sorted(((modules | packages) & set(sys.modules)) | ends))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     require(done.returncode == 0, f"the adapters cannot be imported: {done.stderr.strip()[-300:]}")
@@ -64,7 +67,7 @@ def check_every_site_is_named(case: Case) -> None:
     require(len(paths) == len(set(paths)), f"sites: a module is named twice in {sorted(paths)}")
     whole = FRAMES * (1 if case.adapter.sites[0].tokens == "f" else HEIGHT * WIDTH)
     others: dict[str, int] = {}
-    for call in observe(case.model, case.inputs()):
+    for call in observe(case.model, case.inputs(), run=case.example.run):
         inside = any(call.path == path or call.path.startswith(f"{path}.") for path in paths)
         if not inside and call.query.shape[2] == call.key.shape[2] >= whole:
             others[call.path] = call.query.shape[2]
@@ -94,15 +97,24 @@ def check_every_site_calls_its_kernel(case: Case) -> None:
 @needs(check_every_site_calls_its_kernel)
 def check_every_tensor_of_the_call_is_described(case: Case) -> None:
     """The adapter describes every tensor that is passed to the kernel, such as a mask or lengths."""
-    kernels = {path: site.kernel for site, _, path, _ in case.adapter.places(case.model)}
+    kernels = {path: site.kernels for site, _, path, _ in case.adapter.places(case.model)}
     for call in case.calls():
-        kernel = kernels[call.path]
-        known = {kernel.query, kernel.key, kernel.value, kernel.mask, kernel.valid_keys, kernel.segments}
-        described = [id(call.given.get(name)) for name in known if name]
-        for name, value in call.given.items():
-            is_tensor = isinstance(value, Tensor) and value.ndim > 0
-            unknown = is_tensor and name not in kernel.neutral and id(value) not in described
-            require(not unknown, f"kernel: {call.path} passes a tensor '{name}', which the adapter does not describe")
+        named = [
+            name for kernel in kernels[call.path] for name in (*(path for _, path in kernel.named()), *kernel.neutral)
+        ]
+        described = [id(argument_at(call.given, name, is_optional=True)) for name in named]
+        for name, value in _tensors(call.given):
+            known = id(value) in described
+            require(known, f"kernel: {call.path} passes a tensor '{name}', which the adapter does not describe")
+
+
+def _tensors(given: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among arguments, and in lists and tuples among them, by path."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.ndim > 0:
+            yield name, value
+        elif isinstance(value, list | tuple):
+            yield from _tensors({f"{name}.{index}": item for index, item in enumerate(value)})
 
 
 @needs(check_every_site_calls_its_kernel)
@@ -195,9 +207,9 @@ def check_scores_depend_on_distance_only(case: Case) -> None:
     scores = torch.einsum("bhiqd,bhjkd->bhijqk", query, key)  # the first frame may have another distance
     error = error_of(scores[:, :, 1:, 1:], scores[:, :, :-1, :-1])
     require(
-        error <= 10 * case.example.tolerance,
+        error <= 10 * case.tolerance,
         f"rope: between equal frames, shifting all by one frame changes scores by {error:.1e} of the largest: the "
-        "model also has absolute positions",
+        f"model also has absolute positions{or_rounds(error / 10)}",
     )
 
 
@@ -208,7 +220,7 @@ def check_our_rotation_is_the_models_own(case: Case) -> None:
     if call.rope is None:
         found = find_rope(torch.cat([call.video(call.query), call.video(call.key)]))
         require(found is None, f"rope: none is described, but between equal frames there is a rotation: {found}")
-    problem = rotation_problem(call, case.example.tolerance)
+    problem = rotation_problem(call, case.tolerance)
     require(not problem, f"rope: {problem}")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
+from freeloc.adapter.spec import MOST_ROUNDING
 from freeloc.attention.rotation import rotate
 from freeloc.testing.cases import SiteCall
 
@@ -17,14 +18,31 @@ def rotation_problem(call: SiteCall, tolerance: float) -> str:
         return ""
     error = max(_error(call.video(tensor), call.rope, call.frequencies) for tensor in (call.query, call.key))
     if error <= tolerance:
-        return ""
+        still = max(_error(call.video(tensor), call.rope, 0 * call.frequencies) for tensor in (call.query, call.key))
+        return too_small("rotation", still, tolerance)
     frames = call.video(call.key).double()
     hint = (
         _channels(frames, call.rope)
         or _pairing(frames, call.rope)
         or _frequencies(_pairs(frames, call.rope), call.frequencies)
     )
-    return f"the rotation differs from the model's own by {error:.1e} of the largest; {hint}"
+    return f"the rotation differs from the model's own by {error:.1e} of the largest; {hint}{or_rounds(error)}"
+
+
+def or_rounds(error: float) -> str:
+    """A hint that an error may be the model's own rounding; empty if it is too large for that."""
+    return "; or it rounds by that much itself: then say so with Adapter.rounding" if error <= MOST_ROUNDING else ""
+
+
+def too_small(kind: str, size: float, tolerance: float) -> str:
+    """Why what is checked cannot be told from rounding; empty if it is large enough."""
+    if size >= 10 * tolerance:
+        return ""
+    return (
+        f"the {kind} is {size:.1e} of the largest value, less than ten times the tolerance of {tolerance:.1e}, so a "
+        "wrong one could not be told from rounding: give Example.tolerance and Adapter.rounding no more than the model "
+        "rounds, and the example a stronger attention"
+    )
 
 
 def _error(frames: Tensor, rope: TemporalRope, frequencies: Tensor) -> float:

@@ -1,10 +1,10 @@
 """Checks of what is read from a call. Each docstring is a requirement; a check raises an error if it is not met."""
 
-import math
 from typing import Any
 
 from torch import Tensor
 
+from freeloc.adapter.paths import argument_at, with_argument
 from freeloc.errors import LayoutError
 from freeloc.testing import cases
 from freeloc.testing.cases import FRAMES, HEIGHT, TRAINED, WIDTH, Case
@@ -27,13 +27,13 @@ def check_every_call_is_as_described(case: Case) -> None:
 @needs(check_every_call_is_as_described)
 def check_sizes_that_are_no_multiple_of_the_patch(case: Case) -> None:
     """If the model accepts a video whose rows or columns are no multiple of the patch, the grid is still right."""
-    for axis in ("h", "w"):
-        inputs = _cropped(case, axis)
+    for height, width, axes in ((HEIGHT, WIDTH, "h"), (HEIGHT, WIDTH, "w"), (HEIGHT + 1, WIDTH + 1, "hw")):
+        inputs = _cropped(case, height, width, axes)
         error = "" if inputs is None or not _runs(case, inputs) else _refusal(case, inputs)
         require(
             not error,
-            f"grid: with an odd size along {axis} the model runs, but {error}: does it pad the video? Then read the "
-            "grid from a submodule that sees the padding, as in TokenGrid('output', of='patch_embedding')",
+            f"grid: with an odd size along {' and '.join(axes)} the model runs, but {error}: does it pad the video? "
+            "Then read the grid from a submodule that sees padding, as in TokenGrid('output', of='patch_embedding')",
         )
 
 
@@ -69,14 +69,15 @@ def _runs(case: Case, inputs: dict[str, Any]) -> bool:
     return True
 
 
-def _cropped(case: Case, axis: str) -> dict[str, Any] | None:
-    """Inputs whose video is one shorter along an axis before patches; None if they cannot be made."""
-    if case.adapter.grid.of == "attention":
-        return None
-    video = case.inputs()[case.example.video]
-    axes = (case.example.axes or case.adapter.grid.axes).split()
-    patch = case.adapter.patch_size(case.model)
-    if not isinstance(video, Tensor) or axis not in axes or math.prod(patch[1:]) == 1:
-        return None
-    place = axes.index(axis)
-    return case.inputs() | {case.example.video: video.narrow(place, 0, video.shape[place] - 1)}
+def _cropped(case: Case, height: int, width: int, axes: str) -> dict[str, Any] | None:
+    """Inputs whose video is one shorter along these axes than so many patches; None if they cannot be made."""
+    inputs = case.inputs(height=height, width=width)
+    video = argument_at(inputs, case.example.video)
+    names, counts = (case.example.axes or case.adapter.grid.axes).split(), {"h": height, "w": width}
+    samples = [video] if isinstance(video, Tensor) else list(video)
+    for axis in axes:
+        place = names.index(axis) if axis in names else -1
+        if place < 0 or any(sample.shape[place] < 2 * counts[axis] for sample in samples):
+            return None
+        samples = [sample.narrow(place, 0, sample.shape[place] - 1) for sample in samples]
+    return with_argument(inputs, case.example.video, samples[0] if isinstance(video, Tensor) else samples)

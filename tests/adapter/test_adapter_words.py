@@ -12,7 +12,9 @@ import freeloc
 from freeloc.adapter import Adapter, AttentionSite, Bypasses, Kernel, References, TemporalRope, TokenGrid
 
 SITE = TOY.sites[0]
-QUALIFIED = r"Adapter\.classes: expected qualified names, 'package\.module\.Class', found 'ToyDiT'"
+QUALIFIED = (
+    r"Adapter\.classes: expected qualified names, 'package\.module\.Class', or their ends, '\*\.module\.Class', "
+)
 
 SLIPS = {
     "a path without a star": (
@@ -28,7 +30,7 @@ SLIPS = {
     "other tokens": (lambda: AttentionSite("blocks.*", tokens="fhw"), "expected one of 'f h w', 'f', found 'fhw'"),
     "a kernel by its name alone": (
         lambda: AttentionSite("blocks.*", kernel="kernel"),
-        r"AttentionSite\.kernel: expected Kernel, found 'kernel'",
+        r"AttentionSite\.kernel: expected Kernel \| tuple\[Kernel, \.\.\.\], found 'kernel'",
     ),
     "a class of hooks by its name alone": (
         lambda: Bypasses("hooks", caches=("CacheHook",)),
@@ -55,7 +57,10 @@ SLIPS = {
         lambda: replace(TOY, classes="freeloc_toy.model.ToyDiT"),
         r"Adapter\.classes: expected tuple\[str, \.\.\.\], found 'freeloc_toy\.model\.ToyDiT': a tuple with one item",
     ),
-    "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), QUALIFIED),
+    "a class without its module": (lambda: replace(TOY, classes=("ToyDiT",)), f"{QUALIFIED}found 'ToyDiT'"),
+    "the end of a name without its module": (lambda: replace(TOY, classes=("*.ToyDiT",)), QUALIFIED),
+    "a star in the middle": (lambda: replace(TOY, classes=("a.*.model.ToyDiT",)), QUALIFIED),
+    "a star without a dot": (lambda: replace(TOY, classes=("*model.ToyDiT",)), QUALIFIED),
     "a refused class without a comma": (
         lambda: freeloc.adapter.Refusal("no", "a.b.C", "why"),
         r"Refusal\.classes: expected tuple",
@@ -86,7 +91,71 @@ SLIPS = {
     "an argument refused without a reason": (lambda: TokenGrid(refused={"mask"}), r"TokenGrid\.refused: .*\{'mask'\}"),
     "another letter in a layout": (
         lambda: Kernel("kernel", layout="b n h d", arguments=("q", "k", "v")),
-        "Kernel.layout: expected one of 'b h l d', 'b l h d', found 'b n h d'",
+        r"Kernel.layout: expected one of 'b h l d', 'b l h d', 'b l \(h d\)', found 'b n h d'",
+    ),
+    "joined heads without their number": (
+        lambda: replace(KERNEL, layout="b l (h d)"),
+        r"Kernel\.heads: expected the argument that holds the number of heads, .* found None",
+    ),
+    "a number of heads that is in the layout": (
+        lambda: replace(KERNEL, heads="sharpness"),
+        r"Kernel\.heads: expected .* if and only if the layout is 'b l \(h d\)', found 'sharpness'",
+    ),
+    "a number of heads itself": (
+        lambda: replace(KERNEL, layout="b l (h d)", heads=2),
+        r"Kernel\.heads: expected str \| None, found 2",
+    ),
+    "another letter in the output": (
+        lambda: replace(KERNEL, output="b (h d) l"),
+        r"Kernel\.output: expected one of '', .* 'b l \(h d\)', found 'b \(h d\) l'",
+    ),
+    "a query that is no argument": (
+        lambda: replace(KERNEL, query="query"),
+        r"Kernel\.query: expected one of its arguments \('q', 'k', .*, or an item of one, found 'query'",
+    ),
+    "a value of no argument": (
+        lambda: replace(KERNEL, required={"skip": True}),
+        r"Kernel\.required: expected one of its arguments .* found 'skip'",
+    ),
+    "a neutral value of no argument": (
+        lambda: replace(KERNEL, neutral={"causal": False}),
+        r"Kernel\.neutral: expected one of its arguments .* found 'causal'",
+    ),
+    "an argument that must be given or left out": (
+        lambda: replace(KERNEL, neutral={"sharpness": 1}, required={"sharpness": 2}),
+        r"Kernel\.required: expected arguments that are not in neutral too, found \['sharpness'\]",
+    ),
+    "a pair of queries and one key": (
+        lambda: replace(KERNEL, arguments=("q", "text", "k", "v"), query=("q", "text"), mask=None, scale=None),
+        r"Kernel\.query: expected as many names of queries as of keys and of values, found \(\('q', 'text'\), 'k",
+    ),
+    "a pair of no argument": (
+        lambda: replace(KERNEL, query=("q.0", "text")),
+        r"Kernel\.query: expected one of its arguments .* found 'text'",
+    ),
+    "parts of one output": (
+        lambda: replace(KERNEL, output_parts=True),
+        r"Kernel\.output_parts: expected several names of queries, as in query=\('q\.0', 'q\.1'\), found 'q'",
+    ),
+    "a mask of text without text": (
+        lambda: AttentionSite("blocks.*", kernel=replace(KERNEL, mask_axes="b t")),
+        r"AttentionSite\.text: expected 'first' or 'last' with a mask 'b t', found 'none'",
+    ),
+    "axes of no mask": (
+        lambda: replace(KERNEL, mask=None, mask_axes="b k"),
+        r"Kernel\.mask_axes: expected '' without a mask, found 'b k'",
+    ),
+    "kernels of two functions": (
+        lambda: replace(SITE, kernel=(KERNEL, replace(KERNEL, function="other"))),
+        r"AttentionSite\.kernel: expected kernels of one function, found \['kernel', 'other'\]",
+    ),
+    "no kernel": (
+        lambda: replace(SITE, kernel=()),
+        r"AttentionSite\.kernel: expected Kernel \| tuple\[Kernel, \.\.\.\], found \(\)",
+    ),
+    "an item of no argument": (
+        lambda: replace(KERNEL, mask="options.mask"),
+        r"Kernel\.mask: expected one of its arguments .* found 'options\.mask'",
     ),
     "arguments in one word": (lambda: replace(KERNEL, arguments="q k v"), r"Kernel\.arguments: expected tuple\[str"),
     "another pairing": (

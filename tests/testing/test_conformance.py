@@ -15,6 +15,7 @@ from freeloc_toy.adapter import KERNEL
 from freeloc_toy.adapter import TOY as RIGHT
 from freeloc_toy.examples import inputs
 from freeloc_toy.model import ToyDiT
+from torch import nn
 
 import freeloc
 from freeloc.adapter import MATMUL, References
@@ -79,6 +80,10 @@ BROKEN = {
             wrong(classes=(f"{TOY}.ToyDiT", "pydantic.BaseModel")),
             "importing the adapters imports ['pydantic']",
         ),
+        (
+            wrong(classes=(f"{TOY}.ToyDiT", "*.pydantic.BaseModel")),
+            "importing the adapters imports ['*.pydantic']",
+        ),
     ],
     "check_every_site_is_named": [
         (wrong_site(path="blocks.*.self_attention"), "sites: ToyDiT has no 'blocks.0.self_attention'"),
@@ -103,7 +108,8 @@ BROKEN = {
             wrong(grid=replace(RIGHT.grid, largest_frames=("heads", "heads"))),
             "expected at most 2 latent frames, since ToyDiT has positions for no more, found 8",
         ),
-        (wrong_kernel(query="queries"), "expected ['queries'] among the arguments of its attention"),
+        (wrong_kernel(query="bias"), "found 1 of queries, 2 of keys and 2 of values"),
+        (wrong_kernel(query="sharpness"), "expected sharpness (b l h d) among the arguments of its attention, found f"),
     ],
     "check_every_tensor_of_the_call_is_described": [
         (wrong_kernel(mask=None), "kernel: blocks.0.attention passes a tensor 'bias'"),
@@ -181,6 +187,35 @@ def test_a_grid_that_does_not_see_padding_is_caught():
     assert list(found) == ["check_sizes_that_are_no_multiple_of_the_patch"]
     message = found["check_sizes_that_are_no_multiple_of_the_patch"]
     assert "expected 36 tokens" in message or "does it pad the video?" in message
+
+
+class Pad(nn.Module):
+    def forward(self, video):
+        rows, columns = (-size % 2 for size in video.shape[3:])
+        return F.pad(video, (0, columns, 0, rows))
+
+
+class PaddingInAModule(ToyDiT):
+    """Pads the video in a submodule, if rows and columns are odd; it fails if one is."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad = Pad()
+
+    def forward(self, video, text, text_lengths):
+        if (video.shape[3] + video.shape[4]) % 2:
+            raise ValueError
+        return super().forward(self.pad(video), text, text_lengths)
+
+
+def test_a_grid_read_before_a_submodule_pads_is_caught_and_one_read_after_it_is_right():
+    padding = Example("toy", lambda: random_model(PaddingInAModule), inputs, video="video")
+    grid = replace(RIGHT.grid, of="pad")
+    assert problems(wrong(grid=replace(grid, argument="output")), padding) == {}
+    found = problems(wrong(grid=grid), padding)
+    assert list(found) == ["check_sizes_that_are_no_multiple_of_the_patch"]
+    assert "an odd size along h and w the model runs, but" in str(found)
+    assert "8 latent frames of 2 x 3 = 48 and 4 of text, found 100" in str(found)
 
 
 class FinerDiT(ToyDiT):

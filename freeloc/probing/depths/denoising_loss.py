@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freeloc.adapter.paths import argument_at, with_argument
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import ProbeError
 from freeloc.probing.calls import TIMES, UNTIL, Call
@@ -35,10 +36,12 @@ def denoising_loss(
     channels = axes.index("c") if "c" in axes else 1
     clean = clean.float()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    video = _in_place_of(call.arguments.get(name), objective.noisy(clean, noise, level), channels, name)
+    video = _in_place_of(argument_at(call.arguments, name), objective.noisy(clean, noise, level), channels, name)
     given = {key: value for key in (*TIMES, *UNTIL) if (value := call.arguments.get(key)) is not None}
     times = {key: _filled(value, objective.timestep(level)) for key, value in given.items()}
-    found = call.run(**({name: video} | times)).float().cpu()
+    root = name.partition(".")[0]
+    whole = with_argument(call.arguments, name, video)[root]
+    found = call.run(**({root: whole} | times)).float().cpu()
     target = objective.target(clean, noise, level)
     # A model may also predict the variance, in additional channels.
     found = found.narrow(channels, 0, min(target.shape[channels], found.shape[channels]))
