@@ -47,8 +47,8 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
     places = _places_of(kernel.function, module)
-    file, _, name = kernel.also.rpartition(":")
-    places += [(sys.modules[file], name)] if file in sys.modules else []
+    if kernel.also.partition(":")[0] in sys.modules:
+        places += _places_of(kernel.also, module)
     return NameInterceptor(answer, frame, places)
 
 
