@@ -154,10 +154,6 @@ SLIPS = {
         lambda: replace(KERNEL, mask=None, mask_axes="b k"),
         r"Kernel\.mask_axes: expected '' without a mask, found 'b k'",
     ),
-    "kernels of two functions": (
-        lambda: replace(SITE, kernel=(KERNEL, replace(KERNEL, function="other"))),
-        r"AttentionSite\.kernel: expected kernels of one function, found \['kernel', 'other'\]",
-    ),
     "no kernel": (
         lambda: replace(SITE, kernel=()),
         r"AttentionSite\.kernel: expected Kernel \| tuple\[Kernel, \.\.\.\], found \(\)",

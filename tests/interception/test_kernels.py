@@ -229,6 +229,32 @@ def test_a_function_of_the_same_name_in_the_file_of_a_subclass_is_left_alone(mon
     hook.remove()
 
 
+def test_a_module_that_calls_neither_function():
+    subject = Subject("two functions")
+    for block in subject.model.blocks:
+        block.attn.kernel = lambda q, k, v, mask: v.flatten(2)
+    with subject.patch(), pytest.raises(LayoutError, match=r"made no call of \.unmasked or masked_attention, so"):
+        subject.run(9)
+
+
+def test_a_module_that_has_neither_function():
+    subject = Subject("two functions")
+    subject.kernel = tuple(
+        replace(kernel, function=name) for kernel, name in zip(subject.kernel, (".no", "nothing"), strict=True)
+    )
+    with subject.patch(), pytest.raises(AdapterError, match="kernel_double has no function 'nothing'"):
+        subject.run(9)
+
+
+def test_a_file_that_cannot_be_imported_is_an_error():
+    subject = Subject("b l (h d) to b l (h d)")
+    with (
+        subject.patch(function="no_such_file:attention"),
+        pytest.raises(AdapterError, match="cannot be imported: No mod"),
+    ):
+        subject.run(9)
+
+
 def test_a_function_that_no_file_has_is_an_error():
     subject = Subject("b l (h d) to b l (h d)")
     message = "kernel_double has no function 'flash', which its adapter expects"
