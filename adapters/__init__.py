@@ -3,6 +3,9 @@
 from freeloc_adapters import (
     allegro,
     cogvideox,
+    comfyui,
+    comfyui_ltx,
+    comfyui_wan,
     consisid,
     cosmos,
     diffsynth,
@@ -31,6 +34,9 @@ def freeloc_adapters() -> list[Adapter | Refusal]:
     return [
         *allegro.ADAPTERS,
         *cogvideox.ADAPTERS,
+        *comfyui.ADAPTERS,
+        *comfyui_ltx.ADAPTERS,
+        *comfyui_wan.ADAPTERS,
         *consisid.ADAPTERS,
         *cosmos.ADAPTERS,
         *diffsynth.ADAPTERS,

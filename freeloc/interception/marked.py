@@ -21,7 +21,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import compiled, context
 from freeloc.interception.context import Opened
 from freeloc.interception.interceptors import interceptor_of
-from freeloc.interception.kernel_call import KernelCall, kernel_of, read_call
+from freeloc.interception.kernel_call import KernelCall, read_call
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.parallel import Share, in_layout, of_heads
 from freeloc.interception.patched import PatchedModel
@@ -114,7 +114,7 @@ def run_marked(
     seen: list[KernelCall] = []
 
     def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        seen.append(read_call(kernel_of(reader.kernels, args, kwargs), args, kwargs))
+        seen.append(read_call(reader.kernels, args, kwargs, reader.site.text))
         raise MarkedRunEndedError
 
     interceptor = interceptor_of(reader.kernels[0], module, capture, frame)

@@ -33,7 +33,7 @@ def check_sizes_that_are_no_multiple_of_the_patch(case: Case) -> None:
         require(
             not error,
             f"grid: with an odd size along {' and '.join(axes)} the model runs, but {error}: does it pad the video? "
-            "Then read the grid from a submodule that sees the padding, as in TokenGrid('output', of='patch_embedding')",
+            "Then read the grid from a submodule that sees padding, as in TokenGrid('output', of='patch_embedding')",
         )
 
 
