@@ -141,7 +141,7 @@ def _code(value: Any) -> str:
 def _site(seen: Inspection, site: FoundSite, kernels: dict[str, tuple[Kernel, str]]) -> str:
     grid, found = seen.grid, site.arguments or FoundArguments()
     assert grid is not None
-    fields = [f'"{site.path}"'] + [f'layers="{site.layers}"'] * bool(site.layers)
+    fields = [f'"{site.site}"'] + [f'layers="{site.layers}"'] * bool(site.layers)
     if site.described is not None:
         fields.append(f"kernel={next(name for name, (kernel, _) in kernels.items() if kernel == site.described)}")
     elif site.kernel == "torch.matmul":

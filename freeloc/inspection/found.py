@@ -25,6 +25,8 @@ class FoundSite:
         arguments: the arguments of the first module that an adapter names, for candidates.
         described: the function, if it is not PyTorch's.
         layers: attribute path of the layers with which the blocks run in parallel, if there is one.
+        names_above: how many names shorter the path is of the module that an adapter names, since the module itself
+            gets no rotary tables.
     """
 
     path: str
@@ -38,6 +40,22 @@ class FoundSite:
     arguments: FoundArguments | None = None
     described: Kernel | None = None
     layers: str = ""
+    names_above: int = 0
+
+    @property
+    def site(self) -> str:
+        """Path of the modules that an adapter names."""
+        return above(self.path, self.names_above)
+
+    @property
+    def first_site(self) -> str:
+        """Path of the first of them."""
+        return above(self.first, self.names_above)
+
+
+def above(path: str, names: int) -> str:
+    """A path without so many names at its end."""
+    return ".".join(path.split(".")[: -names or None])
 
 
 @dataclass

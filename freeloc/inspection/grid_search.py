@@ -50,6 +50,9 @@ class GridSearch:
         self._subject = subject
         self._inputs = subject.inputs
         self._video = self.video = video
+        last = video.rpartition(".")[2]
+        self._sample = int(last) if last.isdigit() else -1
+        """Which sample the video is, if each has one of its own."""
         self.problem = ""
         """Why tokens that come from the video are no grid; empty if they are one, or do not come from it."""
 
@@ -79,8 +82,8 @@ class GridSearch:
         self, changed: dict[int, Tensor], count: int, text: tuple[int, int], before: AttentionCall
     ) -> FoundGrid | None:
         shape = self._subject.at(self._video).shape
-        ndim, is_sample = len(shape), self._video.rpartition(".")[2].isdigit() and len(shape) == 4
-        names = ["c" if is_sample else "b", *["c"] * (ndim - 1)]
+        ndim = len(shape)
+        names = ["c" if self._sample >= 0 and ndim == 4 else "b", *["c"] * (ndim - 1)]
         if len(changed) == 1 and (axis := next(iter(changed))) is not None:
             packed = self._three_numbers(count)
             table = packed_source(self._inputs, count) if shape[axis] == count else None
@@ -146,7 +149,8 @@ class GridSearch:
 
         call = self._call(path, repeat)
         tokens = slice(grid.text_first, grid.text_first + math.prod(grid.tokens))
-        both = torch.cat([call.query, call.key])[:, :, tokens]
+        samples = slice(None) if "b" in grid.axes.split() else slice(self._sample, self._sample + 1)
+        both = torch.cat([call.query[samples], call.key[samples]])[:, :, tokens]
         by_frame: Tensor = both.unflatten(2, (frames, -1))
         return by_frame
 

@@ -81,18 +81,18 @@ def _is_video(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim in (4, 5, 6)
 
 
-def padding_source(subject: Subject, video: str, axes: str, tokens: Size, patch: Size, path: str) -> TokenGrid | None:
-    """The submodule whose call has the token grid also where the model pads the video; None if there is none.
+def padding_source(subject: Subject, video: str, grid: Any, path: str, is_padded: bool) -> TokenGrid | None:
+    """The submodule whose call has the token grid, also where the model pads the video; None if there is none.
 
     Args:
         subject: the model.
         video: path of the input that holds the video.
-        axes: names of its axes.
-        tokens: the grid of the inputs as they are.
-        patch: size of a patch.
+        grid: the grid of the inputs as they are, and the axes and patches of the video.
         path: path of the first attention module over the grid.
+        is_padded: whether rows and columns are padded to whole patches.
     """
-    found, runs = [], [(shapes_until(run, path), size) for run, size in _runs(subject, video, axes, tokens, patch)]
+    patch = grid.patch
+    found, runs = [], [(shapes_until(run, path), size) for run, size in _runs(subject, video, grid, is_padded)]
     for shape in runs[0][0]:
         others = [([other.shape for other in seen if other[:2] == shape[:2]], size) for seen, size in runs]
         if any(len(shapes) != 1 for shapes, _ in others):  # called more than once, or not at all
@@ -109,12 +109,13 @@ def padding_source(subject: Subject, video: str, axes: str, tokens: Size, patch:
     return min(found, key=lambda grid: (grid.argument != "output", grid.of.count(".")), default=None)
 
 
-def _runs(subject: Subject, video: str, axes: str, tokens: Size, patch: Size) -> Iterator[tuple[Subject, Size]]:
+def _runs(subject: Subject, video: str, grid: Any, is_padded: bool) -> Iterator[tuple[Subject, Size]]:
     """The model with its own video, with one that is padded to as many tokens, and with one that is a row smaller."""
-    yield subject, tokens
-    frames, height, width = tokens
-    for rows, size in ((1, tokens), (patch[1], (frames, height - 1, width))):
-        smaller = cropped_video(subject, video, axes, patch, rows) if height > 1 else None
+    yield subject, grid.tokens
+    frames, height, width = grid.tokens
+    fewer = (grid.patch[1], (frames, height - 1, width))
+    for rows, size in ((1, grid.tokens), fewer) if is_padded else (fewer,):
+        smaller = cropped_video(subject, video, grid.axes, grid.patch, rows) if height > 1 else None
         if smaller is not None:
             yield smaller, size
 

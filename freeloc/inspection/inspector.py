@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,15 +68,17 @@ def inspect(
     search, site, grid = _find_grid(subject, found.sites, _videos(inputs, video), found.unknown)
     if search is None or site is None or grid is None:
         return found
+    call = next(call for call in calls if call.path == site.first)
+    _describe_rope(found, search, grid, call, calls)
     _describe_sites(found, grid, calls, subject)
+    site = next(known for known in found.sites if known.first == site.first)
     found.grid = _with_source(found, grid, search.video, site, subject, calls)
-    found.heads = size_path(model, site.first, site.query[1], "heads")
-    found.head_dim = size_path(model, site.first, site.query[3], "head_dim")
+    found.heads = size_path(model, site.first_site, site.query[1], "heads")
+    found.head_dim = size_path(model, site.first_site, site.query[3], "head_dim")
     found.patch_path = patch_path(model, grid.patch)
     found.other_attention = _other_attention(model, found, calls)
     wanted = {"heads": (found.heads, site.query[1]), "head_dim": (found.head_dim, site.query[3])}
     found.unknown += [f"{name}: no attribute holds it, {size}" for name, (path, size) in wanted.items() if not path]
-    _describe_rope(found, search, grid, next(call for call in calls if call.path == site.first))
     if run is not None:
         found.run_by = find_run_by(subject)
     return found
@@ -108,7 +110,7 @@ def _with_source(
     found: Inspection, grid: FoundGrid, video: str, site: FoundSite, subject: Subject, calls: Sequence[AttentionCall]
 ) -> FoundGrid:
     """The grid with where else an adapter reads it, if the model pads the video, or has one for each sample."""
-    given = next(call.given for call in calls if call.path == site.first)
+    given = next(_given_at(call, site) for call in calls if call.path == site.first)
     if grid.source is not None or not isinstance(grid.argument, str):
         return grid
     table = table_of_samples(given, grid.tokens) if "b" not in grid.axes.split() else None
@@ -121,7 +123,7 @@ def _with_source(
         is_padded = bool(again) and again[-1].query.shape[2] == site.query[2]
     if not (is_padded or subject.run is not None):
         return grid
-    source = padding_source(subject, video, grid.axes, grid.tokens, grid.patch, site.first)
+    source = padding_source(subject, video, grid, site.first, is_padded)
     if source is None:
         found.unknown.append(
             "grid: where the grid is read after the model has padded rows and columns to whole patches; no submodule "
@@ -130,34 +132,61 @@ def _with_source(
     return replace(grid, source=source)
 
 
-def _describe_rope(found: Inspection, search: GridSearch, grid: FoundGrid, call: AttentionCall) -> None:
-    """Find the rotation of the first candidate, and its rotary tables."""
+def _describe_rope(
+    found: Inspection, search: GridSearch, grid: FoundGrid, call: AttentionCall, calls: Sequence[AttentionCall]
+) -> None:
+    """Find the rotation of the first candidate, its rotary tables, and the module that gets them."""
     found.rope = rope = find_rope(search.equal_frames(grid, call.path))
     if rope is None:
         found.unknown.append("rope: queries and keys of equal frames do not differ by a rotation")
         return
     if 1e-4 < rope.error <= MOST_ROUNDING / 2:
         found.rounding = float(f"{2 * rope.error:.0e}")
-    tokens = math.prod(grid.tokens)
-    found.tables = find_tables(call, rope, grid.tokens[0], tokens, bool(grid.text_first))
-    if found.tables is None:
-        found.unknown.append(f"tables: no argument of {call.path} holds rotary tables that rotate frames like this")
+    tokens, is_first = math.prod(grid.tokens), bool(grid.text_first)
+    for names, given in enumerate(_given_above(call, calls)):
+        found.tables = find_tables(replace(call, given=given), rope, grid.tokens[0], tokens, is_first)
+        if found.tables is not None:
+            alike = [at for at, site in enumerate(found.sites) if site.path.split(".")[1:] == _pattern(call.path)[1:]]
+            for at in alike:
+                found.sites[at] = replace(found.sites[at], names_above=names)
+            return
+    found.unknown.append(f"tables: no argument of {call.path} holds rotary tables that rotate frames like this")
+
+
+def _pattern(path: str) -> list[str]:
+    """The names of a path, with ``*`` for the first number."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path, count=1).split(".")
+
+
+def _given_above(call: AttentionCall, calls: Sequence[AttentionCall]) -> Iterator[Mapping[str, Any]]:
+    """The arguments of the module that makes a call, then of those around it that make no other call."""
+    yield call.given
+    for running in reversed(call.around):
+        own = [other for other in calls if other.path == running.path or other.path.startswith(f"{running.path}.")]
+        if not any(name.isdigit() for name in running.path.split(".")) or {other.path for other in own} != {call.path}:
+            return
+        yield running.given()
 
 
 def _arguments(
     site: FoundSite, grid: FoundGrid, calls: Sequence[AttentionCall], inputs: Mapping[str, Any]
 ) -> FoundArguments:
     """The arguments of a site's first module that an adapter names."""
-    own = [call for call in calls if call.path == site.first]
+    own = [replace(call, given=_given_at(call, site)) for call in calls if call.path == site.first]
     others = {name: value for name, value in inputs.items() if name != grid.argument}
     return find_arguments(own, math.prod(grid.tokens), others)
+
+
+def _given_at(call: AttentionCall, site: FoundSite) -> Mapping[str, Any]:
+    """The arguments of the module that an adapter names for a call."""
+    return next((around.given() for around in call.around if around.path == site.first_site), call.given)
 
 
 def _sites(calls: Sequence[AttentionCall], subject: Subject) -> list[FoundSite]:
     """Group calls by the pattern of their path and by what they compute, in order of their first call."""
     groups: dict[tuple[object, ...], list[AttentionCall]] = {}
     for call in without_inner(calls, subject.kernels):
-        pattern = re.sub(r"\.\d+(?=\.|$)", ".*", call.path, count=1)
+        pattern = ".".join(_pattern(call.path))
         groups.setdefault((pattern, call.query.shape[1:], call.key.shape[1:], call.kernel), []).append(call)
     described = {kernel.function: kernel for kernel in reversed(subject.kernels)}
     return [
@@ -230,11 +259,11 @@ def _find_grid(
 
 def _other_attention(model: nn.Module, found: Inspection, calls: Sequence[AttentionCall]) -> list[str]:
     """Paths of the modules of the candidates' classes that are no candidates, but made calls."""
-    sites = tuple(AttentionSite(site.path) for site in found.candidates)
+    sites = tuple(AttentionSite(site.site) for site in found.candidates)
     if not sites:
         return []
     draft = Adapter("draft", "draft", (found.model,), sites, TokenGrid(), rope=None)
-    seen = {call.path for call in calls}
+    seen = {call.path for call in calls} | {around.path for call in calls for around in call.around}
     others = list(undescribed(list(modules_of(components(model))), [(model, draft)]))
     silent = dict.fromkeys(path for path, place in others if place.whole not in seen)
     if silent:

@@ -64,6 +64,7 @@ class AttentionCall:
         query, key, value: (batch, heads, tokens, head_dim).
         mask: the attention mask of the call.
         given: the arguments of that module, by name, in the order of its forward.
+        around: the modules around it, the outermost first.
     """
 
     path: str
@@ -73,6 +74,7 @@ class AttentionCall:
     value: Tensor
     mask: Tensor | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    around: tuple["Running", ...] = ()
 
 
 class Running(NamedTuple):
@@ -97,6 +99,11 @@ class RunningModules:
         self._model = model
         self._running = [Running("", model, (), inputs)]
         self._removers: list[Any] = []
+
+    @property
+    def around(self) -> tuple[Running, ...]:
+        """The modules around the innermost one, the outermost first."""
+        return tuple(self._running[:-1])
 
     @property
     def innermost(self) -> Running:
@@ -147,7 +154,7 @@ class _Watching(TorchFunctionMode):
     def note(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
         """Record a call."""
         here = self.modules.innermost
-        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given())
+        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given(), self.modules.around)
         self.calls.append(call)
         if self.until is not None and self.until(call):
             raise _SeenError
