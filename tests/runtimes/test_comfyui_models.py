@@ -67,6 +67,7 @@ def test_the_trained_length_is_bit_for_bit_the_models_own(name, attention, frame
     model_of(name)
     choose(attention, monkeypatch)
     inputs = BY_NAME[name].inputs(frames, 3, 5, 1)
+    inputs |= {"fps": 24.0} if "fps" in inputs else {}  # as in training
     before = run(model_of(name), inputs)
     found, report = patched(name, inputs)
     assert torch.equal(found, before)
