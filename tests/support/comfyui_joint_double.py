@@ -231,4 +231,4 @@ class Kandinsky5(nn.Module):
             text = block(text, None, of_text, transformer_options)
         for block in self.visual_transformer_blocks:
             tokens = block(tokens, text, freqs, transformer_options)
-        return latent(self.out_layer(tokens), grid, (1, 2, 2))[..., : x.shape[3], : x.shape[4]]
+        return latent(self.out_layer(tokens), grid, (1, 2, 2))  # with the padding, as ComfyUI does
