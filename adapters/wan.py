@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from freeloc_adapters.diffusers_hooks import BYPASSES
 
-from freeloc.adapter import Adapter, AttentionSite, ContextParallel, Kernel, References, TemporalRope, TokenGrid
+from freeloc.adapter import (
+    Adapter,
+    AttentionSite,
+    ContextParallel,
+    Kernel,
+    References,
+    Refusal,
+    TemporalRope,
+    TokenGrid,
+)
 
 # Heads of 128 channels are split 44 / 42 / 42 for time, height and width. In general, time has the remainder.
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6), tables="rotary_emb")
@@ -65,6 +74,7 @@ FLASH_ATTENTION = Kernel(
     scale="softmax_scale",
     valid_keys="k_lens",
     neutral={"q_lens": None, "dropout_p": 0.0, "q_scale": None, "causal": False, "window_size": (-1, -1)},
+    also="wan.distributed.ulysses:flash_attention",  # of its own sequence parallelism: a process has some heads
 )
 
 ORIGINAL = Adapter(
@@ -93,4 +103,20 @@ ORIGINAL_VACE = replace(
     other_attention=("blocks.*.cross_attn", "vace_blocks.*.cross_attn"),
 )
 
-ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE]
+# The picture of the character is the first latent frame, at position 0.
+ORIGINAL_ANIMATE = replace(
+    ORIGINAL,
+    name="wan-original-animate",
+    family="wan-animate",
+    grid=replace(ORIGINAL.grid, references=References(frames=1)),
+    classes=("wan.modules.animate.model_animate.WanAnimateModel",),
+)
+
+S2V = Refusal(
+    "wan-original-s2v",
+    ("wan.modules.s2v.model_s2v.WanModel_S2V",),
+    "the reference image, at the position of frame 30, and earlier frames, pooled and at positions before the video, "
+    "are in its sequence. It generates long videos itself, clip by clip; to correct attention, use Wan",
+)
+
+ADAPTERS = [DIFFUSERS, VACE, ORIGINAL, ORIGINAL_VACE, ORIGINAL_ANIMATE, S2V]

@@ -62,6 +62,10 @@ class AttentionSite:
         )
         functions = {kernel.function for kernel in self.kernels}
         require(len(functions) == 1, "AttentionSite.kernel", "kernels of one function", sorted(functions))
+        is_text = any(kernel.mask_axes == "b t" for kernel in self.kernels)
+        require(
+            not is_text or self.text != "none", "AttentionSite.text", "'first' or 'last' with a mask 'b t'", self.text
+        )
         one = self.path.split(".").count("*") == self.path.count("*") == 1
         require(one, "AttentionSite.path", "one * for the number of the block, as in 'blocks.*.attn'", self.path)
         for attribute, value in self.while_running.items():

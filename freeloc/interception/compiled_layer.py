@@ -13,7 +13,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
 from freeloc.interception.context import ForwardContext, Read
-from freeloc.interception.kernel_call import KernelCall, as_output, kernel_of, read_call
+from freeloc.interception.kernel_call import KernelCall, as_output, read_call
 from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.patched import OF_MODEL, PatchedModel
@@ -21,7 +21,7 @@ from freeloc.interception.patched import OF_MODEL, PatchedModel
 
 def answer_in_trace(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Tensor]:
+) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Any]:
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
     reader, model, site = layer.reader, layer.model, layer.site
     given = reader.given(args, kwargs)
@@ -29,12 +29,11 @@ def answer_in_trace(
     text = 0 if mask is not None else reader.text_tokens(model.in_trace, given, None)[0]
     tables = reader.tables(argument_at(given, model.tables) if model.tables else None)
 
-    def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
-        kernel = kernel_of(reader.kernels, given, named)
-        call = read_call(kernel, given, named)
+    def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        call = read_call(reader.kernels, given, named, site.text)
         of_sample = None if mask is None else mask[number]
         rest = layer.handle, *model.traced, tables, of_sample, text
-        return as_output(kernel, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
+        return as_output(call, torch.ops.freeloc.attention(*call[:4], call.scale, *rest))
 
     return answer
 

@@ -19,7 +19,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
-from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, kernel_of, of_sample, read_call
+from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
 from freeloc.interception.patched import PatchedModel
@@ -180,22 +180,21 @@ class LayerHook:
 
     def _answer(
         self, seen: ModuleCall, number: int, frame: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Tensor:
+    ) -> Any:
         """Compute the intercepted kernel call of the attention module."""
         grids = seen.grids
         try:
-            kernel = kernel_of(self.reader.kernels, args, kwargs)
-            call = read_call(kernel, args, kwargs)
+            call = read_call(self.reader.kernels, args, kwargs, self.site.text)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None
-        given = arguments_of(kernel, args, kwargs) if self.model.correction.observer else {}
+        given = arguments_of(call.kernel, args, kwargs) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
         share = self.share_of(call, seen.share, grids[0])
         which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)
         if number == 0 and self.model.correction.checked:
             self._check(which, seen, call, frame)
         if call.valid is None and all(grid == grids[0] for grid in grids):
-            return as_output(kernel, self.attend(call, which, given))
+            return as_output(call, self.attend(call, which, given))
         out = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
         lengths = [call.query.shape[2]] * len(call.query) if call.valid is None else call.valid.tolist()
         for sample, tokens in enumerate(lengths):
@@ -204,7 +203,7 @@ class LayerHook:
             valid_text = min(text, max(tokens - self.reader.video_tokens(grids[at]), 0)) if text else 0
             which = Which(grids[at], seen.lengths[at], valid_text, seen.rotation, share)
             out[sample : sample + 1, :, :tokens] = self.attend(of_sample(call, sample, tokens), which, given)
-        return as_output(kernel, out)
+        return as_output(call, out)
 
     def share_of(self, call: KernelCall, tokens: parallel.Share | None, grid: Grid) -> parallel.Share | None:
         """Whose heads a call has, if several processes share the layer; `tokens`: whose tokens the module has."""

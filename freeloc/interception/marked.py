@@ -21,7 +21,7 @@ from freeloc.errors import LayoutError
 from freeloc.interception import compiled, context
 from freeloc.interception.context import Opened
 from freeloc.interception.interceptors import interceptor_of
-from freeloc.interception.kernel_call import KernelCall, kernel_of, read_call
+from freeloc.interception.kernel_call import KernelCall, read_call
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.parallel import Share, in_layout, of_heads
 from freeloc.interception.patched import PatchedModel
@@ -114,7 +114,7 @@ def run_marked(
     seen: list[KernelCall] = []
 
     def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        seen.append(read_call(kernel_of(reader.kernels, args, kwargs), args, kwargs))
+        seen.append(read_call(reader.kernels, args, kwargs, reader.site.text))
         raise MarkedRunEndedError
 
     interceptor = interceptor_of(reader.kernels[0], module, capture, frame)
@@ -143,6 +143,11 @@ def _with_marks(hidden_states: Tensor, tokens: Tensor, first: int, share: Share 
     if share is not None:
         part = share.part(len(tokens))
         tokens, first = tokens[part.start : part.stop], first // share.degree
+    elif len(tokens) > hidden_states.shape[1] - first and torch.distributed.is_initialized():
+        # of a library that freeloc does not know, and maybe padded
+        own = hidden_states.shape[1]
+        start = own * (torch.distributed.get_rank() % -(-len(tokens) // own))
+        tokens = tokens[start : start + own]
     marked = hidden_states.detach().clone()
     marked[:, first : first + len(tokens)] = tokens
     return marked

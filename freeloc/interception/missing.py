@@ -10,7 +10,7 @@ from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
-from freeloc.report import LayerReport
+from freeloc.report import EARLY, LayerReport
 
 
 def note_no_call(
@@ -82,6 +82,9 @@ def note_skipped(
             "attn.processor(...)), freeloc cannot intercept the call. Other causes are a cache that was filled before "
             "the patch, which must be reset, and blocks that were replaced after the patch: patch again"
         )
+    for report in never:
+        if found[report.path] is None:
+            report.notes[EARLY] += 1
 
 
 def bypass_around(path: str, bypasses: Bypasses | None, model: nn.Module) -> Bypass | None:

@@ -99,7 +99,9 @@ def check_every_tensor_of_the_call_is_described(case: Case) -> None:
     """The adapter describes every tensor that is passed to the kernel, such as a mask or lengths."""
     kernels = {path: site.kernels for site, _, path, _ in case.adapter.places(case.model)}
     for call in case.calls():
-        named = [name for kernel in kernels[call.path] for name in (*kernel.named().values(), *kernel.neutral)]
+        named = [
+            name for kernel in kernels[call.path] for name in (*(path for _, path in kernel.named()), *kernel.neutral)
+        ]
         described = [id(argument_at(call.given, name, is_optional=True)) for name in named]
         for name, value in _tensors(call.given):
             known = id(value) in described

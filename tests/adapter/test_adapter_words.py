@@ -89,6 +89,11 @@ SLIPS = {
         r"TokenGrid\.axes: expected 'sample \(f h w\)', the table that .* found 'b c f h w'",
     ),
     "an argument refused without a reason": (lambda: TokenGrid(refused={"mask"}), r"TokenGrid\.refused: .*\{'mask'\}"),
+    "a function by its path": (
+        lambda: replace(KERNEL, function="package.module.attention"),
+        r"Kernel\.function: expected the name of a function in .* '\.name', found 'package\.module\.attention'",
+    ),
+    "an attribute of nothing": (lambda: replace(KERNEL, function="."), r"Kernel\.function: .* found '\.'"),
     "another letter in a layout": (
         lambda: Kernel("kernel", layout="b n h d", arguments=("q", "k", "v")),
         r"Kernel.layout: expected one of 'b h l d', 'b l h d', 'b l \(h d\)', found 'b n h d'",
@@ -124,6 +129,22 @@ SLIPS = {
     "an argument that must be given or left out": (
         lambda: replace(KERNEL, neutral={"sharpness": 1}, required={"sharpness": 2}),
         r"Kernel\.required: expected arguments that are not in neutral too, found \['sharpness'\]",
+    ),
+    "a pair of queries and one key": (
+        lambda: replace(KERNEL, arguments=("q", "text", "k", "v"), query=("q", "text"), mask=None, scale=None),
+        r"Kernel\.query: expected as many names of queries as of keys and of values, found \(\('q', 'text'\), 'k",
+    ),
+    "a pair of no argument": (
+        lambda: replace(KERNEL, query=("q.0", "text")),
+        r"Kernel\.query: expected one of its arguments .* found 'text'",
+    ),
+    "parts of one output": (
+        lambda: replace(KERNEL, output_parts=True),
+        r"Kernel\.output_parts: expected several names of queries, as in query=\('q\.0', 'q\.1'\), found 'q'",
+    ),
+    "a mask of text without text": (
+        lambda: AttentionSite("blocks.*", kernel=replace(KERNEL, mask_axes="b t")),
+        r"AttentionSite\.text: expected 'first' or 'last' with a mask 'b t', found 'none'",
     ),
     "axes of no mask": (
         lambda: replace(KERNEL, mask=None, mask_axes="b k"),

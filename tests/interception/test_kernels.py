@@ -93,7 +93,12 @@ REFUSED = {
     "no heads": (JOINED, [(2, 58, 24)] * 3, 0, "the number of heads of 24 channels, found 0"),
     "heads left out": (JOINED, [(2, 58, 24)] * 3, None, "the number of heads of 24 channels, found None"),
     "fewer heads of keys": (JOINED, [(2, 58, 24), (2, 58, 12), (2, 58, 12)], 2, "not support grouped-query attention"),
-    "other channels": (JOINED, [(2, 58, 24), (2, 58, 10), (2, 58, 10)], 2, r"24 channels of .* found 10 of k and 10"),
+    "other channels": (
+        JOINED,
+        [(2, 58, 24), (2, 58, 10), (2, 58, 10)],
+        2,
+        r"24 channels of .* found 10 of keys and 10",
+    ),
     "heads apart": (JOINED, [(2, 58, 2, 12)] * 3, 2, r"expected q \(b l \(h d\)\) .* found \(2, 58, 2, 12\)"),
     "grouped heads": (APART, [(2, 58, 2, 12), (2, 58, 1, 12), (2, 58, 1, 12)], 2, "2 of queries, 1 of keys and 1 of"),
     "no batch": (APART, [(116, 2, 12)] * 3, 2, r"expected q \(b l h d\) .* found \(116, 2, 12\)"),
@@ -138,6 +143,24 @@ def test_an_argument_that_changes_the_result_is_not_ignored(options, message):
                 subject.run(9)
         else:
             assert torch.equal(subject.run(9), expected)
+
+
+def test_another_mode_of_a_kernel_is_refused():
+    subject = Subject("pairs")
+    for block in subject.model.blocks:
+        block.attn.mode = "sparse"
+    with subject.patch(), pytest.raises(LayoutError, match=r"expected mode=flash in its attention, found sparse$"):
+        subject.run(9)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_parts_of_other_heads_are_refused(place, monkeypatch):
+    subject, tensors = Subject("parts"), [torch.zeros(2, 54, 2, 12)] * 3 + [torch.zeros(2, 4, 2, 12)] * 3
+    tensors[place + 2] = torch.zeros(2, 4, 2, 6)
+    for block in subject.model.blocks:
+        monkeypatch.setattr(block.attn, "kernel", lambda q, k, v, mask: kernel_double.part_attention(*tensors))
+    with subject.patch(), pytest.raises(LayoutError, match=r"differ in tokens only, found .*\(2, 2, 4, 6\)"):
+        subject.run(9)
 
 
 @pytest.mark.parametrize(("name", "given"), [("an argument given", {}), ("one or the other", {"skip_reshape": 0.5})])

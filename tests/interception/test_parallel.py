@@ -74,6 +74,11 @@ SHORT = Group(
     sampling("ltx", "diffusers", "heads", text="no mask"),
     sampling("cogvideox", "tensor", "heads"),
     sampling("wan-original", "fsdp2"),
+    sampling("fastvideo", "fastvideo"),
+    sampling("fastvideo", "fastvideo", order="patch first", text="odd"),
+    sampling("wan-original", "wan"),
+    sampling("wan-original", "wan", "tsa", order="patch first"),
+    sampling("wan-original", "wan", "heads") | {"error": "freeloc cannot find out which heads they are"},
 )
 
 
@@ -125,6 +130,18 @@ CACHE_DIT = Group(
     {"model": "wan of 4", "library": "cache-dit", "kind": "ring", "error": RING},
     {"does": "training", "model": "wan of 4", "library": "cache-dit", "error": GRADIENTS},
 )
+
+
+CACHED = Group(*({"does": "caching", "order": order} for order in ("cache first", "patch first")))
+
+
+@pytest.mark.slow
+@has_cache_dit
+@CACHED.parametrized()
+def test_a_cache_of_cache_dit_under_its_ulysses(number):
+    case = CACHED[number]
+    check(case)
+    assert case["found"]["skips"] > 0
 
 
 @pytest.mark.slow

@@ -104,6 +104,86 @@ class Listing(Attention):
         return super().forward(x, turns, mask)
 
 
+def pair_attention(q, k, v, text_mask=None, mode="flash"):
+    """A kernel that gets pairs of video and text, and a mask of the text, as that of HunyuanVideo 1.5 does."""
+    (q, text_q), (k, text_k), (v, text_v) = q, k, v
+    seen = None if text_mask is None else F.pad(text_mask, (k.shape[1], 0), value=1).bool()[:, None, None]
+    joined = [torch.cat(pair, dim=1).transpose(1, 2) for pair in ((q, text_q), (k, text_k), (v, text_v))]
+    return arranged(F.scaled_dot_product_attention(*joined, attn_mask=seen), "b h l d", "b l (h d)")
+
+
+class Pairing(Attention):
+    """Attention that hands pairs to its kernel."""
+
+    def __init__(self, mode="flash"):
+        super().__init__("b l h d", "b l (h d)")
+        self.mode = mode
+
+    def kernel(self, q, k, v, mask):
+        pairs = ((tensor[:, :-TEXT], tensor[:, -TEXT:]) for tensor in (q, k, v))
+        return pair_attention(*pairs, text_mask=mask[:, 0, 0, -TEXT:].long(), mode=self.mode)
+
+
+def part_attention(q, k, v, text_q=None, text_k=None, text_v=None):
+    """A kernel that gets and returns video and text apart, as that of FastVideo does."""
+    joined = [torch.cat([a, *([] if b is None else [b])], 1) for a, b in ((q, text_q), (k, text_k), (v, text_v))]
+    out = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in joined)).transpose(1, 2)
+    return out[:, : q.shape[1]], None if text_q is None else out[:, q.shape[1] :]
+
+
+class Parting(Attention):
+    """Attention that gets two tensors from its kernel, or all tokens as one of them and no other."""
+
+    def __init__(self, is_text):
+        super().__init__("b l h d", "b l h d")
+        self.is_text = is_text
+
+    def kernel(self, q, k, v, mask):
+        if not self.is_text:
+            video, text = part_attention(q, k, v)
+            assert text is None
+            return video
+        video, text = part_attention(*(t[:, :-TEXT] for t in (q, k, v)), *(t[:, -TEXT:] for t in (q, k, v)))
+        return torch.cat([video, text], dim=1)
+
+
+class Function:
+    """An object that is called as a kernel, as that of LTX-2 is."""
+
+    def __call__(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class KernelModule(nn.Module):
+    """A module that is a kernel, as in DiffSynth-Studio."""
+
+    def forward(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Processor:
+    """An object that has a kernel."""
+
+    def attend(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Holding(Attention):
+    """Attention that holds its kernel."""
+
+    def __init__(self, kind):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.function, self.processor, self.core = Function(), Processor(), KernelModule()
+        self.kind, self.number = kind, 2
+
+    def method(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+    def kernel(self, q, k, v, mask):
+        call = {"object": self.function, "module": self.core, "method": self.method, "part": self.processor.attend}
+        return call[self.kind](*(arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v)), HEADS, mask)
+
+
 def turn(x, turns):
     """Turn interleaved pairs of (batch, tokens, heads, head_dim)."""
     cos, sin = (table[:, None] for table in turns)
@@ -248,7 +328,51 @@ LISTING = Kernel(
     neutral={"drop_rate": 0.0},
 )
 
+PAIRING = Kernel(
+    function="pair_attention",
+    layout="b l h d",
+    output="b l (h d)",
+    arguments=("q", "k", "v", "text_mask", "mode"),
+    query=("q.0", "q.1"),
+    key=("k.0", "k.1"),
+    value=("v.0", "v.1"),
+    mask="text_mask",
+    mask_axes="b t",
+    required={"mode": "flash"},
+)
+PARTING = Kernel(
+    function="part_attention",
+    layout="b l h d",
+    output_parts=True,
+    arguments=("q", "k", "v", "text_q", "text_k", "text_v"),
+    query=("q", "text_q"),
+    key=("k", "text_k"),
+    value=("v", "text_v"),
+)
+
+PLACES = {"object": ".function", "module": ".core", "method": ".method", "part": ".processor.attend"}
+
+
+def holding(kind):
+    """(how to make the attention, its kernel) of a module that holds its kernel."""
+    kernel = Kernel(
+        function=PLACES[kind],
+        layout="b l (h d)",
+        arguments=("q", "k", "v", "heads", "mask"),
+        query="q",
+        key="k",
+        value="v",
+        heads="heads",
+        mask="mask",
+    )
+    return functools.partial(Holding, kind), kernel
+
+
+KERNELS |= {f"held: {kind}": holding(kind) for kind in PLACES}
 KERNELS |= {
+    "pairs": (Pairing, PAIRING),
+    "parts": (lambda: Parting(True), PARTING),
+    "no second part": (lambda: Parting(False), PARTING),
     "a list": (Listing, LISTING),
     "an argument left out": (lambda: Reshaping(False), RESHAPING),
     "an argument given": (lambda: Reshaping(True), SKIPPING),

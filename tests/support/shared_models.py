@@ -4,10 +4,11 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
+import fastvideo_double
 import torch
 import torch.distributed as dist
 import wan_double
-from diffusers import ContextParallelConfig, WanTransformer3DModel
+from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models._modeling_parallel import ContextParallelInput as Split
 from diffusers.models._modeling_parallel import ContextParallelOutput as Gather
 from freeloc_adapters.examples import EXAMPLES, cogvideox, wan
@@ -19,6 +20,7 @@ from freeloc import FramePlan
 from freeloc.testing import noise, random_model
 
 GRID = 8, 4, 6
+ODD = 9, 3, 5
 TEXT = 4
 """Tokens of text: they divide among two processes."""
 
@@ -30,7 +32,9 @@ def make(name: str, text: str = "full", batch: int = 1) -> tuple[Any, dict[str, 
     if text == "padded":
         valid[-1, 1:] = False  # not only tokens of the second process
     kind, _, heads = name.partition(" of ")
-    if name == "wan-original":
+    if name == "fastvideo":
+        model, given = fastvideo_double.model(), fastvideo_double.inputs(*(ODD if text == "odd" else GRID), batch)
+    elif name == "wan-original":
         model, given = wan_double.model(), wan_double.inputs(*GRID, batch)
     elif heads:
         model = random_model(lambda: WanTransformer3DModel(**wan.SIZES | {"num_attention_heads": int(heads)}))
@@ -49,7 +53,7 @@ def make(name: str, text: str = "full", batch: int = 1) -> tuple[Any, dict[str, 
     if name.startswith("ltx-2"):
         given |= {"timestep": torch.full((1,), 500), "audio_hidden_states": noise(1, 6, 4), "audio_num_frames": 6}
     _by_itself(model)
-    return model, given if name == "wan-original" else given | {"return_dict": False}
+    return model, given if name in ("wan-original", "fastvideo") else given | {"return_dict": False}
 
 
 def _by_itself(model: nn.Module) -> None:
@@ -71,7 +75,9 @@ JOINT_PLAN = {
 
 def share(model: Any, library: str, kind: str = "ulysses") -> Any:
     """Split a model over both processes, and return it, or its wrapper."""
-    if library == "diffusers":
+    if library == "fastvideo":
+        fastvideo_double.share(model)
+    elif library == "diffusers":
         degrees: dict[str, Any] = {"ring_degree": 2} if kind == "ring" else {"ulysses_degree": 2}
         degrees |= {"ulysses_anything": True} if kind == "anything" else {}
         plan = JOINT_PLAN if model._cp_plan is None else None
@@ -82,6 +88,8 @@ def share(model: Any, library: str, kind: str = "ulysses") -> Any:
         size = {"ring_size": 2} if kind == "ring" else {"ulysses_size": 2}
         config = cache_dit.ParallelismConfig(**size, attention_backend="native")
         cache_dit.enable_cache(model, cache_config=None, parallelism_config=config)
+    elif library == "wan":
+        wan_double.spread(model)
     elif library == "tensor":
         _split_weights(model)
     elif library == "fsdp1":
@@ -151,9 +159,14 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 def run_case(case: dict[str, Any], found: dict[str, Any]) -> None:
     """Run one case, and note what was measured."""
-    {"sampling": sample, "training": train, "fresh processors": set_fresh_processors, "probing": probe}[
-        case.get("does", "sampling")
-    ](case, found)
+    does = {
+        "sampling": sample,
+        "training": train,
+        "fresh processors": set_fresh_processors,
+        "probing": probe,
+        "caching": cache,
+    }
+    does[case.get("does", "sampling")](case, found)
 
 
 def sample(case: dict[str, Any], found: dict[str, Any]) -> None:
@@ -253,3 +266,37 @@ def probe(case: dict[str, Any], found: dict[str, Any]) -> None:
 
     runs = share(model, case["library"])
     freeloc.probe(runs, run, case["depth"], profile=profile, folder=case["folder"])
+
+
+def cache(case: dict[str, Any], found: dict[str, Any]) -> None:
+    """Largest differences: of a cached pipeline in two processes and in one; and of a patch and none."""
+    import cache_dit
+
+    def run(is_shared: bool, is_patched: bool) -> Tensor:
+        model, given = make("wan of 4")
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=model)
+        profile = freeloc.default_profile(model, trained_latent_frames=4)
+        shares = cache_dit.ParallelismConfig(ulysses_size=2, attention_backend="native") if is_shared else None
+        options = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 1}
+        config = cache_dit.DBCacheConfig(**options, residual_diff_threshold=10.0)
+        patch = freeloc.patch(model, profile) if is_patched and case["order"] == "patch first" else None
+        cache_dit.enable_cache(pipe, cache_config=config, parallelism_config=shares)
+        patch = patch or (freeloc.patch(model, profile) if is_patched else None)
+        text = given["encoder_hidden_states"]
+        latents = pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=-text,
+            latents=given["hidden_states"],
+            num_frames=4 * GRID[0] - 3,
+            height=16 * GRID[1],
+            width=16 * GRID[2],
+            num_inference_steps=4,
+            output_type="latent",
+        ).frames
+        if patch:
+            found["skips"] = sum(sum(layer.skipped.values()) for layer in patch.report().layers)
+        return latents
+
+    direct, one, two = run(False, False), run(False, True), run(True, True)
+    found["correction"], found["two"] = difference(one, direct), difference(one, two)

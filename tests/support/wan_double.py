@@ -10,6 +10,7 @@ import sys
 import types
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from freeloc.testing import Example, noise, random_model
@@ -144,6 +145,70 @@ class VaceWanModel(WanModel):
         return [self.head(video[:length]) for video, length in zip(x, seq_lens, strict=True)]
 
 
+class WanAnimateSelfAttention(WanSelfAttention):
+    """In a file that imports the kernel by name."""
+
+
+class WanAnimateModel(WanModel):
+    """The first latent frame is a picture, to which no pose is added."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        dim = self.head.in_features
+        self.pose_patch_embedding = nn.Conv3d(4, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+        for block in self.blocks:
+            block.self_attn = WanAnimateSelfAttention(dim, self.num_heads)
+
+    def forward(self, x, seq_len, pose_latents):
+        poses = [self.pose_patch_embedding(pose[None]).flatten(2).mT for pose in pose_latents]
+        x, seq_lens, grid_sizes = self.embed(x, seq_len)
+        for video, pose, length in zip(x, poses, seq_lens, strict=True):
+            video[length - pose.shape[1] : length] += pose[0]
+        for block in self.blocks:
+            x = block(x, seq_lens, grid_sizes, self.freqs)
+        return [self.head(video[:length]) for video, length in zip(x, seq_lens, strict=True)]
+
+
+def gathered(x, dim):
+    """The parts of all processes, one after another. The original's collectives, which need NCCL, move the same."""
+    parts = [torch.empty_like(x.contiguous()) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts, dim=dim)
+
+
+def part(x, dim):
+    return x.chunk(dist.get_world_size(), dim=dim)[dist.get_rank()].contiguous()
+
+
+def distributed_attention(q, k, v, seq_lens, window_size=(-1, -1)):
+    """Tokens of this process to heads of this process, and back."""
+    q, k, v = (part(gathered(tensor, 1), 2) for tensor in (q, k, v))
+    kernel = sys.modules["wan.distributed.ulysses"].flash_attention
+    return part(gathered(kernel(q, k, v, k_lens=seq_lens, window_size=window_size), 2), 1)
+
+
+def sp_attn_forward(self, x, seq_lens, grid_sizes, freqs):
+    q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
+    q, k = (part(rope_apply(gathered(tensor, 1), grid_sizes, freqs), 1) for tensor in (q, k))
+    return self.o(distributed_attention(q, k, v, seq_lens).flatten(2).to(v.dtype))
+
+
+def sp_dit_forward(self, x, seq_len):
+    x, seq_lens, grid_sizes = self.embed(x, seq_len + seq_len % dist.get_world_size())
+    x = part(x, 1)
+    for block in self.blocks:
+        x = block(x, seq_lens, grid_sizes, self.freqs)
+    return [self.head(video[:length]) for video, length in zip(gathered(x, 1), seq_lens, strict=True)]
+
+
+def spread(model):
+    """Share a model among all processes, as the original's programs do."""
+    for block in model.blocks:
+        block.self_attn.forward = types.MethodType(sp_attn_forward, block.self_attn)
+    model.forward = types.MethodType(sp_dit_forward, model)
+    return model
+
+
 def install() -> list[str]:
     """Install the double under the names of the original's modules. Returns these names."""
     places = {
@@ -151,13 +216,18 @@ def install() -> list[str]:
         "wan.modules": (),
         "wan.modules.model": (WanSelfAttention, WanT2VCrossAttention, WanAttentionBlock, WanModel),
         "wan.modules.vace_model": (VaceWanModel,),
+        "wan.modules.animate": (),
+        "wan.modules.animate.model_animate": (WanAnimateSelfAttention, WanAnimateModel),
+        "wan.distributed": (),
+        "wan.distributed.ulysses": (),
     }
     for name, classes in places.items():
         module = sys.modules[name] = types.ModuleType(name)
         for cls in classes:
             cls.__module__ = name
             setattr(module, cls.__name__, cls)
-    sys.modules["wan.modules.model"].flash_attention = flash_attention
+    for name in ("wan.modules.model", "wan.modules.animate.model_animate", "wan.distributed.ulysses"):
+        sys.modules[name].flash_attention = flash_attention
     return list(places)
 
 
@@ -173,7 +243,14 @@ def inputs(frames, height, width, batch):
     return {"x": videos, "seq_len": frames * height * width + 5}
 
 
+def animate_inputs(frames, height, width, batch):
+    """The same, with a pose of every frame but the first."""
+    poses = [noise(4, 1, 2 * height, 2 * width).expand(-1, frames - 1, -1, -1)] * batch
+    return inputs(frames, height, width, batch) | {"pose_latents": poses}
+
+
 EXAMPLES = [
     Example("wan-original", model, inputs, video="x", axes="c f h w"),
     Example("wan-original-vace", lambda: model(VaceWanModel), inputs, video="x", axes="c f h w"),
+    Example("wan-original-animate", lambda: model(WanAnimateModel), animate_inputs, video="x", axes="c f h w"),
 ]
