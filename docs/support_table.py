@@ -18,10 +18,11 @@ HEAD = (
     "| adapter | model class | checked on small random models of | requirements met | "
     "file of `freeloc inspect`, unedited |\n|---|---|---|---|---|\n"
 )
-DOUBLES = ("wan_double", "hunyuan_double", "opensora_double", "diffsynth_double")
+DOUBLES = ("wan_double", "hunyuan_double", "opensora_double", "diffsynth_double", "fastvideo_double")
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
+    "fastvideo-wan": "fastvideo 0.2.1",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
 }

@@ -1,4 +1,4 @@
-"""Three ways to intercept the attention call of a module: a function of PyTorch, a name in a file, two products.
+"""Three ways to intercept the attention call of a module: a function of PyTorch, a name, two products.
 
 Nothing stays replaced once no module is running. What an interrupted run leaves, since PyTorch calls no hook after a
 KeyboardInterrupt, answers nothing and is taken away by the next forward, `Patch.remove` or ``freeloc.unpatch``.
@@ -8,8 +8,9 @@ import functools
 import importlib
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
+from freeloc.adapter.paths import read_path
 from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_executing, lock
@@ -44,11 +46,36 @@ def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: Fra
         return SdpaInterceptor(answer, frame)
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
-    where, _, name = kernel.function.rpartition(":")
-    places = [(where or _home_of(name, module), name)]
-    file, _, other = kernel.also.rpartition(":")
-    places += [(file, other)] if file in sys.modules else []
+    places = [_place_of(kernel.function, module)]
+    if kernel.also.partition(":")[0] in sys.modules:
+        places.append(_place_of(kernel.also, module))
     return NameInterceptor(answer, frame, places)
+
+
+Place = tuple[Any, str]
+"""A file or an object, and the name under which it has a function."""
+
+
+def _place_of(function: str, module: nn.Module) -> Place:
+    """Where a module finds its kernel, as in `Kernel.function`."""
+    if function.startswith("."):
+        return _held_by(module, function[1:])
+    where, _, name = function.rpartition(":")
+    return importlib.import_module(where or _home_of(name, module)), name
+
+
+def _held_by(module: nn.Module, path: str) -> Place:
+    """Where a module holds its kernel: in an attribute, by path. A module that is a kernel is called by its forward."""
+    parent, _, name = path.rpartition(".")
+    owner = read_path(module, parent) if parent else module
+    held = getattr(owner, name, None)
+    if not callable(held):
+        found = "no such attribute" if not hasattr(owner, name) else f"a {type(held).__name__}"
+        raise AdapterError(
+            f"expected a function, a module or another callable as {type(owner).__name__}.{name}, the kernel of its "
+            f"adapter ('.{path}'), found {found}"
+        )
+    return (held, "forward") if isinstance(held, nn.Module) else (owner, name)
 
 
 def _home_of(name: str, module: nn.Module) -> str:
@@ -138,13 +165,13 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 class NameInterceptor:
-    """Intercepts a function by the names under which files have it, while a module of this thread runs."""
+    """Intercepts a function by the names under which files or objects have it, while a module of this thread runs."""
 
-    def __init__(self, answer: Answer, frame: FrameType | None, places: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, answer: Answer, frame: FrameType | None, places: Sequence[Place]) -> None:
         self.answer = answer
         self.frame = frame
         self.calls = 0
-        self._names = [_Name.of(importlib.import_module(module), function) for module, function in places]
+        self._names = [_Name.of(owner, name) for owner, name in places]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute an intercepted call of the function."""
@@ -162,45 +189,74 @@ class NameInterceptor:
             name.remove(self)
 
 
+class _Route(functools.partial):  # type: ignore[type-arg]
+    """What a name stands for while it is replaced. A copy or pickle of its owner has the original."""
+
+    def __reduce__(self) -> Any:
+        return _same, (self.func.__self__.original,)  # type: ignore[attr-defined]  # reason: it is a method of `_Name`
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 class _Name:
-    """A name in a file's globals, replaced while any thread needs it. Other threads still call the original."""
+    """A name in a file's globals or an object's attributes, replaced while any thread needs it.
 
-    _all: "dict[tuple[str, str], _Name]" = {}  # noqa: RUF012  # reason: one object per name, since two would undo each other
+    Other threads still call the original. The replacement is always the same one, since torch.compile guards it.
+    """
 
-    def __init__(self, module: ModuleType, name: str) -> None:
-        self._module, self._name = module, name
-        self._original: Callable[..., Any] = getattr(module, name)
-        self._route = functools.wraps(self._original)(functools.partial(self._dispatch))
+    _all: "dict[tuple[int, str], _Name]" = {}  # noqa: RUF012  # reason: one object per name, since two would undo each other
+
+    def __init__(self, owner: Any, name: str) -> None:
+        key = id(owner), name
+        try:
+            vars(owner)
+            self._owner = weakref.ref(owner, lambda _: self._all.pop(key, None))
+        except TypeError as error:
+            raise AdapterError(f"expected an attribute that can be set, found {type(owner).__name__}.{name}") from error
+        self._name = name
+        self._original: Callable[..., Any] | None = None  # only while it is replaced: it may hold its owner
+        self._is_own = True
+        self._route = _Route(self._dispatch)
         self._users: list[NameInterceptor] = []
         self._local = threading.local()
 
     @classmethod
-    def of(cls, module: ModuleType, name: str) -> "_Name":
-        if not callable(getattr(module, name, None)):
-            raise AdapterError(f"{module.__name__} has no function '{name}', which its adapter expects")
+    def of(cls, owner: Any, name: str) -> "_Name":
+        if not callable(getattr(owner, name, None)):
+            raise AdapterError(f"{owner.__name__} has no function '{name}', which its adapter expects")
         with lock:
-            known = cls._all.get((module.__name__, name))
-            if known is None or known._module is not module:
-                known = cls._all[module.__name__, name] = cls(module, name)
+            known = cls._all.get((id(owner), name))
+            if known is None or known._owner() is not owner:
+                known = cls._all[id(owner), name] = cls(owner, name)
             return known
 
-    # An interrupt may come after any line, so the original is stored before it is replaced.
+    # An interrupt may come after any line, so the original is stored before it is replaced, and forgotten after it was
+    # restored. Attributes are set in `__dict__`: modules would refuse to set a name that they register.
 
     def push(self, interceptor: NameInterceptor) -> None:
         self._local.stack = [*getattr(self._local, "stack", ()), interceptor]
         with lock:
             self._users.append(interceptor)
-            found = getattr(self._module, self._name)
-            if found is not self._route:
-                self._original = found
-                setattr(self._module, self._name, self._route)
+            owner = self._owner()
+            if vars(owner).get(self._name) is not self._route:
+                self._original, self._is_own = getattr(owner, self._name), self._name in vars(owner)
+                vars(owner)[self._name] = self._route
 
     def remove(self, interceptor: NameInterceptor) -> None:
         self._local.stack = [other for other in getattr(self._local, "stack", ()) if other is not interceptor]
         with lock:
             self._users = [other for other in self._users if other is not interceptor]
-            if not self._users and getattr(self._module, self._name) is self._route:
-                setattr(self._module, self._name, self._original)
+            owner = self._owner()
+            if self._users or owner is None:
+                return
+            if vars(owner).get(self._name) is self._route:
+                if self._is_own:
+                    vars(owner)[self._name] = self._original
+                else:
+                    del vars(owner)[self._name]
+            self._original = None
 
     def _dispatch(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
@@ -208,7 +264,13 @@ class _Name:
         for interceptor in reversed(getattr(self._local, "stack", ())):
             if interceptor.frame is None or is_executing(interceptor.frame):
                 out = interceptor(*args, **kwargs)
-                return self._original(*args, **kwargs) if out is NotImplemented else out
-        return self._original(*args, **kwargs)
+                return self.original(*args, **kwargs) if out is NotImplemented else out
+        return self.original(*args, **kwargs)
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """What the name stands for when it is not replaced."""
+        original = self._original  # another thread may have restored it by now
+        return getattr(self._owner(), self._name) if original is None else original
 
     _outside = outside_graphs(_dispatch)

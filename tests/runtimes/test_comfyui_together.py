@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_graph import node
+from comfyui_graph import GraphError, node
 from comfyui_pack import HOME, LONG, TRAINED, installed, sampling, with_node
 from safetensors.torch import save_file
 
@@ -189,6 +189,57 @@ def test_custom_samplers_and_batches_of_videos(graphs):
     latent, report = graphs.sample(graph | {"sampler": sampler, "sigmas": sigmas, "euler": euler})
     assert torch.equal(latent, expected)
     assert "forward passes: 2 at 12 latent frames" in report
+
+
+def two_models(first, second):
+    """A graph whose sampler runs the negative prompt on a second model."""
+    graph = sampling()
+    inputs = graph["sampler"]["inputs"]
+    guided = {name: inputs[name] for name in ("positive", "negative", "cfg")}
+    return graph | {
+        "again": node("UNETLoader", unet_name="low.safetensors", weight_dtype="default"),
+        "long again": node("FreelocLongVideo", model=["again", 0], trained_frames=TRAINED),
+        "guider": node("DualModelGuider", model=[first, 0], model_negative=[second, 0], **guided),
+        "noise": node("RandomNoise", noise_seed=1),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=["long", 0], scheduler="simple", steps=2, denoise=1.0),
+        "sampler": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["euler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["empty", 0],
+        ),
+    }
+
+
+def test_both_models_of_a_sampler_with_two_are_corrected(graphs):
+    graph = two_models("long", "long again")
+    graph["second"] = node("FreelocReport", model=["long again", 0], latent=["sampler", 0])
+    shown = graphs.run(graph)
+    for name in ("report", "second"):
+        assert shown[name]["text"][0].startswith("freeloc corrected a video of 12 latent frames")
+        assert "forward passes: 2 at 12 latent frames" in shown[name]["text"][0]
+    both, _ = graphs.sample(graph)
+    first, _ = graphs.sample(two_models("long", "again"))
+    assert not close(both, first)
+
+
+def test_two_clones_behind_one_node_are_corrected_together(graphs, corrected):
+    graph = two_models("long", "other") | {"other": node("ModelSamplingSD3", model=["long", 0], shift=8.0)}
+    latent, report = graphs.sample(graph)
+    assert "forward passes: 4 at 12 latent frames" in report  # of each step two, one for each prompt
+    assert close(latent, corrected)
+
+
+def test_a_second_model_alone_is_refused(graphs):
+    graph = two_models("unet", "long again")
+    del graph["report"]
+    with pytest.raises(GraphError, match="is the second of two models of a sampler"):
+        graphs.sample(graph)
+    with pytest.raises(GraphError, match="the two models of this sampler are one network"):
+        graphs.sample(two_models("long", "unet"))
 
 
 def test_each_sampler_gets_the_report_of_its_own_run(graphs):

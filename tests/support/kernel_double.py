@@ -147,6 +147,43 @@ class Parting(Attention):
         return torch.cat([video, text], dim=1)
 
 
+class Function:
+    """An object that is called as a kernel, as that of LTX-2 is."""
+
+    def __call__(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class KernelModule(nn.Module):
+    """A module that is a kernel, as in DiffSynth-Studio."""
+
+    def forward(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Processor:
+    """An object that has a kernel."""
+
+    def attend(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Holding(Attention):
+    """Attention that holds its kernel."""
+
+    def __init__(self, kind):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.function, self.processor, self.core = Function(), Processor(), KernelModule()
+        self.kind, self.number = kind, 2
+
+    def method(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+    def kernel(self, q, k, v, mask):
+        call = {"object": self.function, "module": self.core, "method": self.method, "part": self.processor.attend}
+        return call[self.kind](*(arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v)), HEADS, mask)
+
+
 def turn(x, turns):
     """Turn interleaved pairs of (batch, tokens, heads, head_dim)."""
     cos, sin = (table[:, None] for table in turns)
@@ -313,6 +350,25 @@ PARTING = Kernel(
     value=("v", "text_v"),
 )
 
+PLACES = {"object": ".function", "module": ".core", "method": ".method", "part": ".processor.attend"}
+
+
+def holding(kind):
+    """(how to make the attention, its kernel) of a module that holds its kernel."""
+    kernel = Kernel(
+        function=PLACES[kind],
+        layout="b l (h d)",
+        arguments=("q", "k", "v", "heads", "mask"),
+        query="q",
+        key="k",
+        value="v",
+        heads="heads",
+        mask="mask",
+    )
+    return functools.partial(Holding, kind), kernel
+
+
+KERNELS |= {f"held: {kind}": holding(kind) for kind in PLACES}
 KERNELS |= {
     "pairs": (Pairing, PAIRING),
     "parts": (lambda: Parting(True), PARTING),
