@@ -26,11 +26,13 @@ class FoundKernel:
         path: path of the module.
         name: how the code that calls it refers to it.
         kernel: its description; None if nothing but a person can describe it.
+        inner: functions that it calls and that compute the same.
     """
 
     path: str
     name: str
     kernel: Kernel | None
+    inner: tuple["FoundKernel", ...] = ()
 
 
 @dataclass
@@ -89,7 +91,9 @@ def reachable(kernels: Sequence[FoundKernel], subject: Subject) -> list[FoundKer
             if not waiting:
                 break
         for place in waiting:
-            found[place] = replace(kernels[place], kernel=None)
+            inner = kernels[place].inner
+            # Where no file names the function when it is called, one that it calls may be.
+            found[place] = reachable([_outermost(inner)], subject)[0] if inner else replace(kernels[place], kernel=None)
     return found
 
 
@@ -101,8 +105,9 @@ def _names_of(function: str) -> list[str]:
     return list(dict.fromkeys([function, *(f"{other}:{name}" for other in others)]))
 
 
-def _outermost(chain: list[FoundKernel]) -> FoundKernel:
-    return next((found for found in chain if found.kernel is not None), chain[-1])
+def _outermost(chain: Sequence[FoundKernel]) -> FoundKernel:
+    at = next((place for place, found in enumerate(chain) if found.kernel is not None), len(chain) - 1)
+    return replace(chain[at], inner=tuple(chain[at + 1 :]))
 
 
 class _Search:
