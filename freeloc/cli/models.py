@@ -161,6 +161,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser("inspect", help="find the attention calls of a model without an adapter")
     command.add_argument("example", help="package.module:NAME of a freeloc.testing.Example, or its name")
     command.add_argument("--tokens", type=positive, nargs=4, default=(8, 2, 3, 2), metavar=("F", "H", "W", "B"))
+    command.add_argument("--video", help="argument that holds the noisy video, or an item of one, as in x.0")
     command.add_argument("--output", type=Path, help="write a draft of an adapter to this file")
     command.set_defaults(run=inspect)
 

@@ -11,6 +11,7 @@ from freeloc.adapter.rope import TemporalRope
 from freeloc.adapter.tables import tables_in
 from freeloc.errors import LayoutError
 from freeloc.inspection.rope_search import FoundRope
+from freeloc.inspection.subject import inside
 from freeloc.interception.rotation import Rotation, TableRows, read_rotation
 from freeloc.interception.watch import AttentionCall
 from freeloc.plans.length import VideoLength
@@ -67,7 +68,7 @@ def find_arguments(calls: Sequence[AttentionCall], video: int, inputs: Mapping[s
         video: number of video tokens in a sequence.
         inputs: the arguments of the transformer, without the video.
     """
-    path, given = calls[0].path, calls[0].given
+    path, given = calls[0].path, dict(inside(calls[0].given))
     texts = [call.query.shape[2] - video for call in calls]
     mask, unknown = "", []
     if len(calls) > 1 and all(len(call.query) == 1 for call in calls):  # once per sample, with its valid text only
@@ -106,7 +107,7 @@ def _has_tokens(value: Any, counts: Sequence[int]) -> bool:
 
 def _counter(text: int, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The argument that has so many text tokens, and others that might as well; an empty name if there is none."""
-    of_model = {f"transformer.{name}": value for name, value in inputs.items()}
+    of_model = {f"transformer.{name}": value for name, value in inside(inputs)}
     for values in (given, of_model):
         for fits in (_is_sequence, _is_number, _is_mask):
             found = [name for name, value in values.items() if fits(value, text)]
@@ -145,7 +146,7 @@ def find_tables(call: AttentionCall, rope: FoundRope, frames: int, video: int, i
     whole = range(video)
     rows = [TableRows(length, per_frame, 0, whole), TableRows(length, per_frame, text * is_first, whole, text)]
     ways: list[tuple[Literal["token", "position"], TableRows]] = [("token", rows[0]), ("token", rows[1])]
-    for name, value in call.given.items():
+    for name, value in inside(call.given):
         tables = tables_in(described, value)
         for kind, where in (*ways, ("position", rows[0])) if tables else ():
             if _agree(tables, replace(described, table_rows=kind), call, frequencies, where):

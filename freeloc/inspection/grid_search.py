@@ -116,8 +116,8 @@ class GridSearch:
                 return FoundGrid(self._video, " ".join(names), tokens, (patch[0], patch[1], patch[2]), *text)
             if math.prod(sizes) == count:
                 self.problem = (
-                    f"a kernel that gets tokens frame by frame, in raster order: {before.path} regroups those of "
-                    f"{self._video} first, and freeloc cannot correct that"
+                    f"a kernel that gets tokens frame by frame, in raster order: {before.path or 'the model'} regroups "
+                    f"those of {self._video} first, and freeloc cannot correct that"
                 )
         return None
 

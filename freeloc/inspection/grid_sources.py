@@ -1,6 +1,6 @@
 """Finds where else than in the video's shape a call has its token grid: in tables, and where the video is padded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from freeloc.adapter.grid import TokenGrid
-from freeloc.adapter.reader import Signature, of_coordinates
+from freeloc.adapter.reader import of_coordinates
 from freeloc.inspection.subject import Subject, tensors
+from freeloc.interception.watch import Running, RunningModules
 
 Size = tuple[int, int, int]
 
@@ -51,29 +52,18 @@ def shapes_until(subject: Subject, path: str) -> list[_Shape]:
     found: list[_Shape] = []
     is_over = False
 
-    def enter(*anything: Any) -> None:
+    def entered(running: Running) -> None:
         nonlocal is_over
-        is_over = True
+        is_over = is_over or running.path == path
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            given = {} if is_over else {"output": output} | Signature(module).given(args, kwargs)
-            found.extend(
-                _Shape(name, argument, tuple(value.shape)) for argument, value in given.items() if _is_video(value)
-            )
+    def left(running: Running, output: Any) -> None:
+        given = {} if is_over or not running.path else {"output": output} | running.given()
+        found.extend(
+            _Shape(running.path, name, tuple(value.shape)) for name, value in given.items() if _is_video(value)
+        )
 
-        return hook
-
-    removers = [subject.model.get_submodule(path).register_forward_pre_hook(enter)]
-    try:
-        for name, module in subject.model.named_modules():
-            if name:
-                removers.append(module.register_forward_hook(note(name), with_kwargs=True))
-        with torch.no_grad():
-            subject.output()
-    finally:
-        for remover in removers:
-            remover.remove()
+    with torch.no_grad(), RunningModules(subject.model, {}, entered, left):
+        subject.output()
     return found
 
 

@@ -18,7 +18,7 @@ from freeloc.inspection.argument_search import FoundArguments, find_arguments, f
 from freeloc.inspection.found import FoundSite, Inspection
 from freeloc.inspection.grid_search import FoundGrid, GridSearch
 from freeloc.inspection.grid_sources import cropped_video, padding_source, table_of_samples
-from freeloc.inspection.kernel_search import FoundKernel, find_kernels
+from freeloc.inspection.kernel_search import FoundKernel, find_kernels, reachable
 from freeloc.inspection.model_search import layers_path, patch_path, size_path
 from freeloc.inspection.rope_search import find_rope
 from freeloc.inspection.run_search import find_run_by
@@ -47,13 +47,14 @@ def inspect(
         model: any module, preferably a small one of its kind.
         inputs: arguments of its forward, with at least 4 latent frames, and another size along each axis.
         video: name of the argument that holds the noisy video, or of an item or attribute of one, ``"x.0"``; by default
-            the largest tensor that the tokens depend on.
+            the one with five or four axes, then the largest, that the tokens depend on.
         run: (model, inputs) -> anything, where the model is not run by calling it, but by a function.
 
     Raises:
         FreelocError: if there is no attention call, no video among the inputs, or it has less than 4 frames.
     """
-    subject, kernels = Subject(model, inputs, run=run), find_kernels(model, inputs, run)
+    subject = Subject(model, inputs, run=run)
+    kernels = reachable(find_kernels(model, inputs, run), subject)
     subject = replace(subject, kernels=_needed(kernels, subject.calls()))
     calls = subject.calls()
     found = Inspection(f"{type(model).__module__}.{type(model).__qualname__}", _sites(calls, subject), kernels=kernels)
@@ -65,12 +66,15 @@ def inspect(
             "intercepted. Find the function that it calls, and describe it as a freeloc.adapter.Kernel, as in "
             "adapters/wan.py"
         )
-    search, site, grid = _find_grid(subject, found.sites, _videos(inputs, video), found.unknown)
-    if search is None or site is None or grid is None:
+    place = _find_grid(subject, found.sites, _videos(inputs, video), found.unknown)
+    if place is None:
         return found
+    search, site, grid = place
     call = next(call for call in calls if call.path == site.first)
+    if call.valid is not None and int(call.valid.max()) <= math.prod(grid.tokens):  # what follows is padding
+        grid = replace(grid, text_first=0, text_last=0)
     _describe_rope(found, search, grid, call, calls)
-    _describe_sites(found, grid, calls, subject)
+    _describe_sites(found, grid, site.first, calls, subject)
     site = next(known for known in found.sites if known.first == site.first)
     found.grid = _with_source(found, grid, search.video, site, subject, calls)
     found.heads = size_path(model, site.first_site, site.query[1], "heads")
@@ -91,14 +95,19 @@ def _needed(kernels: Sequence[FoundKernel], seen: Sequence[AttentionCall]) -> li
     return [kernel for place, kernel in enumerate(needed) if kernel not in needed[:place]]
 
 
-def _describe_sites(found: Inspection, grid: FoundGrid, calls: Sequence[AttentionCall], subject: Subject) -> None:
+def _describe_sites(
+    found: Inspection, grid: FoundGrid, first: str, calls: Sequence[AttentionCall], subject: Subject
+) -> None:
     """Decide which sites attend over the whole grid, and find their arguments and layers."""
+    problems: list[str] = []
+    tokens = next(call.query.shape[2] for call in calls if call.path == first)
     for index, seen in enumerate(found.sites):
-        if seen.query[2] == seen.key[2] == math.prod(grid.tokens) + grid.text_first + grid.text_last:
+        if seen.query[2] == seen.key[2] == tokens:
             problem = _unlike(subject.model, seen, grid, calls)
             arguments = _arguments(seen, grid, calls, subject.inputs)
             found.sites[index] = replace(seen, is_candidate=not problem, arguments=arguments)
-            found.unknown += [f"{seen.path}: {problem}"] if problem else arguments.unknown
+            problems += [f"{seen.path}: {problem}"] if problem else arguments.unknown
+    found.unknown[:0] = problems
     total = sum(site.modules for site in found.candidates)
     for index, seen in enumerate(found.sites):
         if seen.is_candidate and len(found.candidates) > 1:
@@ -116,8 +125,8 @@ def _with_source(
     table = table_of_samples(given, grid.tokens) if "b" not in grid.axes.split() else None
     if table is not None:
         return replace(grid, source=table)
-    cropped = cropped_video(subject, video, grid.axes, grid.patch)
-    is_padded = False
+    is_padded, has_patches = False, grid.patch[1] > 1 or grid.patch[2] > 1
+    cropped = cropped_video(subject, video, grid.axes, grid.patch) if has_patches else None
     if cropped is not None:
         again = cropped.calls(until=lambda call: call.path == site.first)
         is_padded = bool(again) and again[-1].query.shape[2] == site.query[2]
@@ -174,7 +183,8 @@ def _arguments(
     """The arguments of a site's first module that an adapter names."""
     own = [replace(call, given=_given_at(call, site)) for call in calls if call.path == site.first]
     others = {name: value for name, value in inputs.items() if name != grid.argument}
-    return find_arguments(own, math.prod(grid.tokens), others)
+    has_text = grid.text_first or grid.text_last
+    return find_arguments(own, math.prod(grid.tokens) if has_text else site.query[2], others)
 
 
 def _given_at(call: AttentionCall, site: FoundSite) -> Mapping[str, Any]:
@@ -240,7 +250,7 @@ def _videos(inputs: Mapping[str, Any], named: str | None) -> list[str]:
 
 def _find_grid(
     subject: Subject, sites: Sequence[FoundSite], videos: Sequence[str], unknown: list[str]
-) -> tuple[GridSearch | None, FoundSite | None, FoundGrid | None]:
+) -> tuple[GridSearch, FoundSite, FoundGrid] | None:
     """The first self-attention whose tokens have the order of frames, rows and columns of one of these arguments."""
     problems = []
     for video in videos:
@@ -249,12 +259,13 @@ def _find_grid(
             grid = search.grid(site.first) if site.query[2] == site.key[2] else None
             if grid is not None:
                 return search, site, grid
-            problems += [f"grid: {search.problem}"] if search.problem else []
+            is_likely = subject.at(video).ndim == max(subject.at(other).ndim for other in videos)
+            problems += [f"grid: {search.problem}"] if search.problem and is_likely else []
     unknown += list(dict.fromkeys(problems))[:1] or [
         "grid: no self-attention has tokens in the order of frames, rows and columns of the video. Give at least 4 "
         "latent frames, and another size along each axis"
     ]
-    return None, None, None
+    return None
 
 
 def _other_attention(model: nn.Module, found: Inspection, calls: Sequence[AttentionCall]) -> list[str]:

@@ -83,6 +83,8 @@ def _with_masks(kernel: Kernel, given: Mapping[str, Any], used: tuple[str, str, 
     for name, value in _tensors(given):
         if name not in used and value.ndim == 1 and len(value) == batch and not value.is_floating_point():
             masks.insert(0, {"valid_keys": name} if LENGTHS.search(name) else {})
+        elif name not in used and value.ndim == 1 and len(value) == 2 * batch + 1 and not value.is_floating_point():
+            masks.insert(0, {"segments": name})
         elif name not in used and value.ndim in (2, 3, 4):
             masks[:0] = [{"mask": name, "mask_axes": {3: "b q k", 2: "b k"}.get(value.ndim, "")}]
     for mask, scale in product(masks, [*scales, None]):
@@ -99,8 +101,10 @@ def _with_output(kernel: Kernel, given: Mapping[str, Any], out: Tensor) -> Kerne
         call = _read(kernel, given)
         query, key, value = (tensor.double() for tensor in call[:3])
         mask = call.mask if call.mask is None or call.mask.dtype == torch.bool else call.mask.double()
+        seen = torch.arange(query.shape[2]) < query.shape[2]
         if call.valid is not None:
             mask = (torch.arange(key.shape[2]) < call.valid[:, None])[:, None, None]
+            seen = torch.arange(query.shape[2]) < call.valid.min() if kernel.segments else seen
         expected = F.scaled_dot_product_attention(query, key, value, mask, scale=call.scale)
     except (RuntimeError, ValueError, TypeError, IndexError):  # tensors that are no query, key, value and mask
         return None
@@ -109,19 +113,23 @@ def _with_output(kernel: Kernel, given: Mapping[str, Any], out: Tensor) -> Kerne
         arranged = as_output(call._replace(kernel=found), expected)
         if output == kernel.layout or arranged.shape != out.shape or not arranged.isfinite().all():
             continue
-        if (arranged - out.double()).abs().max() <= NEAR * arranged.abs().max().clamp(min=1e-12):
+        tokens = 2 if (output or kernel.layout) == "b h l d" else 1
+        error = (arranged - out.double()).movedim(tokens, 0)[seen].abs().max()  # of padding it is not known
+        if error <= NEAR * arranged.abs().max().clamp(min=1e-12):
             return found
     return None
 
 
 def _with_values(kernel: Kernel, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Kernel:
     """The kernel with the values that its other arguments must have, since nothing else was seen."""
-    words = ("query", "key", "value", "mask", "scale", "valid_keys", "heads")
+    words = ("query", "key", "value", "mask", "scale", "valid_keys", "segments", "heads")
     roots = {str(getattr(kernel, word)).partition(".")[0] for word in words}
     neutral: dict[str, object] = {}
     required: dict[str, object] = {}
     for name, value in given.items():
         plain = isinstance(value, bool | int | float | str | type(None)) and name not in roots
+        if type(value) in (int, float) and name not in defaults:  # a size, which differs from call to call
+            continue
         if plain and not OTHER.search(name):
             is_default = (name in defaults and defaults[name] is value) or defaults.get(name, _NONE) == value
             (neutral if is_default else required)[name] = value

@@ -2,9 +2,9 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import CodeType, FrameType, FunctionType, MethodType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from freeloc.adapter.kernel import Kernel
 from freeloc.inspection.kernel_fit import described_kernel
+from freeloc.inspection.subject import Subject
 from freeloc.interception.watch import RunningModules
 
 TORCH = str(torch.__path__[0])
@@ -60,17 +61,48 @@ def find_kernels(
         run: (model, inputs) -> anything, which runs the model; by default a call of it.
     """
     search = _Search(model)
+    before = sys.getprofile()
     with torch.no_grad(), search.modules:
         sys.setprofile(search.profile)
         try:
             model(**inputs) if run is None else run(model, inputs)
         finally:
-            sys.setprofile(None)
+            sys.setprofile(before)
     return [_outermost(chain) for chain in search.found]
 
 
+def reachable(kernels: Sequence[FoundKernel], subject: Subject) -> list[FoundKernel]:
+    """The same functions by the files in which their calls can be intercepted; without a kernel where there is none.
+
+    A function may be looked up in another file than that of the code that calls it.
+    """
+    found = list(kernels)
+    for function in dict.fromkeys(known.kernel.function for known in kernels if known.kernel is not None):
+        own = [place for place, known in enumerate(kernels) if known.kernel and known.kernel.function == function]
+        waiting = set(own)
+        for name in _names_of(function):
+            forms = [replace(known.kernel, function=name) for place in own if (known := kernels[place]).kernel]
+            seen = {call.path for call in replace(subject, kernels=forms).calls() if call.kernel == name}
+            for place in [place for place in waiting if kernels[place].path in seen]:
+                found[place] = replace(kernels[place], kernel=forms[own.index(place)])
+                waiting.discard(place)
+            if not waiting:
+                break
+        for place in waiting:
+            found[place] = replace(kernels[place], kernel=None)
+    return found
+
+
+def _names_of(function: str) -> list[str]:
+    """The names ``"module:name"`` under which loaded files have a function, the given one first."""
+    file, _, name = function.partition(":")
+    held = vars(sys.modules[file])[name]
+    others = (other for other, loaded in list(sys.modules.items()) if vars(loaded).get(name) is held)
+    return list(dict.fromkeys([function, *(f"{other}:{name}" for other in others)]))
+
+
 def _outermost(chain: list[FoundKernel]) -> FoundKernel:
-    return next((found for found in chain if found.kernel is not None), chain[0])
+    return next((found for found in chain if found.kernel is not None), chain[-1])
 
 
 class _Search:
@@ -156,11 +188,18 @@ def _holder(caller: FrameType, frame: FrameType, module: nn.Module) -> tuple[str
             at = f"{home}:{name}" if is_home else ""
             return f"{home}.{name}", at, _signature(held), not isinstance(held, FunctionType)
     names = set(caller.f_code.co_names)
-    for file, loaded in list(sys.modules.items()):  # package.module.name(...)
-        if file.rpartition(".")[2] in names:
-            for name in names & vars(loaded).keys():
-                if _runs(vars(loaded)[name], frame):
-                    return f"{file}.{name}", f"{file}:{name}", _signature(vars(loaded)[name]), False
+    called = [held for name in names if isinstance(held := caller.f_globals.get(name), ModuleType)]
+    called += [loaded for file, loaded in list(sys.modules.items()) if file.rpartition(".")[2] in names]
+    for loaded in called:  # package.module.name(...)
+        for name in names & vars(loaded).keys():
+            if _runs(vars(loaded)[name], frame) and sys.modules.get(loaded.__name__) is loaded:
+                file = loaded.__name__
+                return f"{file}.{name}", f"{file}:{name}", _signature(vars(loaded)[name]), False
+    for base in type(module).__mro__:  # the file of its class holds it, however it was looked up there
+        held_by = vars(sys.modules.get(base.__module__, torch))
+        for name, held in list(held_by.items()) if base is not nn.Module and base is not object else ():
+            if isinstance(held, FunctionType) and _runs(held, frame):
+                return f"{base.__module__}.{name}", f"{base.__module__}:{name}", _signature(held), False
     owner = caller.f_locals.get("self", module)
     for name in caller.f_code.co_names:
         held = vars(owner).get(name) if hasattr(owner, "__dict__") else None

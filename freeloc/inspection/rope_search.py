@@ -126,8 +126,9 @@ def _base(frequencies: Tensor, error: float) -> tuple[float | None, float]:
     theta = float((mean[0] / mean[1]) ** pairs)
     expected = first * theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
     fits = bool(((mean - expected).abs() <= 3e-3 * expected + max(1e-5, error / 50)).all())
-    rounded = float(f"{theta:.3g}")
-    return (rounded if abs(rounded - theta) < max(1e-5, error) * theta else theta) if fits else None, first
+    allowed = max(1e-5, error) * pairs * theta
+    near = (number for digits in (1, 2, 3) if abs((number := float(f"{theta:.{digits}g}")) - theta) < allowed)
+    return next(near, theta) if fits else None, first
 
 
 def _complex(frames: Tensor, pairs: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ class AttentionCall:
         mask: the attention mask of the call.
         given: the arguments of that module, by name, in the order of its forward.
         around: the modules around it, the outermost first.
+        valid: valid leading keys of each sample, (batch,), if the function gets them.
     """
 
     path: str
@@ -75,6 +76,7 @@ class AttentionCall:
     mask: Tensor | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     around: tuple["Running", ...] = ()
+    valid: Tensor | None = None
 
 
 class Running(NamedTuple):
@@ -93,10 +95,24 @@ class Running(NamedTuple):
 
 
 class RunningModules:
-    """Follows which module of a model is running. A context manager."""
+    """Follows which module of a model is running. A context manager.
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    Args:
+        model: any module.
+        inputs: arguments of its forward.
+        entered: function that gets each module that begins to run.
+        left: function that gets each module that has run, and what it returned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        entered: Callable[[Running], None] | None = None,
+        left: Callable[[Running, Any], None] | None = None,
+    ) -> None:
         self._model = model
+        self._entered, self._left = entered, left
         self._running = [Running("", model, (), inputs)]
         self._removers: list[Any] = []
 
@@ -121,10 +137,17 @@ class RunningModules:
             remover.remove()
 
     def _enter(self, path: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: self._running.append(Running(path, module, args, kwargs))
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append(Running(path, module, args, kwargs))
+            if self._entered is not None:
+                self._entered(self._running[-1])
+
+        return enter
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._running.pop()
+        running = self._running.pop()
+        if self._left is not None:
+            self._left(running, output)
 
 
 class _Watching(TorchFunctionMode):
@@ -151,10 +174,11 @@ class _Watching(TorchFunctionMode):
                 self._note_product(factors["input"], factors["other"])
         return func(*args, **kwargs)
 
-    def note(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
-        """Record a call."""
+    def note(self, kernel: str, *tensors: Any) -> None:
+        """Record a call with its query, key, value, mask and valid keys."""
         here = self.modules.innermost
-        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given(), self.modules.around)
+        query, key, value, mask, valid = (*tensors, None, None)[:5]
+        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given(), self.modules.around, valid)
         self.calls.append(call)
         if self.until is not None and self.until(call):
             raise _SeenError
@@ -169,7 +193,7 @@ class _Watching(TorchFunctionMode):
         @functools.wraps(original)
         def noted(*args: Any, **kwargs: Any) -> Any:
             with contextlib.suppress(LayoutError):  # a call of another form, such as of a text encoder
-                self.note(function, *read_call(kernels, args, kwargs)[:4])
+                self.note(function, *read_call(kernels, args, kwargs)[:5])
             return original(*args, **kwargs)
 
         setattr(module, name, noted)

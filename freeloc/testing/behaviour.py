@@ -72,17 +72,20 @@ def check_text_is_neither_hidden_nor_rotated(case: Case) -> None:
     if not text.any():
         return
     plans = [cases.local(case.profile(), 0, FRAMES), case.plan("vrpr+tsa" if call.rope else "tsa")]
-    own = F.scaled_dot_product_attention(call.query, call.key, call.value, call.mask, scale=call.scale)
-    other = call.value.clone()
+    wide = torch.promote_types(call.value.dtype, torch.float32)  # else a small weight may change nothing
+    query, key, value = (tensor.to(wide) for tensor in (call.query, call.key, call.value))
+    mask = call.mask if call.mask is None or call.mask.dtype == torch.bool else call.mask.to(wide)
+    own = F.scaled_dot_product_attention(query, key, value, mask, scale=call.scale)
+    other = value.clone()
     other[:, :, text] += 1
     for plan in plans:
-        rest = call.prepared(plan), call.layout, call.mask, call.scale
-        found = attend(call.query, call.key, call.value, *rest)
+        rest = call.prepared(plan), call.layout, mask, call.scale
+        found = attend(query, key, value, *rest)
         require(
             error_of(found[:, :, text], own[:, :, text]) <= max(1e-4, case.tolerance),
             "the output of text tokens is not the model's own",
         )
-        changed = (attend(call.query, call.key, other, *rest) - found)[:, :, ~text].abs().amax(dim=-1)
+        changed = (attend(query, key, other, *rest) - found)[:, :, ~text].abs().amax(dim=-1)
         require((changed > 0).all(), "some video tokens do not attend to the text")
 
 

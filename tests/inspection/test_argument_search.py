@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,10 +125,12 @@ def test_what_is_not_found_is_said(calls, unknown):
 def test_a_file_without_a_counter_of_text_says_what_to_write():
     class Hidden(type(TOY.model())):
         def forward(self, video, prompt, text_lengths):
-            return super().forward(video, prompt["text"], text_lengths)
+            return super().forward(video, prompt.text, text_lengths)
 
     model, inputs = TOY.model(), TOY.inputs(8, 2, 3, 2)
     model.__class__ = Hidden
-    text = adapter_file(freeloc.inspect(model, inputs | {"prompt": {"text": inputs.pop("text")}}))
+    text = adapter_file(freeloc.inspect(model, inputs | {"prompt": SimpleNamespace(text=inputs.pop("text"))}))
     assert 'text_tokens="TODO: the argument that counts the text tokens"' in text
-    assert "not found: text_tokens: no argument of blocks.0.attention, nor of the model, has 4 text tokens" in text
+    assert (
+        "a person must add: text_tokens: no argument of blocks.0.attention, nor of the model, has 4 text tokens" in text
+    )
