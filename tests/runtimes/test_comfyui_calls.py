@@ -117,7 +117,8 @@ def test_another_nodes_kernel_computes_what_is_not_corrected():
     assert len(calls) == 6
 
 
-@pytest.mark.parametrize("name", ["comfyui-wan-vace", "comfyui-hunyuan-video", "comfyui-cogvideox"])
+@pytest.mark.filterwarnings("default")  # Dynamo warns of what LTX-2 caches
+@pytest.mark.parametrize("name", ["comfyui-wan-vace", "comfyui-hunyuan-video", "comfyui-cogvideox", "comfyui-ltx-2"])
 def test_compiled(name):
     """As a whole, by a backend that keeps the numbers: layers, blocks and kernels of several kinds."""
     torch._dynamo.reset()
