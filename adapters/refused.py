@@ -37,6 +37,7 @@ ADAPTERS = [
         (
             "diffusers.models.transformers.transformer_hunyuan_video_framepack.HunyuanVideoFramepackTransformer3DModel",
             "diffusers_helper.models.hunyuan_video_packed.HunyuanVideoTransformer3DModelPacked",  # lllyasviel/FramePack
+            "musubi_tuner.frame_pack.hunyuan_video_packed.HunyuanVideoTransformer3DModelPacked",
         ),
         "earlier frames, pooled by two and by four, come before the generated ones, at separate positions. It "
         "generates long videos itself, section by section of 9 latent frames; to correct attention, use HunyuanVideo",

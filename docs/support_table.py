@@ -18,11 +18,22 @@ HEAD = (
     "| adapter | model class | checked on small random models of | requirements met | "
     "file of `freeloc inspect`, unedited |\n|---|---|---|---|---|\n"
 )
-DOUBLES = ("wan_double", "hunyuan_double", "opensora_double", "diffsynth_double", "fastvideo_double", "comfyui_double")
+DOUBLES = (
+    "wan_double",
+    "hunyuan_double",
+    "opensora_double",
+    "diffsynth_double",
+    "fastvideo_double",
+    "musubi_double",
+    "hunyuan15_double",
+    "comfyui_double",
+)
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
     "fastvideo-wan": "fastvideo 0.2.1",
+    "hunyuan-video-1.5-original": "HunyuanVideo-1.5 6078370",
+    "musubi-wan": "musubi-tuner 30c658c",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
 }
