@@ -32,12 +32,15 @@ ADAPTERS = [
         "it refines blocks one after the other with a cache of keys from earlier ones, and gets its rotary tables as "
         "an argument. It supports any length itself; to correct LTX-2, use LTX2VideoTransformer3DModel",
     ),
-    _refusal(
+    Refusal(
         "hunyuan-video-framepack",
-        "hunyuan_video_framepack",
-        "HunyuanVideoFramepackTransformer3DModel",
+        (
+            "diffusers.models.transformers.transformer_hunyuan_video_framepack.HunyuanVideoFramepackTransformer3DModel",
+            "diffusers_helper.models.hunyuan_video_packed.HunyuanVideoTransformer3DModelPacked",  # lllyasviel/FramePack
+            "musubi_tuner.frame_pack.hunyuan_video_packed.HunyuanVideoTransformer3DModelPacked",
+        ),
         "earlier frames, pooled by two and by four, come before the generated ones, at separate positions. It "
-        "generates long videos itself, section by section; to correct attention, use HunyuanVideo",
+        "generates long videos itself, section by section of 9 latent frames; to correct attention, use HunyuanVideo",
     ),
     _refusal(
         "helios",

@@ -44,11 +44,13 @@ def test_importing_it_needs_no_comfyui(pack):
 
 def test_every_input_and_node_explains_itself(pack):
     for kind, node in pack.NODE_CLASS_MAPPINGS.items():
+        json.dumps(node.INPUT_TYPES())  # as ComfyUI's page gets them
         assert node.DESCRIPTION, kind
         assert node.CATEGORY == "freeloc"
         for group in node.INPUT_TYPES().values():
-            for name, (_, options) in group.items():
+            for name, (types, options) in group.items():
                 assert options.get("tooltip"), (kind, name)
+                assert "default" not in options or not isinstance(types, list) or options["default"] in types
 
 
 def test_the_package_says_what_it_requires(pack):
@@ -126,6 +128,14 @@ def test_methods_that_require_noise_of_their_own_are_not_offered(pack):
     assert noisy
     assert set(methods) == set(registry().methods.owners) - noisy - {"none"}
     assert len(methods) == len(set(methods))
+
+
+def test_copies_of_a_network_on_several_devices_are_patched_together(pack):
+    sampling = part(pack, "sampling")
+    networks = [load_transformer(), load_transformer()]
+    with sampling.Correction(freeloc.load_profile("tiny-wan")).patched(networks) as patch:
+        assert len(patch.report().models) == 2
+    assert not any(module._forward_pre_hooks for network in networks for module in network.modules())
 
 
 def test_a_run_knows_its_latent(pack):

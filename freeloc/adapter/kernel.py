@@ -1,5 +1,6 @@
 """Kernel: how an adapter describes the function that computes attention."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,9 @@ Layout = Literal["b h l d", "b l h d", "b l (h d)"]
 """einops order of batch, heads, tokens and channels of a head."""
 
 
+_SDPA, _MATMUL = "torch.nn.functional.scaled_dot_product_attention", "torch.matmul"
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The function that computes softmax(q k^T) v: its name, the layout of its tensors, the names of its arguments.
@@ -17,7 +21,8 @@ class Kernel:
     Args:
         function: ``"torch.nn.functional.scaled_dot_product_attention"``; or ``"torch.matmul"`` for a module that
             computes both products itself; or a function's name in the file that defines the module; or, for another
-            file, ``"package.module:name"``.
+            file, ``"package.module:name"``; or, with a dot before it, the path of an attribute of the attention module,
+            ``".attention_function"``: a function, a module, or another callable that it holds.
         also: ``"package.module:name"`` in a further file that may call the function in its place while the module runs,
             such as that of sequence parallelism; if it is imported then.
         layout: einops order of the axes of query, key and value.
@@ -64,6 +69,15 @@ class Kernel:
     def __post_init__(self) -> None:
         check_types(self)
         require(
+            self.function in (_SDPA, _MATMUL) or re.fullmatch(r"\w+|[\w.-]+:\w+|(\.\w+)+", self.function),
+            "Kernel.function",
+            "the name of a function in the file of the attention module, 'package.module:name', or an attribute of the "
+            "module, '.name'",
+            self.function,
+        )
+        also = not self.also or re.fullmatch(r"[\w.-]+:\w+", self.also)
+        require(also, "Kernel.also", "'package.module:name'", self.also)
+        require(
             bool(self.heads) == (self.layout == "b l (h d)"),
             "Kernel.heads",
             "the argument that holds the number of heads, such as 'heads', if and only if the layout is 'b l (h d)'",
@@ -95,7 +109,7 @@ def parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 SDPA = Kernel(
-    function="torch.nn.functional.scaled_dot_product_attention",
+    function=_SDPA,
     layout="b h l d",
     arguments=("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
     mask="attn_mask",
@@ -104,5 +118,5 @@ SDPA = Kernel(
 )
 """PyTorch's own attention function."""
 
-MATMUL = Kernel("torch.matmul", layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
+MATMUL = Kernel(_MATMUL, layout="b h l d", arguments=("query", "key", "value", "scale"), scale="scale")
 """A module that computes ``softmax(q @ k.mT) @ v`` itself, with q scaled before."""

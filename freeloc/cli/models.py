@@ -81,7 +81,8 @@ def inspect(arguments: argparse.Namespace) -> None:
         raise FreelocError(f"expected --output to name a .py file, found {arguments.output}")
     example = _example(arguments.example)
     frames, height, width, batch = arguments.tokens
-    seen = inspect_model(example.model(), example.inputs(frames, height, width, batch))
+    inputs = example.inputs(frames, height, width, batch)
+    seen = inspect_model(example.model(), inputs, arguments.video, example.run)
     print(seen)
     if arguments.output:
         text = adapter_file(seen)

@@ -1,10 +1,14 @@
-"""Writes a draft of an adapter from an inspection."""
+"""Writes a draft of an adapter from an inspection. What is written can be imported."""
 
 import re
+import textwrap
+from dataclasses import fields
+from typing import Any
 
+from freeloc.adapter.kernel import Kernel
 from freeloc.errors import FreelocError
 from freeloc.inspection.argument_search import FoundArguments, FoundTables
-from freeloc.inspection.inspector import Inspection
+from freeloc.inspection.found import FoundSite, Inspection
 from freeloc.inspection.rope_search import FoundRope
 
 TEMPLATE = '''"""{title}, from one small model. Check every line: it describes only what was found there.
@@ -14,7 +18,7 @@ TEMPLATE = '''"""{title}, from one small model. Check every line: it describes o
 
 {imports}
 
-ADAPTER = Adapter(
+{kernels}{missing}ADAPTER = Adapter(
     name="{name}",
     family="{name}",
     classes=("{model}",),
@@ -22,7 +26,7 @@ ADAPTER = Adapter(
     grid={grid},
     rope={rope},
     heads="{heads}",
-    head_dim="{head_dim}",{other_attention}
+    head_dim="{head_dim}",{others}
 )
 
 ADAPTERS = [ADAPTER]
@@ -30,7 +34,7 @@ ADAPTERS = [ADAPTER]
 
 
 def adapter_file(seen: Inspection, name: str | None = None) -> str:
-    """The text of a draft of an adapter.
+    """The text of a draft of an adapter. What was not found is in comments: ``# A person must add: ...``.
 
     >>> from freeloc import inspect
     >>> from freeloc.testing import examples
@@ -44,25 +48,23 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
         name: name of the adapter; by default derived from the class.
 
     Raises:
-        FreelocError: if the token grid was not found, or no path matches only the modules that attend over it.
+        FreelocError: if the token grid was not found, if no path matches only the modules that attend over it, or if
+            the file could not be imported.
     """
     if seen.grid is None or not seen.candidates:
         raise FreelocError(f"no adapter can be written for {seen.model}: {'; '.join(seen.unknown)}")
     cls = seen.model.rpartition(".")[2]
     name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", re.sub(r"(Transformer.*|Model)$", "", cls) or cls).lower()
-    sites = ", ".join(_site(seen, index) for index in range(len(seen.candidates)))
-    others = ", ".join(f'"{path}"' for path in seen.other_attention)
-    others += "," if len(seen.other_attention) == 1 else ""
+    kernels = _kernels(seen)
+    sites = ", ".join(_site(seen, site, kernels) for site in seen.candidates)
     rope = "None" if seen.rope is None else _rope(seen.rope, seen.tables)
-    names = ["Adapter", "AttentionSite", "TemporalRope", "TokenGrid"]
-    names = [imported for imported in names if imported != "TemporalRope" or seen.rope]
-    if "MATMUL" in sites:
-        names.insert(0, "MATMUL")
-    imports = ("import torch\n\n" if "torch.tensor" in rope else "") + f"from freeloc.adapter import {', '.join(names)}"
+    constants = "".join(f"{constant} = {_call(kernel)}\n\n" for constant, (kernel, _) in kernels.items())
     text = TEMPLATE.format(
         title=cls,
-        report=str(seen),
-        imports=imports,
+        report=str(seen).replace("\\", "\\\\").replace('"""', "'''"),
+        imports=_imports(sites, rope, constants, seen),
+        kernels=constants,
+        missing="".join(f"{_comment(problem)}\n" for problem in seen.unknown),
         name=name,
         model=seen.model,
         sites=sites,
@@ -70,18 +72,79 @@ def adapter_file(seen: Inspection, name: str | None = None) -> str:
         rope=rope,
         heads=seen.heads or "TODO: an attribute path that holds the number of heads",
         head_dim=seen.head_dim or "TODO: an attribute path that holds the channels per head",
-        other_attention=f"\n    other_attention=({others})," if others else "",
+        others=_others(seen),
     )
-    compile(text, f"{name}.py", "exec")
+    try:
+        exec(compile(text, f"{name}.py", "exec"), {"__name__": "draft"})
+    except Exception as error:  # whatever is wrong with it, a file that cannot be imported is of no use
+        raise FreelocError(
+            f"no adapter can be written for {seen.model}: a person must add what follows from this error of the draft: "
+            f"{error}"
+        ) from error
     return text
 
 
-def _site(seen: Inspection, index: int) -> str:
-    site, grid = seen.candidates[index], seen.grid
-    found = site.arguments or FoundArguments()
+def _comment(problem: str) -> str:
+    return textwrap.fill(f"A person must add: {problem}", 118, initial_indent="# ", subsequent_indent="# ")
+
+
+def _imports(sites: str, rope: str, kernels: str, seen: Inspection) -> str:
+    names = ["Adapter", "AttentionSite", "TokenGrid"]
+    names += ["Kernel"] * bool(kernels) + ["MATMUL"] * ("MATMUL" in sites)
+    names += ["RunBy"] * (seen.run_by is not None) + ["TemporalRope"] * (rope != "None")
+    names.sort(key=lambda name: (not name.isupper(), name))
+    return ("import torch\n\n" if "torch.tensor" in rope else "") + f"from freeloc.adapter import {', '.join(names)}"
+
+
+def _others(seen: Inspection) -> str:
+    lines = []
+    if seen.other_attention:
+        paths = ", ".join(f'"{path}"' for path in seen.other_attention)
+        lines.append(f"other_attention=({paths}{',' if len(seen.other_attention) == 1 else ''})")
+    if seen.rounding:
+        lines.append(f"rounding={seen.rounding!r}")
+    if seen.run_by is not None:
+        lines.append(f'run_by=RunBy("{seen.run_by.function}", last="{seen.run_by.last}")')
+    return "".join(f"\n    {line}," for line in lines)
+
+
+def _kernels(seen: Inspection) -> dict[str, tuple[Kernel, str]]:
+    """The kernels of the candidates that are not PyTorch's, by the name of a constant, each with the name it is for."""
+    found: dict[str, tuple[Kernel, str]] = {}
+    for site in seen.candidates:
+        if site.described is not None and site.described not in [kernel for kernel, _ in found.values()]:
+            found[f"ATTENTION_{len(found) + 1}" if found else "ATTENTION"] = site.described, site.path
+    return found
+
+
+def _call(kernel: Kernel) -> str:
+    """The kernel as code, a field to a line."""
+    lines = []
+    for field in fields(kernel):
+        value = getattr(kernel, field.name)
+        if field.name in ("function", "layout", "arguments", "query", "key", "value") or value:
+            lines.append(f"    {field.name}={_code(value)},\n")
+    return f"Kernel(\n{''.join(lines)})"
+
+
+def _code(value: Any) -> str:
+    """A value as code, with double quotes."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_code, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_code(key)}: {_code(item)}' for key, item in value.items())}}}"
+    return repr(value)
+
+
+def _site(seen: Inspection, site: FoundSite, kernels: dict[str, tuple[Kernel, str]]) -> str:
+    grid, found = seen.grid, site.arguments or FoundArguments()
     assert grid is not None
-    fields = [f'"{site.path}"']
-    if site.kernel == "torch.matmul":
+    fields = [f'"{site.site}"'] + [f'layers="{site.layers}"'] * bool(site.layers)
+    if site.described is not None:
+        fields.append(f"kernel={next(name for name, (kernel, _) in kernels.items() if kernel == site.described)}")
+    elif site.kernel == "torch.matmul":
         fields.append("kernel=MATMUL")
     if grid.text_first or grid.text_last:
         fields.append(f'text="{"first" if grid.text_first else "last"}"')
@@ -97,6 +160,13 @@ def _site(seen: Inspection, index: int) -> str:
 def _grid(seen: Inspection) -> str:
     grid = seen.grid
     assert grid is not None
+    if grid.source is not None:
+        source = grid.source
+        names = [f'axes="{source.axes}"'] * (not source.coordinates)
+        names += [f"patch={source.patch!r}"] * (source.of != "attention")
+        names += [f'of="{source.of}"'] * (source.of != "transformer")
+        names += [f'coordinates="{source.coordinates}"'] * bool(source.coordinates)
+        return f"TokenGrid({_code(source.argument)}, {', '.join(names)})"
     if not isinstance(grid.argument, str):
         return f"TokenGrid({grid.argument!r}, patch=(1, 1, 1))"
     patch = f'"{seen.patch_path}"' if seen.patch_path else repr(grid.patch)

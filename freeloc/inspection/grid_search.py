@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from freeloc.interception.watch import AttentionCall, observe
+from freeloc.adapter.grid import TokenGrid
+from freeloc.inspection.grid_sources import packed_source
+from freeloc.inspection.subject import Subject
+from freeloc.interception.watch import AttentionCall
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class FoundGrid:
             sequence.
         patch: size of a patch along each axis.
         text_first, text_last: number of tokens before and after the video tokens; they do not depend on the video.
+        source: where the adapter reads the grid, if not from the argument that holds the video.
     """
 
     argument: str | tuple[str, str, str]
@@ -32,20 +35,31 @@ class FoundGrid:
     patch: tuple[int, int, int]
     text_first: int
     text_last: int
+    source: TokenGrid | None = None
+
+    @property
+    def source_label(self) -> str:
+        """The module that has the argument of `source`."""
+        return self.source.of if self.source is not None else ""
 
 
 class GridSearch:
     """Changes a model's video, and compares the queries and keys of one of its modules."""
 
-    def __init__(self, model: nn.Module, inputs: dict[str, Any], video: str) -> None:
-        self._model = model
-        self._inputs = inputs
-        self._video = video
+    def __init__(self, subject: Subject, video: str) -> None:
+        self._subject = subject
+        self._inputs = subject.inputs
+        self._video = self.video = video
+        last = video.rpartition(".")[2]
+        self._sample = int(last) if last.isdigit() else -1
+        """Which sample the video is, if each has one of its own."""
+        self.problem = ""
+        """Why tokens that come from the video are no grid; empty if they are one, or do not come from it."""
 
     def grid(self, path: str) -> FoundGrid | None:
         """The grid of the tokens in this module's first call; None if they are not the video's, or in another order."""
         before = self._call(path, lambda video: None)
-        video: Tensor = self._inputs[self._video]
+        video: Tensor = self._subject.at(self._video)
         changed = self._changed(before, path, lambda video: _perturb(video, slice(None)))
         whole = changed.any(dim=0).nonzero().flatten()
         if not len(whole) or int(whole[-1]) - int(whole[0]) + 1 != len(whole):
@@ -62,13 +76,26 @@ class GridSearch:
                 batch = axis
             elif not (tokens := rows.any(dim=0)[first : first + count]).all():
                 by_axis[axis] = tokens.nonzero().flatten()
-        return self._of_axes(by_axis, count, text, video.ndim)
+        return self._of_axes(by_axis, count, text, before)
 
-    def _of_axes(self, changed: dict[int, Tensor], count: int, text: tuple[int, int], ndim: int) -> FoundGrid | None:
-        shape = self._inputs[self._video].shape
-        names = ["b", *["c"] * (ndim - 1)]
+    def _of_axes(
+        self, changed: dict[int, Tensor], count: int, text: tuple[int, int], before: AttentionCall
+    ) -> FoundGrid | None:
+        shape = self._subject.at(self._video).shape
+        ndim = len(shape)
+        names = ["c" if self._sample >= 0 and ndim == 4 else "b", *["c"] * (ndim - 1)]
         if len(changed) == 1 and (axis := next(iter(changed))) is not None:
             packed = self._three_numbers(count)
+            table = packed_source(self._inputs, count) if shape[axis] == count else None
+            if packed is None and table is not None:
+                names[axis] = "(f h w)"
+                return FoundGrid(self._video, " ".join(names), table[1], (1, 1, 1), *text, source=table[0])
+            if packed is None and before.query.shape[0] <= shape[0]:
+                self.problem = (
+                    f"which arguments hold the numbers of latent frames, rows and columns of the {count} tokens in "
+                    f"{self._video}: found no three numbers, nor a table of coordinates"
+                )
+                return None
             if packed is not None and shape[axis] == count:
                 names[axis] = "(f h w)"
                 seen = [int(self._inputs[name]) for name in packed]
@@ -87,6 +114,11 @@ class GridSearch:
                 patch = [math.ceil(shape[axis] / size) for axis, size in zip(order, sizes, strict=True)]
                 tokens = sizes[0], sizes[1], sizes[2]
                 return FoundGrid(self._video, " ".join(names), tokens, (patch[0], patch[1], patch[2]), *text)
+            if math.prod(sizes) == count:
+                self.problem = (
+                    f"a kernel that gets tokens frame by frame, in raster order: {before.path} regroups those of "
+                    f"{self._video} first, and freeloc cannot correct that"
+                )
         return None
 
     @staticmethod
@@ -117,7 +149,8 @@ class GridSearch:
 
         call = self._call(path, repeat)
         tokens = slice(grid.text_first, grid.text_first + math.prod(grid.tokens))
-        both = torch.cat([call.query, call.key])[:, :, tokens]
+        samples = slice(None) if "b" in grid.axes.split() else slice(self._sample, self._sample + 1)
+        both = torch.cat([call.query[samples], call.key[samples]])[:, :, tokens]
         by_frame: Tensor = both.unflatten(2, (frames, -1))
         return by_frame
 
@@ -127,9 +160,9 @@ class GridSearch:
         return difference > 1e-4 * difference.max().clamp(min=1e-12)
 
     def _call(self, path: str, change: Callable[[Tensor], None]) -> AttentionCall:
-        video = self._inputs[self._video].clone()
+        video = self._subject.at(self._video).clone()
         change(video)
-        return observe(self._model, self._inputs | {self._video: video}, until=lambda call: call.path == path)[-1]
+        return self._subject.changed(self._video, video).calls(until=lambda call: call.path == path)[-1]
 
 
 def _perturb_along(video: Tensor, axis: int) -> None:

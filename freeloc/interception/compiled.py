@@ -48,12 +48,14 @@ NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, ki
 def outside_graphs(function: F) -> F:
     """Make torch.compile break its graph at a function: `torch.compiler.disable`, but without loading Dynamo."""
 
+    reason = "freeloc intercepts kernels other than PyTorch's own between graphs: compile without fullgraph=True"
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        reason = "freeloc intercepts kernels other than PyTorch's own between graphs: compile without fullgraph=True"
         return torch.compiler.disable(function, reason=reason)(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    call._torchdynamo_disable_msg = reason  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 

@@ -1,15 +1,13 @@
-"""Three ways to intercept the attention call of a module: a function of PyTorch, a name in a file, two products.
+"""Three ways to intercept the attention call of a module: a function of PyTorch, a name, two products.
 
 Nothing stays replaced once no module is running. What an interrupted run leaves, since PyTorch calls no hook after a
 KeyboardInterrupt, answers nothing and is taken away by the next forward, `Patch.remove` or ``freeloc.unpatch``.
 """
 
 import functools
-import importlib
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -19,17 +17,16 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
-from freeloc.interception.compiled import outside_graphs
-from freeloc.interception.context import is_executing, lock
-
-Answer = Callable[[Sequence[Any], Mapping[str, Any]], Any]
-"""Computes an intercepted call from its positional and keyword arguments. NotImplemented leaves it to the model."""
+from freeloc.interception.context import is_executing
+from freeloc.interception.names import Answer, NameInterceptor, places_of
 
 
 class Interceptor(Protocol):
     """A way to intercept a module's attention call."""
 
-    calls: int
+    @property
+    def calls(self) -> int:
+        """Calls so far."""
 
     def enter(self) -> None:
         """Start to intercept calls of this thread."""
@@ -38,23 +35,64 @@ class Interceptor(Protocol):
         """Stop to intercept."""
 
 
-def interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: FrameType | None) -> Interceptor:
-    """The interceptor for a module's kernel while the call in `frame` is running; with None, until `leave`."""
+def interceptor_of(
+    kernels: Sequence[Kernel],
+    module: nn.Module,
+    answer: Callable[[Sequence[Kernel], Sequence[Any], Mapping[str, Any]], Any],
+    frame: FrameType,
+) -> Interceptor:
+    """The interceptor for a module's kernels while the call in `frame` is running.
+
+    `answer` also gets the descriptions of the function that was called. Of several functions, a module may lack some.
+
+    Raises:
+        AdapterError: if it has none of them.
+    """
+    functions = dict.fromkeys(kernel.function for kernel in kernels)
+    found: list[Interceptor] = []
+    problem = None
+    for function in functions:
+        own = [kernel for kernel in kernels if kernel.function == function]
+        try:
+            found.append(_interceptor_of(own[0], module, functools.partial(answer, own), frame))
+        except AdapterError as error:
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return found[0] if len(found) == 1 else SeveralInterceptors(found)
+
+
+def _interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: FrameType) -> Interceptor:
     if kernel.function == SDPA.function:
         return SdpaInterceptor(answer, frame)
     if kernel.function == MATMUL.function:
         return ProductInterceptor(answer, frame)
-    where, _, name = kernel.function.rpartition(":")
-    places = [(where or _home_of(name, module), name)]
-    file, _, other = kernel.also.rpartition(":")
-    places += [(file, other)] if file in sys.modules else []
+    places = places_of(kernel.function, module)
+    if kernel.also.partition(":")[0] in sys.modules:
+        places += places_of(kernel.also, module)
     return NameInterceptor(answer, frame, places)
 
 
-def _home_of(name: str, module: nn.Module) -> str:
-    """The file of a module's class that defines this name. Libraries such as FSDP wrap the class in their own."""
-    files = [base.__module__ for base in type(module).__mro__]
-    return next((file for file in files if hasattr(sys.modules.get(file), name)), files[0])
+class SeveralInterceptors:
+    """Intercepts several functions, of which a module calls one or another."""
+
+    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+        self.interceptors = interceptors
+
+    @property
+    def calls(self) -> int:
+        """Calls of all functions."""
+        return sum(interceptor.calls for interceptor in self.interceptors)
+
+    def enter(self) -> None:
+        """See `Interceptor`."""
+        for interceptor in self.interceptors:
+            interceptor.enter()
+
+    def leave(self) -> None:
+        """See `Interceptor`."""
+        for interceptor in reversed(self.interceptors):
+            interceptor.leave()
 
 
 class _ModeInterceptor(TorchFunctionMode):
@@ -135,80 +173,3 @@ class ProductInterceptor(_ModeInterceptor):
 
 
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
-
-
-class NameInterceptor:
-    """Intercepts a function by the names under which files have it, while a module of this thread runs."""
-
-    def __init__(self, answer: Answer, frame: FrameType | None, places: Sequence[tuple[str, str]]) -> None:
-        self.answer = answer
-        self.frame = frame
-        self.calls = 0
-        self._names = [_Name.of(importlib.import_module(module), function) for module, function in places]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute an intercepted call of the function."""
-        self.calls += 1
-        return self.answer(args, kwargs)
-
-    def enter(self) -> None:
-        """See `Interceptor`."""
-        for name in self._names:
-            name.push(self)
-
-    def leave(self) -> None:
-        """See `Interceptor`."""
-        for name in self._names:
-            name.remove(self)
-
-
-class _Name:
-    """A name in a file's globals, replaced while any thread needs it. Other threads still call the original."""
-
-    _all: "dict[tuple[str, str], _Name]" = {}  # noqa: RUF012  # reason: one object per name, since two would undo each other
-
-    def __init__(self, module: ModuleType, name: str) -> None:
-        self._module, self._name = module, name
-        self._original: Callable[..., Any] = getattr(module, name)
-        self._route = functools.wraps(self._original)(functools.partial(self._dispatch))
-        self._users: list[NameInterceptor] = []
-        self._local = threading.local()
-
-    @classmethod
-    def of(cls, module: ModuleType, name: str) -> "_Name":
-        if not callable(getattr(module, name, None)):
-            raise AdapterError(f"{module.__name__} has no function '{name}', which its adapter expects")
-        with lock:
-            known = cls._all.get((module.__name__, name))
-            if known is None or known._module is not module:
-                known = cls._all[module.__name__, name] = cls(module, name)
-            return known
-
-    # An interrupt may come after any line, so the original is stored before it is replaced.
-
-    def push(self, interceptor: NameInterceptor) -> None:
-        self._local.stack = [*getattr(self._local, "stack", ()), interceptor]
-        with lock:
-            self._users.append(interceptor)
-            found = getattr(self._module, self._name)
-            if found is not self._route:
-                self._original = found
-                setattr(self._module, self._name, self._route)
-
-    def remove(self, interceptor: NameInterceptor) -> None:
-        self._local.stack = [other for other in getattr(self._local, "stack", ()) if other is not interceptor]
-        with lock:
-            self._users = [other for other in self._users if other is not interceptor]
-            if not self._users and getattr(self._module, self._name) is self._route:
-                setattr(self._module, self._name, self._original)
-
-    def _dispatch(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            return self._outside(*args, **kwargs)
-        for interceptor in reversed(getattr(self._local, "stack", ())):
-            if interceptor.frame is None or is_executing(interceptor.frame):
-                out = interceptor(*args, **kwargs)
-                return self._original(*args, **kwargs) if out is NotImplemented else out
-        return self._original(*args, **kwargs)
-
-    _outside = outside_graphs(_dispatch)

@@ -158,6 +158,9 @@ class CallReader:
         part = share.part(tokens) if share else range(tokens)
         own_text = text // share.degree if share else text
         found = model.rotation(tables, step, TableRows(length, per_frame, 0, part))
+        if found.refused and share is not None:  # a library may rotate once it has exchanged tokens for heads
+            whole = model.rotation(tables, step, TableRows(length, per_frame, 0, range(tokens)))
+            found = found if whole.refused else whole
         if found.refused and text:  # the tables may have rows of the text too
             first = own_text if self.site.text == "first" else 0
             joint = model.rotation(tables, step, TableRows(length, per_frame, first, part, own_text))
@@ -206,7 +209,7 @@ class CallReader:
             return f"expected (batch, tokens, channels) as its argument '{name}', found {kind}"
         expected = video + (text[-1] if self.site.joint else 0)
         if share is not None:
-            expected = len(share.part(video)) + (text[-1] // share.degree if self.site.joint else 0)
+            expected = (share.tokens or len(share.part(video))) + (text[-1] // share.degree if self.site.joint else 0)
         if hidden.shape[1] == expected:
             return ""
         frames, height, width = grid

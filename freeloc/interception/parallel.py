@@ -31,11 +31,13 @@ class Share(NamedTuple):
         rank: number of this process among those that share the layer; None if it cannot be known.
         degree: number of these processes.
         gathers: whether the tokens were gathered from these processes, in the order of their ranks (Ulysses).
+        tokens: how many this process has of a sequence that a library shares which freeloc does not know; 0 if it does.
     """
 
     rank: int | None
     degree: int
     gathers: bool
+    tokens: int = 0
 
     def heads(self, count: int) -> range:
         """The heads of this process, among those of the model; the last process may have fewer."""
@@ -47,6 +49,9 @@ class Share(NamedTuple):
         """The tokens of this process before they are gathered, among all. The first processes may have one more."""
         # Where the rank is not known, another may be meant: freeloc only compares what such parts have in common.
         rank = torch.distributed.get_rank() % self.degree if self.rank is None else self.rank
+        most = -(-tokens // self.degree)
+        if self.tokens == most:  # then the last processes may have padding
+            return range(min(rank * most, tokens), min((rank + 1) * most, tokens))
         size, more = divmod(tokens, self.degree)
         start = rank * size + min(rank, more)
         return range(start, start + size + (rank < more))
@@ -75,9 +80,11 @@ def sequence_share(names: ContextParallel | None, module: nn.Module, tokens: int
     if mesh is not None:
         # The rank in the group, not in the mesh: the group orders its processes, and its collectives use this order.
         return Share(torch.distributed.get_rank(mesh.get_group()), mesh.size(), True)
-    if tokens and tokens < video and video % tokens == 0:  # a library that freeloc does not know
-        degree = video // tokens
-        return Share(None, degree, True) if torch.distributed.get_world_size() % degree == 0 else None
+    world = torch.distributed.get_world_size()
+    for degree in range(2, world + 1):  # a library that freeloc does not know
+        parts = -(-video // degree), video // degree
+        if world % degree == 0 and tokens and tokens in parts and tokens < video:
+            return Share(None, degree, True, tokens)
     return None
 
 

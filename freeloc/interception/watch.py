@@ -1,7 +1,9 @@
 """Observation of attention calls: in a patched model, layer by layer, and in a model without an adapter."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from freeloc.adapter.kernel import Kernel
 from freeloc.adapter.reader import Signature
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.layout import TokenLayout
+from freeloc.errors import LayoutError
 from freeloc.interception.interceptors import PRODUCTS
+from freeloc.interception.kernel_call import read_call
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,12 @@ class AttentionCall:
 
     Args:
         path: path of the innermost running module.
-        kernel: ``"torch.nn.functional.scaled_dot_product_attention"``, or ``"torch.matmul"`` for two products.
+        kernel: ``"torch.nn.functional.scaled_dot_product_attention"``, ``"torch.matmul"`` for two products, or
+            ``"module:name"``.
         query, key, value: (batch, heads, tokens, head_dim).
         mask: the attention mask of the call.
         given: the arguments of that module, by name, in the order of its forward.
+        around: the modules around it, the outermost first.
     """
 
     path: str
@@ -67,9 +74,10 @@ class AttentionCall:
     value: Tensor
     mask: Tensor | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    around: tuple["Running", ...] = ()
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
     """A running module, and what it was called with."""
 
     path: str
@@ -78,18 +86,54 @@ class _Running(NamedTuple):
     kwargs: Mapping[str, Any]
 
     def given(self) -> dict[str, Any]:
+        """The arguments by name, in the order of its forward."""
         signature = Signature(self.module)
         given = signature.given(self.args, self.kwargs)
         return {name: given[name] for name in signature.names if name in given} | given
 
 
+class RunningModules:
+    """Follows which module of a model is running. A context manager."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self._model = model
+        self._running = [Running("", model, (), inputs)]
+        self._removers: list[Any] = []
+
+    @property
+    def around(self) -> tuple[Running, ...]:
+        """The modules around the innermost one, the outermost first."""
+        return tuple(self._running[:-1])
+
+    @property
+    def innermost(self) -> Running:
+        """The innermost running module."""
+        return self._running[-1]
+
+    def __enter__(self) -> "RunningModules":
+        for path, module in self._model.named_modules():
+            self._removers.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
+            self._removers.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for remover in self._removers:
+            remover.remove()
+
+    def _enter(self, path: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: self._running.append(Running(path, module, args, kwargs))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._running.pop()
+
+
 class _Watching(TorchFunctionMode):
     """Records every attention call with the path of its module."""
 
-    def __init__(self, call: _Running, until: Callable[[AttentionCall], bool] | None) -> None:
+    def __init__(self, modules: RunningModules, until: Callable[[AttentionCall], bool] | None) -> None:
         super().__init__()
         self.until = until
-        self.running = [call]
+        self.modules = modules
         self.calls: list[AttentionCall] = []
         self._factors: tuple[str, Tensor, Tensor] | None = None
 
@@ -100,26 +144,46 @@ class _Watching(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | dict(kwargs)
             tensors = given["query"], given["key"], given["value"]
-            self._note("torch.nn.functional.scaled_dot_product_attention", *tensors, given.get("attn_mask"))
+            self.note("torch.nn.functional.scaled_dot_product_attention", *tensors, given.get("attn_mask"))
         elif func in PRODUCTS:
             factors = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
             if factors["input"].ndim == factors["other"].ndim == 4:
                 self._note_product(factors["input"], factors["other"])
         return func(*args, **kwargs)
 
-    def _note(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
-        here = self.running[-1]
-        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given())
+    def note(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
+        """Record a call."""
+        here = self.modules.innermost
+        call = AttentionCall(here.path, kernel, query, key, value, mask, here.given(), self.modules.around)
         self.calls.append(call)
         if self.until is not None and self.until(call):
             raise _SeenError
 
+    @contextlib.contextmanager
+    def named(self, function: str, kernels: Sequence[Kernel]) -> Iterator[None]:
+        """Record the calls of a function by ``"module:name"``, as these kernels describe it, and leave them to it."""
+        file, _, name = function.partition(":")
+        module = importlib.import_module(file)
+        original = getattr(module, name)
+
+        @functools.wraps(original)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.suppress(LayoutError):  # a call of another form, such as of a text encoder
+                self.note(function, *read_call(kernels, args, kwargs)[:4])
+            return original(*args, **kwargs)
+
+        setattr(module, name, noted)
+        try:
+            yield
+        finally:
+            setattr(module, name, original)
+
     def _note_product(self, left: Tensor, right: Tensor) -> None:
         """Record attention when a module makes two products, and the second has as many keys as the first returned."""
-        here, before = self.running[-1].path, self._factors
+        here, before = self.modules.innermost.path, self._factors
         if before is not None and before[0] == here and left.shape[-1] == right.shape[-2] == before[2].shape[-2]:
             self._factors = None
-            self._note("torch.matmul", before[1], before[2], right)
+            self.note("torch.matmul", before[1], before[2], right)
         else:
             self._factors = here, left, right.mT
 
@@ -132,6 +196,7 @@ def observe(
     model: nn.Module,
     inputs: Mapping[str, Any],
     until: Callable[[AttentionCall], bool] | None = None,
+    kernels: Sequence[Kernel] = (),
     run: Callable[[nn.Module, Mapping[str, Any]], Any] | None = None,
 ) -> list[AttentionCall]:
     """Run a model once, and list the attention that it computes, in order.
@@ -147,24 +212,14 @@ def observe(
         model: any module.
         inputs: arguments of its forward.
         until: function of a call that says whether it is the last one to record. The run ends there.
+        kernels: further functions that compute attention, by ``"module:name"``.
         run: (model, inputs) -> anything, which runs the model; by default a call of it.
     """
-    watch = _Watching(_Running("", model, (), inputs), until)
-
-    def enter(path: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: watch.running.append(_Running(path, module, args, kwargs))
-
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        watch.running.pop()
-
-    removers = []
-    try:
-        for path, module in model.named_modules():
-            removers.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
-            removers.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+    with RunningModules(model, inputs) as modules, contextlib.ExitStack() as stack:
+        watch = _Watching(modules, until)
+        for function in dict.fromkeys(kernel.function for kernel in kernels):
+            forms = [kernel for kernel in kernels if kernel.function == function]
+            stack.enter_context(watch.named(function, forms))
         with torch.no_grad(), watch, contextlib.suppress(_SeenError):
             model(**inputs) if run is None else run(model, inputs)
-    finally:
-        for remover in removers:
-            remover.remove()
     return watch.calls

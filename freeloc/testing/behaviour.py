@@ -133,7 +133,16 @@ def _state(case: Case) -> list[object]:
         plain = {name: value for name, value in vars(module).items() if name not in kinds and _comparable(value)}
         processor = vars(getattr(module, "processor", None) or object.__new__(_Nothing))
         counts = [len(getattr(module, kind)) for kind in kinds]
-        found.append((path, type(module), counts, plain, {k: v for k, v in processor.items() if _comparable(v)}))
+        found.append(
+            (
+                path,
+                type(module),
+                counts,
+                sorted(vars(module)),
+                plain,
+                {k: v for k, v in processor.items() if _comparable(v)},
+            )
+        )
     return found
 
 

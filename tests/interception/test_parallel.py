@@ -74,6 +74,8 @@ SHORT = Group(
     sampling("ltx", "diffusers", "heads", text="no mask"),
     sampling("cogvideox", "tensor", "heads"),
     sampling("wan-original", "fsdp2"),
+    sampling("fastvideo", "fastvideo"),
+    sampling("fastvideo", "fastvideo", order="patch first", text="odd"),
     sampling("wan-original", "wan"),
     sampling("wan-original", "wan", "tsa", order="patch first"),
     sampling("wan-original", "wan", "heads") | {"error": "freeloc cannot find out which heads they are"},

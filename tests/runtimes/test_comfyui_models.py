@@ -1,9 +1,5 @@
 """ComfyUI's own video models, small and random: the conformance suite, and dense logits from un-rotated q and k."""
 
-import functools
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 from comfyui_source import comfyui
@@ -11,18 +7,24 @@ from comfyui_source import comfyui
 pytestmark = pytest.mark.runtimes
 COMFYUI = comfyui("--use-pytorch-cross-attention")
 
-from comfyui_facts import facts_of  # noqa: E402 - after ComfyUI has read its options
-from comfyui_models import EXAMPLES  # noqa: E402
-from dense import oracle  # noqa: E402
-from lengths import plan_of_call  # noqa: E402
+from comfyui_runs import (  # noqa: E402 - after ComfyUI has read its options
+    BY_NAME,
+    TRAINED,
+    choose,
+    compare,
+    difference,
+    model_of,
+    patched,
+    run,
+)
 
 import freeloc  # noqa: E402
 from freeloc.testing import run_checks  # noqa: E402
 
-TRAINED = 3
-BY_NAME = {example.label: example for example in EXAMPLES}
 every_model = pytest.mark.parametrize("name", BY_NAME)
 every_attention = pytest.mark.parametrize("attention", ["pytorch", "sub_quad", "split"])
+ONLY_WHOLE_PATCHES = {"comfyui-hunyuan-video", "comfyui-hunyuan-video-1.5", "comfyui-mochi"}
+"""Models that ComfyUI itself cannot run on other sizes."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,75 +32,82 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def choose(name, monkeypatch):
-    """Let ComfyUI use this kernel, which depends on its options and the machine, wherever it has imported one."""
-    import comfy.ldm.modules.attention as kernels
-
-    chosen = kernels.get_attention_function(name)
-    for module in [module for path, module in sys.modules.items() if path.startswith("comfy.")]:
-        if hasattr(module, "optimized_attention"):
-            monkeypatch.setattr(module, "optimized_attention", chosen)
-
-
-@functools.cache
-def model_of(name):
-    return BY_NAME[name].model()
-
-
-def profile_of(model):
-    """Every policy that the model supports, alternating over its layers."""
-    adapter = freeloc.discovery.find_adapter(model)
-    policies = ["tsa", "none"] if adapter.rope_of(model) is None else ["vrpr+tsa", "vrpr", "tsa"]
-    count = adapter.shape(model).layers
-    layers = {name: list(range(count))[index :: len(policies)] for index, name in enumerate(policies)}
-    return freeloc.default_profile(model, trained_latent_frames=TRAINED).model_copy(update={"layers": layers})
-
-
-def first(output):
-    return output if isinstance(output, torch.Tensor) else output[0]
-
-
-def run(model, inputs):
-    with torch.no_grad():
-        return first(model(**inputs))
-
-
-def difference(one, other):
-    return float((one - other).abs().max() / other.abs().max())
-
-
-def compare(name, inputs, frames, height, width, monkeypatch, attention="pytorch"):
-    """The output unpatched, under the oracle, and patched with another kernel in place."""
-    model = model_of(name)
-    profile, facts = profile_of(model), facts_of(name, model)
-
-    def plan(layer, count):
-        return plan_of_call(profile, layer, count, facts.spacing, facts.references)
-
-    with oracle(model, facts, plan, frames, height, width):
-        expected = run(model, inputs)
-    choose(attention, monkeypatch)
-    before = run(model, inputs)
-    with freeloc.patch(model, profile) as patch:
-        found = run(model, inputs)
-    return SimpleNamespace(before=before, expected=expected, found=found, report=patch.report())
-
-
 @every_attention
 @every_model
 def test_conformance(name, attention, monkeypatch):
     model_of(name)
     choose(attention, monkeypatch)
-    failed = [f"{result.check}: {result.problem or result.blocked}" for result in run_checks(BY_NAME[name])
-              if not result.met]  # fmt: skip
-    assert failed == []
+    results = run_checks(BY_NAME[name])
+    assert [f"{result.check}: {result.problem or result.blocked}" for result in results if not result.met] == []
 
 
 @every_attention
 @every_model
 def test_equals_dense_logits_at_4x(name, attention, monkeypatch):
-    size = 4 * TRAINED, 3, 5
-    runs = compare(name, BY_NAME[name].inputs(*size, 2), *size, monkeypatch, attention)
+    grid = 4 * TRAINED, 3, 5
+    runs = compare(name, BY_NAME[name].inputs(*grid, 2), grid, attention, monkeypatch)
     assert difference(runs.found, runs.expected) <= 1e-5
     assert difference(runs.found, runs.before) > 1e-3
     assert runs.report.corrected_calls > 0
+
+
+@every_attention
+@pytest.mark.parametrize("name", sorted(BY_NAME.keys() - {"comfyui-ltx", "comfyui-ltx-2"}))
+def test_latents_that_are_no_multiple_of_the_patch(name, attention, monkeypatch):
+    """ComfyUI pads them, except where it fails itself. LTX has patches of one latent pixel."""
+    grid = 4 * TRAINED, 3, 4
+    inputs = BY_NAME[name].inputs(*grid, 2)
+    inputs["x"] = inputs["x"][..., :5, :7]
+    if name in ONLY_WHOLE_PATCHES:
+        with pytest.raises((RuntimeError, AssertionError)):
+            run(model_of(name), inputs)
+        return
+    runs = compare(name, inputs, grid, attention, monkeypatch)
+    assert difference(runs.found, runs.expected) <= 1e-5
+    assert difference(runs.found, runs.before) > 1e-3
+
+
+@every_attention
+@every_model
+@pytest.mark.parametrize("frames", [2, TRAINED])
+def test_the_trained_length_is_bit_for_bit_the_models_own(name, attention, frames, monkeypatch):
+    model_of(name)
+    choose(attention, monkeypatch)
+    inputs = BY_NAME[name].inputs(frames, 3, 5, 1)
+    inputs |= {"fps": 24.0} if "fps" in inputs else {}  # as in training
+    before = run(model_of(name), inputs)
+    found, report = patched(name, inputs)
+    assert torch.equal(found, before)
+    assert report.corrected_calls == 0
+
+
+def test_every_class_that_an_adapter_claims_is_proven_here():
+    claimed = {
+        path
+        for adapter in freeloc.discovery.adapters()
+        for path in adapter.classes
+        if adapter.name.startswith("comfyui-")
+    }
+    proven = {type(model_of(name)) for name in BY_NAME}
+    assert claimed == {f"{cls.__module__}.{cls.__qualname__}" for cls in proven}
+
+
+def test_a_new_video_model_of_comfyui_is_noticed():
+    import comfy.model_base as base
+
+    families = ("WAN2", "Hunyuan", "LTX", "CogVideo", "Genmo", "Cosmos", "Kandinsky", "SVD", "SeedVR", "MiniMax")
+    found = {name for name in vars(base) if name.startswith(families)}
+    assert found == VIDEO_MODELS | OTHER_MODELS
+
+
+VIDEO_MODELS = {
+    *("WAN21", "WAN22", "WAN21_Camera", "WAN21_CausalAR", "WAN21_FlowRVS", "WAN21_HuMo", "WAN21_SCAIL", "WAN21_SCAIL2"),
+    *("WAN21_Vace", "WAN22_Animate", "WAN22_S2V", "WAN22_WanDancer", "LTXV", "LTXAV", "CogVideoX", "GenmoMochi"),
+    *("CosmosVideo", "CosmosPredict2", "HunyuanVideo", "HunyuanVideo15", "HunyuanVideo15_SR_Distilled"),
+    *("HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V", "Kandinsky5", "SVD_img2vid", "SeedVR2", "MiniMaxH3"),
+}
+"""Their transformers are corrected, or refused: test_comfyui_calls.py."""
+OTHER_MODELS = {
+    *("HunyuanDiT", "HunyuanImage21", "HunyuanImage21Refiner", "Hunyuan3Dv2", "Hunyuan3Dv2_1", "Kandinsky5Image"),
+}
+"""Of images and of shapes."""

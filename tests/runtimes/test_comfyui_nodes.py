@@ -136,6 +136,12 @@ def test_the_installed_profile_that_fits_is_used_when_nothing_is_set(graphs, cor
     loaded = node("FreelocLoadProfile", profile=path.name)
     long = node("FreelocLongVideo", model=["unet", 0], profile=["loaded", 0])
     assert torch.equal(graphs.sample(sampling(loaded=loaded, long=long))[0], corrected)
+    kind = graphs.nodes["FreelocLoadProfile"]
+    before = kind.IS_CHANGED(path.name)
+    freeloc.default_profile(network, "tsa", trained_latent_frames=3).save(path)
+    assert kind.IS_CHANGED(path.name) != before  # so that ComfyUI reads it again
+    freeloc.default_profile(network, trained_latent_frames=3).save(path)
+    assert kind.IS_CHANGED(path.name) == before
     shelf = registry().profiles
     shelf.add("small-wan", "tests", path)
     try:
@@ -149,16 +155,31 @@ def test_the_installed_profile_that_fits_is_used_when_nothing_is_set(graphs, cor
     assert not torch.equal(vrpr, corrected)
 
 
-def test_the_published_profile_is_used_for_a_model_of_its_shape(graphs):
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [
+        ({"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}, ["wan2.1"]),
+        ({"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}, ["wan2.1-14b", "wan2.2-a14b"]),
+    ],
+)
+def test_with_nothing_set_wan_gets_its_installed_profile(graphs, sizes, names):
     import comfy.model_patcher
     import comfy.supported_models
 
-    sizes = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "in_dim": 16, "out_dim": 16}
-    config = comfy.supported_models.WAN21_T2V({"image_model": "wan2.1", "model_type": "t2v", **sizes})
+    kind = {"image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16}
+    config = comfy.supported_models.WAN21_T2V(kind | sizes)
     config.set_inference_dtype(torch.float32, None)
     meta = torch.device("meta")
     model = comfy.model_patcher.ModelPatcher(config.get_model({}, device=meta), meta, meta)
     (long,) = graphs.nodes["FreelocLongVideo"]().apply(model)
     profile = long.get_wrappers("outer_sample", "freeloc")[0].profile
-    assert profile == freeloc.load_profile("wan2.1")
+    all_of_them = [freeloc.load_profile(name) for name in names]
+    assert profile.model.name == " or ".join(each.model.name for each in all_of_them)
+    for each in all_of_them:
+        assert (profile.layers, profile.heads, profile.vrpr, profile.tsa) == (
+            each.layers,
+            each.heads,
+            each.vrpr,
+            each.tsa,
+        )
     assert model.wrappers == {}

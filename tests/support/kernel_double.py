@@ -147,6 +147,66 @@ class Parting(Attention):
         return torch.cat([video, text], dim=1)
 
 
+class Function:
+    """An object that is called as a kernel, as that of LTX-2 is."""
+
+    def __call__(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class KernelModule(nn.Module):
+    """A module that is a kernel, as in DiffSynth-Studio."""
+
+    def forward(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Processor:
+    """An object that has a kernel."""
+
+    def attend(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+
+class Holding(Attention):
+    """Attention that holds its kernel."""
+
+    def __init__(self, kind):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.function, self.processor, self.core = Function(), Processor(), KernelModule()
+        self.kind, self.number = kind, 2
+
+    def method(self, q, k, v, heads, mask=None):
+        return attention(q, k, v, heads, mask)
+
+    def kernel(self, q, k, v, mask):
+        call = {"object": self.function, "module": self.core, "method": self.method, "part": self.processor.attend}
+        return call[self.kind](*(arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v)), HEADS, mask)
+
+
+def masked_attention(q, k, v, heads, mask):
+    """A kernel for calls with a mask."""
+    return attention(q, k, v, heads, mask)
+
+
+class Choosing(Attention):
+    """Attention that calls one function in the first layer, and another one in the others."""
+
+    def __init__(self, first):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.first, self.unmasked = first, Function()
+
+    def kernel(self, q, k, v, mask):
+        q, k, v = (arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v))
+        return self.unmasked(q, k, v, HEADS) if self.first else masked_attention(q, k, v, HEADS, mask)
+
+
+def choosing():
+    """Makes attention that calls another function in every other block."""
+    first = itertools.cycle((True, False))
+    return lambda: Choosing(next(first))
+
+
 def turn(x, turns):
     """Turn interleaved pairs of (batch, tokens, heads, head_dim)."""
     cos, sin = (table[:, None] for table in turns)
@@ -313,7 +373,32 @@ PARTING = Kernel(
     value=("v", "text_v"),
 )
 
+PLACES = {"object": ".function", "module": ".core", "method": ".method", "part": ".processor.attend"}
+
+
+def holding(kind):
+    """(how to make the attention, its kernel) of a module that holds its kernel."""
+    kernel = Kernel(
+        function=PLACES[kind],
+        layout="b l (h d)",
+        arguments=("q", "k", "v", "heads", "mask"),
+        query="q",
+        key="k",
+        value="v",
+        heads="heads",
+        mask="mask",
+    )
+    return functools.partial(Holding, kind), kernel
+
+
+KERNELS |= {f"held: {kind}": holding(kind) for kind in PLACES}
+UNMASKED = replace(holding("object")[1], function=".unmasked")
+MASKED = replace(UNMASKED, function="masked_attention")
+
 KERNELS |= {
+    "two functions": (choosing(), (UNMASKED, MASKED)),
+    "one of two functions": (lambda: Choosing(True), (UNMASKED, replace(MASKED, function="not_there"))),
+    "the other of two functions": (lambda: Choosing(False), (replace(MASKED, function=".not_there"), MASKED)),
     "pairs": (Pairing, PAIRING),
     "parts": (lambda: Parting(True), PARTING),
     "no second part": (lambda: Parting(False), PARTING),

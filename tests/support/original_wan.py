@@ -56,7 +56,7 @@ def dense_logits(
         if not running:
             return original(*args, **kwargs)
         given = inspect.signature(original).bind(*args, **kwargs).arguments
-        q, k, v = (given[each] for each in ("q", "k", "v"))
+        q, k, v = given["qkv"] if "qkv" in given else (given[each] for each in ("q", "k", "v"))
         if heads:
             q, k, v = (tensor.unflatten(2, (given[heads], -1)) for tensor in (q, k, v))
         lengths = given.get("k_lens")

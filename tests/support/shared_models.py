@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
+import fastvideo_double
 import torch
 import torch.distributed as dist
 import wan_double
@@ -19,6 +20,7 @@ from freeloc import FramePlan
 from freeloc.testing import noise, random_model
 
 GRID = 8, 4, 6
+ODD = 9, 3, 5
 TEXT = 4
 """Tokens of text: they divide among two processes."""
 
@@ -30,7 +32,9 @@ def make(name: str, text: str = "full", batch: int = 1) -> tuple[Any, dict[str, 
     if text == "padded":
         valid[-1, 1:] = False  # not only tokens of the second process
     kind, _, heads = name.partition(" of ")
-    if name == "wan-original":
+    if name == "fastvideo":
+        model, given = fastvideo_double.model(), fastvideo_double.inputs(*(ODD if text == "odd" else GRID), batch)
+    elif name == "wan-original":
         model, given = wan_double.model(), wan_double.inputs(*GRID, batch)
     elif heads:
         model = random_model(lambda: WanTransformer3DModel(**wan.SIZES | {"num_attention_heads": int(heads)}))
@@ -49,7 +53,7 @@ def make(name: str, text: str = "full", batch: int = 1) -> tuple[Any, dict[str, 
     if name.startswith("ltx-2"):
         given |= {"timestep": torch.full((1,), 500), "audio_hidden_states": noise(1, 6, 4), "audio_num_frames": 6}
     _by_itself(model)
-    return model, given if name == "wan-original" else given | {"return_dict": False}
+    return model, given if name in ("wan-original", "fastvideo") else given | {"return_dict": False}
 
 
 def _by_itself(model: nn.Module) -> None:
@@ -71,7 +75,9 @@ JOINT_PLAN = {
 
 def share(model: Any, library: str, kind: str = "ulysses") -> Any:
     """Split a model over both processes, and return it, or its wrapper."""
-    if library == "diffusers":
+    if library == "fastvideo":
+        fastvideo_double.share(model)
+    elif library == "diffusers":
         degrees: dict[str, Any] = {"ring_degree": 2} if kind == "ring" else {"ulysses_degree": 2}
         degrees |= {"ulysses_anything": True} if kind == "anything" else {}
         plan = JOINT_PLAN if model._cp_plan is None else None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from unittest import mock
 
 import cosmos_control
+import fastvideo_double
 import hunyuan_double
 import opensora_double
 import pytest
@@ -39,7 +40,13 @@ def test_installed_adapters(check):
     check()
 
 
-@conformance(*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES, *cosmos_control.EXAMPLES)
+@conformance(
+    *fastvideo_double.EXAMPLES,
+    *wan_double.EXAMPLES,
+    *hunyuan_double.EXAMPLES,
+    *opensora_double.EXAMPLES,
+    *cosmos_control.EXAMPLES,
+)
 def test_adapters_of_original_repositories(check):
     check()
 

@@ -96,7 +96,7 @@ class LoadProfile:
         """The inputs: a choice, and the name of a repository."""
         tooltip = f"An installed profile, a .json file in ComfyUI/models/{FOLDER}, or '{HUB}'."
         return {
-            "required": {"profile": ([*names(), *files(), HUB], {"tooltip": tooltip})},
+            "required": {"profile": ([*names(), *files(), HUB], {"default": "wan2.1", "tooltip": tooltip})},
             "optional": {
                 "repository": (
                     "STRING",

@@ -2,11 +2,13 @@
 
 import logging
 from collections import deque
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 import freeloc
+from freeloc.errors import FreelocError
 
 KEY = "freeloc"
 """Name of our wrapper in a ModelPatcher."""
@@ -58,6 +60,7 @@ class Correction:
         backend: what computes.
         frames_per_latent: video frames per latent frame.
         runs: the last runs.
+        running: the networks that a sampler uses now.
     """
 
     profile: freeloc.Profile
@@ -66,6 +69,7 @@ class Correction:
     backend: str = "auto"
     frames_per_latent: int = 1
     runs: deque = field(default_factory=lambda: deque(maxlen=RUNS))
+    running: list = field(default_factory=list)
 
     def patched(self, networks):
         """Patch these networks, which are copies of one on several devices."""
@@ -87,18 +91,50 @@ class Correction:
 
     def add_to(self, model):
         """Correct a ModelPatcher whenever it is sampled."""
-        from comfy.patcher_extension import WrappersMP
+        from comfy.patcher_extension import CallbacksMP, WrappersMP
 
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self)
+        model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, self.require_running)
 
     def __call__(self, executor, *args, **kwargs):
-        """Run ComfyUI's outer_sample on the patched model."""
-        with self.patched(networks_of(executor.class_obj.model_patcher)) as patch:
+        """Run ComfyUI's outer_sample on patched models."""
+        own = executor.class_obj.model_patcher
+        running = [(self, own), *second_models(executor.class_obj, own)]
+        with ExitStack() as stack:
+            patches = []
+            for correction, model in running:
+                networks = networks_of(model)
+                stack.enter_context(correction.running_on(networks))
+                patches.append(stack.enter_context(correction.patched(networks)))
             latent = executor(*args, **kwargs)
-        text = self.summary(patch.report())
-        logging.info("%s", text.splitlines()[0])
-        self.runs.append(Run(text, mark_of(latent), tuple(latent.shape)))
+        mark, shape = mark_of(latent), tuple(latent.shape)
+        for (correction, _), patch in zip(running, patches, strict=True):
+            text = correction.summary(patch.report())
+            logging.info("%s", text.splitlines()[0])
+            correction.runs.append(Run(text, mark, shape))
         return latent
+
+    @contextmanager
+    def running_on(self, networks):
+        """Note that a sampler uses these networks now."""
+        self.running.extend(networks)
+        try:
+            yield
+        finally:
+            del self.running[len(self.running) - len(networks) :]
+
+    def require_running(self, model):
+        """Require that a model that a sampler starts to use is patched.
+
+        Raises:
+            FreelocError: if the sampler calls no wrapper of this model, since it is the second of two models.
+        """
+        network = model.get_model_object("diffusion_model")
+        if not any(network is known for known in self.running):
+            raise FreelocError(
+                "the MODEL of 'freeloc: long video' is the second of two models of a sampler, and there it can only be "
+                "corrected together with the first: put a 'freeloc: long video' node before the first model as well"
+            )
 
     def summary(self, report):
         """What ran, as text: one sentence about all of it, and freeloc's own report."""
@@ -134,6 +170,29 @@ def networks_of(model):
     """The network that a sampler uses, and its copies on other devices."""
     copies = getattr(model, "get_additional_models_with_key", lambda key: [])("multigpu")
     return [patcher.get_model_object("diffusion_model") for patcher in (model, *copies)]
+
+
+def second_models(guider, own):
+    """The other corrected models of a sampler, such as that of the negative prompt in DualModelGuider.
+
+    Raises:
+        FreelocError: if one of them is the network of the first model, and not behind the same node.
+    """
+    found = []
+    for model in vars(guider).values():
+        if model is own or not hasattr(model, "get_wrappers") or not hasattr(model, "get_model_object"):
+            continue
+        correction = correction_of(model)
+        if correction is not None and correction is correction_of(own):  # behind the same node
+            continue
+        if any(network is mine for network in networks_of(model) for mine in networks_of(own)):
+            raise FreelocError(
+                "the two models of this sampler are one network, and freeloc cannot correct one without the other: "
+                "connect both behind one 'freeloc: long video' node, or load the model twice"
+            )
+        if correction is not None:
+            found.append((correction, model))
+    return found
 
 
 def correction_of(model):
