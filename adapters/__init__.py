@@ -22,6 +22,7 @@ from freeloc_adapters import (
     refused,
     wan,
     wan_based,
+    wan_video_wrapper,
 )
 
 from freeloc import hookimpl
@@ -53,6 +54,7 @@ def freeloc_adapters() -> list[Adapter | Refusal]:
         *refused.ADAPTERS,
         *wan.ADAPTERS,
         *wan_based.ADAPTERS,
+        *wan_video_wrapper.ADAPTERS,
     ]
 
 

@@ -26,6 +26,7 @@ DOUBLES = (
     "fastvideo_double",
     "musubi_double",
     "hunyuan15_double",
+    "wrapper_double",
 )
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
@@ -35,6 +36,7 @@ REAL = {
     "musubi-wan": "musubi-tuner 30c658c",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
+    "wan-video-wrapper": "ComfyUI-WanVideoWrapper 721cd65",
 }
 """Adapters that tests/runtimes also proves on the real source, and its version."""
 OF_TESTS = ("cosmos_control",)
