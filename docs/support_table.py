@@ -27,12 +27,14 @@ DOUBLES = (
     "musubi_double",
     "hunyuan15_double",
     "wrapper_double",
+    "ltx_core_double",
 )
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
     "fastvideo-wan": "fastvideo 0.2.1",
     "hunyuan-video-1.5-original": "HunyuanVideo-1.5 6078370",
+    "ltx-core": "LTX-2 400fd31",
     "musubi-wan": "musubi-tuner 30c658c",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
