@@ -1,7 +1,7 @@
 """HunyuanVideo and HunyuanVideo 1.5: diffusers' ports and the original repository.
 
 Sources: diffusers transformer_hunyuan_video.py, transformer_hunyuan_video15.py; Tencent/HunyuanVideo
-hyvideo/modules/models.py, attenion.py.
+hyvideo/modules/models.py, attenion.py; Tencent-Hunyuan/HunyuanVideo-1.5 hyvideo/models/transformers.
 """
 
 from dataclasses import replace
@@ -72,4 +72,35 @@ ORIGINAL = Adapter(
     head_dim="double_blocks.0.img_attn_q_norm.weight.shape.0",
 )
 
-ADAPTERS = [DIFFUSERS, HUNYUAN_15, ORIGINAL]
+# Its function gets pairs of video and text. Of its modes, these attend to everything that the mask shows.
+DENSE_MODES = ("torch", "flash", "flash2", "flash3")
+PARALLEL_ATTENTION = tuple(
+    Kernel(
+        function="parallel_attention",
+        layout="b l h d",
+        output="b l (h d)",
+        arguments=(*("q", "k", "v", "img_q_len", "img_kv_len", "attn_mode", "text_mask", "attn_param", "block_idx"),),
+        query=("q.0", "q.1"),
+        key=("k.0", "k.1"),
+        value=("v.0", "v.1"),
+        mask="text_mask",
+        mask_axes="b t",
+        required={"attn_mode": mode},
+    )
+    for mode in DENSE_MODES
+)
+
+ORIGINAL_15 = replace(
+    ORIGINAL,
+    name="hunyuan-video-1.5-original",
+    family="hunyuan-video-1.5",
+    classes=("hyvideo.models.transformers.hunyuanvideo_1_5_transformer.HunyuanVideo_1_5_DiffusionTransformer",),
+    sites=(
+        AttentionSite("double_blocks.*", kernel=PARALLEL_ATTENTION, text="last", text_tokens="txt"),
+        AttentionSite("single_blocks.*", kernel=PARALLEL_ATTENTION, text="last", text_tokens="txt_len", joint=True),
+    ),
+    grid=TokenGrid(patch="patch_size"),
+    rope=TemporalRope(channels="rope_dim_list.0", theta="rope_theta", tables="freqs_cis"),
+)
+
+ADAPTERS = [DIFFUSERS, HUNYUAN_15, ORIGINAL, ORIGINAL_15]

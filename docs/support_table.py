@@ -18,16 +18,27 @@ HEAD = (
     "| adapter | model class | checked on small random models of | requirements met | "
     "file of `freeloc inspect`, unedited |\n|---|---|---|---|---|\n"
 )
-DOUBLES = ("wan_double", "hunyuan_double", "opensora_double", "diffsynth_double", "fastvideo_double", "musubi_double")
+DOUBLES = (
+    "wan_double",
+    "hunyuan_double",
+    "opensora_double",
+    "diffsynth_double",
+    "fastvideo_double",
+    "musubi_double",
+    "hunyuan15_double",
+    "comfyui_double",
+)
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
     "fastvideo-wan": "fastvideo 0.2.1",
+    "hunyuan-video-1.5-original": "HunyuanVideo-1.5 6078370",
     "musubi-wan": "musubi-tuner 30c658c",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
 }
-"""Adapters that tests/runtimes also proves on the real source, and its version."""
+"""Adapters that tests/runtimes also proves on the real source, and its version; with COMFYUI all that begin so."""
+COMFYUI = "ComfyUI 0.30.0"
 OF_TESTS = ("cosmos_control",)
 """Files of tests/support with examples of real classes."""
 
@@ -44,7 +55,8 @@ def everything() -> list[tuple[Example, str]]:
 
 def double_of(adapter: str) -> str:
     """What an example is made of that stands for another repository's model."""
-    source = f", and its source ({REAL[adapter]}) in tests/runtimes" if adapter in REAL else ""
+    version = REAL.get(adapter, COMFYUI if adapter.startswith("comfyui-") else "")
+    source = f", and its source ({version}) in tests/runtimes" if version else ""
     return f"a double of the original{source}"
 
 

@@ -92,7 +92,7 @@ class PatchedModel:
         self.has_called = False
         """Whether a layer that may be corrected was called in the traced forward that is running."""
         self.places = list(adapter.places(module))
-        kernels = {site.kernels[0].function for site in adapter.sites}
+        kernels = {kernel.function for site in adapter.sites for kernel in site.kernels}
         self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention" and adapter.run_by is None
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
         self.references = adapter.grid.kinds_of_references

@@ -136,6 +136,12 @@ def test_the_installed_profile_that_fits_is_used_when_nothing_is_set(graphs, cor
     loaded = node("FreelocLoadProfile", profile=path.name)
     long = node("FreelocLongVideo", model=["unet", 0], profile=["loaded", 0])
     assert torch.equal(graphs.sample(sampling(loaded=loaded, long=long))[0], corrected)
+    kind = graphs.nodes["FreelocLoadProfile"]
+    before = kind.IS_CHANGED(path.name)
+    freeloc.default_profile(network, "tsa", trained_latent_frames=3).save(path)
+    assert kind.IS_CHANGED(path.name) != before  # so that ComfyUI reads it again
+    freeloc.default_profile(network, trained_latent_frames=3).save(path)
+    assert kind.IS_CHANGED(path.name) == before
     shelf = registry().profiles
     shelf.add("small-wan", "tests", path)
     try:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfyui_graph import GraphError, node
+from comfyui_models import LTX_2, fill
 from comfyui_pack import HOME, LONG, TRAINED, installed, sampling, with_node
 from safetensors.torch import save_file
 
@@ -135,9 +136,10 @@ def test_compiled_models_are_compiled_as_often_as_without_freeloc(graphs, correc
 
 
 @BOTH
-def test_easy_cache_skips_steps_of_a_corrected_model(graphs, before):
+@pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
+def test_caches_skip_steps_of_a_corrected_model(graphs, before, kind):
     settings = {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
-    cache = node("EasyCache", model=["unet" if before else "long", 0], **settings)
+    cache = node(kind, model=["unet" if before else "long", 0], **settings)
     if before:
         graph = sampling(
             steps=8, other=cache, long=node("FreelocLongVideo", model=["other", 0], trained_frames=TRAINED)
@@ -146,8 +148,8 @@ def test_easy_cache_skips_steps_of_a_corrected_model(graphs, before):
         graph = sampling("other", steps=8, other=cache)
     _, report = graphs.sample(graph)
     assert "forward passes: 4 at 12 latent frames" in report
-    assert "note: no attention module was called" in report
-    assert "(4 forward passes)" in report
+    noted = "note: no attention module was called" in report and "(4 forward passes)" in report
+    assert noted == (kind == "EasyCache")  # LazyCache does not even call the model
 
 
 def test_weights_that_are_offloaded_give_the_same_result(graphs, corrected):
@@ -189,6 +191,33 @@ def test_custom_samplers_and_batches_of_videos(graphs):
     latent, report = graphs.sample(graph | {"sampler": sampler, "sigmas": sigmas, "euler": euler})
     assert torch.equal(latent, expected)
     assert "forward passes: 2 at 12 latent frames" in report
+
+
+def test_a_video_with_sound_is_corrected(graphs):
+    """LTX-2: the LATENT is nested, and packed into one tensor while it is sampled."""
+    import comfy.model_patcher
+    import comfy.supported_models
+    from comfy.nested_tensor import NestedTensor
+
+    def model(_):
+        config = comfy.supported_models.LTXAV({"image_model": "ltxav", **LTX_2})
+        config.set_inference_dtype(torch.float32, None)
+        base, cpu = config.get_model({}, device="cpu"), torch.device("cpu")
+        fill(base.diffusion_model)
+        return comfy.model_patcher.ModelPatcher(base, cpu, cpu)
+
+    def latent(_):
+        return {"samples": NestedTensor((torch.zeros(1, LTX_2["in_channels"], 12, 2, 3), torch.zeros(1, 8, 24, 16)))}
+
+    def text(_):
+        return [[torch.ones(1, 7, 32), {"frame_rate": 24.0}]]
+
+    graph = sampling(unet=node("Do", what=graphs.do(model)), empty=node("Do", what=graphs.do(latent)))
+    graph |= {name: node("Do", what=graphs.do(text)) for name in ("positive", "negative")}
+    graph["long"]["inputs"]["trained_frames"] = 17  # 3 latent frames
+    del graph["keep"]
+    report = graphs.run(graph)["report"]["text"][0]
+    assert report.startswith("freeloc corrected a video of 12 latent frames (89 video frames)")
 
 
 def two_models(first, second):

@@ -66,6 +66,22 @@ def test_an_image_model(graphs):
     )
 
 
+def causal_model(_):
+    import comfy.supported_models
+
+    sizes = {"in_dim": 16, "out_dim": 16, "dim": 256, "ffn_dim": 128, "num_heads": 2, "num_layers": 1}
+    return patcher_of(
+        comfy.supported_models.WAN21_CausalAR_T2V(
+            {"image_model": "wan2.1", "model_type": "t2v", "causal_ar": True, **sizes}
+        )
+    )
+
+
+def test_a_model_that_freeloc_knows_and_cannot_correct(graphs):
+    text = said(graphs, sampling(unet=node("Do", what=graphs.do(causal_model))))
+    assert text.startswith("freeloc cannot correct this MODEL (WAN21_CausalAR): it generates block by block")
+
+
 def test_a_model_that_freeloc_does_not_know(graphs):
     assert said(graphs, sampling(unet=node("Do", what=graphs.do(unknown_model)))) == (
         "freeloc does not know this MODEL (WAN21, torch.nn.modules.linear.Linear): remove the freeloc node, or update "

@@ -43,7 +43,8 @@ def transformer_of(model):
         transformers_of(network)
     except AdapterError as error:
         if not str(error).startswith("no adapter describes"):
-            raise FreelocError(f"freeloc cannot correct this MODEL ({name}): {error}") from error
+            reason = str(error).partition(" cannot be corrected: ")[2] or error
+            raise FreelocError(f"freeloc cannot correct this MODEL ({name}): {reason}") from error
         kind = f"{type(network).__module__}.{type(network).__qualname__}"
         raise FreelocError(
             f"freeloc does not know this MODEL ({name}, {kind}): remove the freeloc node, or update freeloc; its "
