@@ -25,30 +25,32 @@ def _class(name: str, file: str = "model") -> str:
     return f"comfy.ldm.wan.{file}.{name}"
 
 
-IN_CONTEXT = {
-    "context_latents": "the frames of each reference follow those of the video, at the same times. Generate without "
-    "reference latents, or at most the trained length"
-}
-CONV = {
-    "reference_latent": "a reference image, embedded apart, comes before the first latent frame. Generate without it, "
-    "or at most the trained length"
-}
+def frames_of(argument: str) -> Any:
+    """A function that counts the latent frames in an argument of the model."""
 
-# Reference images of Phantom follow the frames of the video.
-APPENDED = References("last", frames=lambda given: _frames(given.get("time_dim_concat")))
+    def count(given: Mapping[str, Any]) -> int:
+        latent = given.get(argument)
+        return 0 if latent is None else int(latent.shape[2])
+
+    return count
 
 
-def _frames(latent: Any) -> int:
-    return 0 if latent is None else int(latent.shape[2])
-
+# Reference images of Phantom follow the frames of the video; the one of Fun-Control comes before them.
+APPENDED = References("last", frames=frames_of("time_dim_concat"))
+IN_FRONT = References(
+    "first", frames=lambda given: int(given.get("reference_latent") is not None), apart=True, present="ref_conv"
+)
 
 GRID = TokenGrid(
     "output",
     axes="b c f h w",
     patch=(1, 1, 1),
     of="patch_embedding",
-    references=APPENDED,
-    refused=IN_CONTEXT | CONV,
+    references=(IN_FRONT, APPENDED),
+    refused={
+        "context_latents": "the frames of each reference follow those of the video, at the same times. Generate "
+        "without them, or at most the trained length"
+    },
 )
 
 WAN = Adapter(
@@ -89,7 +91,7 @@ S2V = replace(
     classes=(_class("WanModel_S2V"),),
     grid=replace(
         GRID,
-        references=None,
+        references=APPENDED,
         refused={
             "reference_latent": "a reference image follows the video at a time of its own, 30 or 9 latent frames after "
             "the last. Generate without it, or in segments of at most the trained length",
@@ -106,11 +108,8 @@ HUMO = replace(
     classes=(_class("HumoWanModel"),),
     grid=replace(
         GRID,
-        references=None,
-        refused={
-            "reference_latent": "reference images, embedded apart, follow the video. Generate without them, or at most "
-            "the trained length"
-        },
+        references=(APPENDED, References("last", frames=frames_of("reference_latent"), apart=True)),
+        refused={},
     ),
     other_attention=("blocks.*.cross_attn", "blocks.*.audio_cross_attn_wrapper.audio_cross_attn"),
 )
@@ -121,7 +120,7 @@ SCAIL = replace(
     classes=(_class("SCAILWanModel"), _class("SCAIL2WanModel")),
     grid=replace(
         GRID,
-        references=References("first", frames=lambda given: _frames(given.get("reference_latent"))),
+        references=(References("first", frames=frames_of("reference_latent")), APPENDED),
         refused={
             "pose_latents": "the frames of the pose follow those of the video, at the same times. Generate without a "
             "pose, or at most the trained length"
@@ -133,7 +132,7 @@ DANCER = replace(
     WAN,
     name="comfyui-wandancer",
     classes=(_class("WanDancerModel", "model_wandancer"),),
-    grid=replace(GRID, references=None, refused=CONV),
+    grid=replace(GRID, references=APPENDED, refused={}),
     other_attention=("blocks.*.cross_attn", "music_injector.injector"),
 )
 

@@ -28,6 +28,7 @@ DOUBLES = (
     "hunyuan15_double",
     "wrapper_double",
     "ltx_core_double",
+    "comfyui_double",
 )
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
@@ -40,7 +41,8 @@ REAL = {
     "wan-original-animate": "Wan2.2 42bf4cf",
     "wan-video-wrapper": "ComfyUI-WanVideoWrapper 721cd65",
 }
-"""Adapters that tests/runtimes also proves on the real source, and its version."""
+"""Adapters that tests/runtimes also proves on the real source, and its version; with COMFYUI all that begin so."""
+COMFYUI = "ComfyUI 0.30.0"
 OF_TESTS = ("cosmos_control",)
 """Files of tests/support with examples of real classes."""
 
@@ -57,7 +59,8 @@ def everything() -> list[tuple[Example, str]]:
 
 def double_of(adapter: str) -> str:
     """What an example is made of that stands for another repository's model."""
-    source = f", and its source ({REAL[adapter]}) in tests/runtimes" if adapter in REAL else ""
+    version = REAL.get(adapter, COMFYUI if adapter.startswith("comfyui-") else "")
+    source = f", and its source ({version}) in tests/runtimes" if version else ""
     return f"a double of the original{source}"
 
 

@@ -200,6 +200,12 @@ class Report:
 NO_CALL = "no attention module was called, so that the number of latent frames is not known"
 """The note on forward passes of a model whose attention modules get the token grid."""
 
+EARLY = (
+    "left out before any call of the layer at this length was corrected: a cache of another library that did this was "
+    "filled before the patch, so its answer is not corrected, and it must be reset after the patch"
+)
+"""The note on calls that an unknown cache may have answered with what is not corrected."""
+
 AGAIN = "run again in backward, by gradient checkpointing"
 """The note on calls and forward passes that autograd has run again."""
 

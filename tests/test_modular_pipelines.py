@@ -20,8 +20,10 @@ from diffusers.guiders import (
 )
 from diffusers.hooks import SmoothedEnergyGuidanceConfig
 from diffusers.modular_pipelines.components_manager import custom_offload_with_hook
+from diffusers.modular_pipelines.ltx.modular_blocks_ltx import LTXCoreDenoiseStep
 from diffusers.modular_pipelines.wan import Wan22Blocks, WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan_vace import Wan22VaceBlocks
+from freeloc_adapters.examples import ltx as ltx_example
 from freeloc_adapters.examples import wan as wan_example
 
 import freeloc
@@ -148,6 +150,34 @@ def test_a_component_that_is_replaced_after_the_patch_is_not_patched_and_the_rep
         pipe.update_components(transformer=small())
         sample(pipe)
     assert "the patched model has not run yet" in str(patch.report())
+
+
+def test_the_blocks_of_ltx():
+    pipe = LTXCoreDenoiseStep().init_pipeline()
+    shift = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096}
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **shift)
+    pipe.update_components(transformer=ltx_example.ltx(), scheduler=scheduler)
+    text, mask = torch.ones(1, 3, ltx_example.SIZES["caption_channels"]), torch.ones(1, 3, dtype=torch.long)
+
+    def run(latent_frames):
+        return pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=-text,
+            prompt_attention_mask=mask,
+            negative_prompt_attention_mask=mask,
+            num_frames=8 * latent_frames - 7,
+            height=64,
+            width=96,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0),
+            output="latents",
+        )
+
+    long, short = run(10), run(3)
+    with freeloc.patch(pipe, profile_of(pipe)) as patch:
+        assert (run(10) - long).abs().max() > 1e-2
+        assert torch.equal(run(3), short)
+    assert dict(patch.report().models[0].forwards) == {3: 4, 10: 4}
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,16 @@ class References:
         caller: name of a local variable of the pipeline's call that holds their number, or of its attribute
             (``"state.num_images"``); or several such names, for pipelines that differ. Where it cannot be read, none
             are counted, and `Patch.report` says so.
+        apart: whether the model embeds them apart, so that the argument of the grid does not hold them. They have as
+            many tokens as a frame of the video, and the times before its first or after its last one.
+        present: attribute path that is false or None on models of the class that take no such references.
     """
 
     place: Literal["first", "last"] = "first"
     frames: int | Callable[[Mapping[str, Any]], int] | None = None
     caller: str | tuple[str, ...] = ""
+    apart: bool = False
+    present: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -47,7 +52,8 @@ class TokenGrid:
             padding and frames that the transformer appends.
         coordinates: name of an argument (batch, 3, tokens) or (batch, 3, tokens, start and end) with the coordinates
             of each token in time, height and width, which callers may give instead of the other arguments.
-        references: reference images on the axis of latent frames; None if the model has none.
+        references: reference images on the axis of latent frames; several if there are several kinds; None if the
+            model has none.
         largest_frames: where the model has positions for a limited number of latent frames: the attribute path of that
             number, or a function that returns it from the model and the arguments of its forward; and the name of what
             has to be larger for longer videos: ``("rope.freqs_cos.shape.0", "rope_max_seq_len")``. A longer call, with
@@ -61,7 +67,7 @@ class TokenGrid:
     patch: str | tuple[int | str, int | str, int | str] = "config.patch_size"
     of: str = "transformer"
     coordinates: str = ""
-    references: References | None = None
+    references: References | tuple[References, ...] | None = None
     largest_frames: tuple[str | Callable[[Any, Mapping[str, Any]], int], str] | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,6 +91,12 @@ class TokenGrid:
     def arguments(self) -> tuple[str, ...]:
         """The names of the arguments."""
         return (self.argument,) if isinstance(self.argument, str) else self.argument
+
+    @property
+    def kinds_of_references(self) -> tuple[References, ...]:
+        """The kinds of reference images."""
+        known = self.references
+        return known if isinstance(known, tuple) else () if known is None else (known,)
 
     @property
     def submodule(self) -> str:

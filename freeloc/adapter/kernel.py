@@ -75,6 +75,8 @@ class Kernel:
             "module, '.name'",
             self.function,
         )
+        also = not self.also or re.fullmatch(r"[\w.-]+:\w+", self.also)
+        require(also, "Kernel.also", "'package.module:name'", self.also)
         require(
             bool(self.heads) == (self.layout == "b l (h d)"),
             "Kernel.heads",

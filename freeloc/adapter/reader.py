@@ -1,13 +1,13 @@
 """Reads the token grid of a call from its arguments, as an adapter describes them."""
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from freeloc.adapter.grid import TokenGrid
+from freeloc.adapter.grid import References, TokenGrid
 from freeloc.adapter.paths import argument_at, read_path
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import AdapterError, LayoutError
@@ -197,3 +197,24 @@ def times_apart(coordinates: Tensor) -> float:
     """
     times = (coordinates[:, 0, :, 0] if coordinates.ndim == 4 else coordinates[:, 0]).double().unique()
     return float(times[-1] - times[min(1, len(times) - 2)]) / max(len(times) - 2, 1) if len(times) > 1 else 0.0
+
+
+def references_of(kinds: Sequence[References], model: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int]:
+    """References before the video, after it, and how many of all these the grid's argument does not hold.
+
+    Those whose number only the caller knows count as none.
+    """
+    first, last, apart = 0, 0, 0
+    for known in kinds:
+        if known.frames is None or (known.present and not _has(model, known.present)):
+            continue
+        count = known.frames(given) if callable(known.frames) else known.frames
+        first += count * (known.place == "first")
+        last += count * (known.place == "last")
+        apart += count * known.apart
+    return first, last, apart
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    found = read_path(model, path)
+    return isinstance(found, nn.Module) or bool(found)

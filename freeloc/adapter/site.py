@@ -22,8 +22,9 @@ class AttentionSite:
         layers: for blocks that run in parallel with others, the numbers of the layers with which they do: the attribute
             path of a sequence with a layer for each block, or of a mapping from a layer to the number of the block; or
             a function of the model that returns either. By default the layers follow those of the previous sites.
-        kernel: the function that the module calls; or several descriptions of one function, of which each call is
-            read by the first whose `Kernel.required` and `Kernel.neutral` values it has.
+        kernel: the function that the module calls; or several functions, of which it calls one or another and may lack
+            some; or several descriptions of one function, of which each call is read by the first whose
+            `Kernel.required` and `Kernel.neutral` values it has.
         text: where text tokens are in the sequence, if there are any.
         text_tokens: where their number is read: the name of an argument of the module, a number or a tensor (batch,
             text tokens, ...); or of one of the transformer, as ``"transformer.txt"``.
@@ -60,8 +61,6 @@ class AttentionSite:
             "the argument that counts the text tokens, such as 'encoder_hidden_states', if and only if there is text",
             self.text_tokens,
         )
-        functions = {kernel.function for kernel in self.kernels}
-        require(len(functions) == 1, "AttentionSite.kernel", "kernels of one function", sorted(functions))
         is_text = any(kernel.mask_axes == "b t" for kernel in self.kernels)
         require(
             not is_text or self.text != "none", "AttentionSite.text", "'first' or 'last' with a mask 'b t'", self.text

@@ -41,6 +41,8 @@ class Read(NamedTuple):
     """Why the call cannot be corrected beyond the trained length; empty if it can."""
     text_tokens: Mapping[str, int] = {}
     """Numbers of text tokens, by the name of an argument."""
+    apart: int = 0
+    """Reference images, among the latent frames of `grid`, that are not in the argument from which it was read."""
 
 
 class Opened(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from freeloc.adapter.kernel import Kernel
 from freeloc.adapter.site import AttentionSite
 from freeloc.attention.backends import choose
 from freeloc.attention.layer_plan import check_call
@@ -89,7 +90,7 @@ class LayerHook:
             parallel.require_supported(self.model, module, args, kwargs)
         has_graph = torch.is_grad_enabled()
 
-        def answer(given: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        def answer(kernels: Sequence[Kernel], given: Sequence[Any], named: Mapping[str, Any]) -> Any:
             nonlocal seen
             if is_late and (now := context.arguments(frame)) is not None:
                 seen = self.reader.see(forward, module, *now)
@@ -98,9 +99,9 @@ class LayerHook:
                     return NotImplemented
             if torch.is_grad_enabled() != has_graph:  # called inside an autograd function, with gradients of its own
                 parallel.refuse_gradients(module, args, kwargs)
-            return self._answer(seen, interceptor.calls - 1, frame, given, named)
+            return self._answer(seen, interceptor.calls - 1, frame, (kernels, given, named))
 
-        interceptor = interceptor_of(self.reader.kernels[0], module, answer, frame)
+        interceptor = interceptor_of(self.reader.kernels, module, answer, frame)
 
         def finish() -> None:
             interceptor.leave()
@@ -179,15 +180,19 @@ class LayerHook:
         return known
 
     def _answer(
-        self, seen: ModuleCall, number: int, frame: FrameType, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        seen: ModuleCall,
+        number: int,
+        frame: FrameType,
+        intercepted: tuple[Sequence[Kernel], Sequence[Any], Mapping[str, Any]],
     ) -> Any:
         """Compute the intercepted kernel call of the attention module."""
         grids = seen.grids
         try:
-            call = read_call(self.reader.kernels, args, kwargs, self.site.text)
+            call = read_call(*intercepted, self.site.text)
         except LayoutError as error:
             raise LayoutError(f"{self.report.path}: {error}") from None
-        given = arguments_of(call.kernel, args, kwargs) if self.model.correction.observer else {}
+        given = arguments_of(call.kernel, *intercepted[1:]) if self.model.correction.observer else {}
         text = seen.text[min(number, len(seen.text) - 1)]
         share = self.share_of(call, seen.share, grids[0])
         which = Which(grids[0], seen.lengths[0], text, seen.rotation, share)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freeloc.adapter.kernel import Kernel
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.devices import OnCpu
 from freeloc.attention.layout import TokenLayout
@@ -113,11 +114,11 @@ def run_marked(
         tokens, codes = marks(layout, hidden.shape[2], hidden, by_frame)
     seen: list[KernelCall] = []
 
-    def capture(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        seen.append(read_call(reader.kernels, args, kwargs, reader.site.text))
+    def capture(kernels: Sequence[Kernel], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        seen.append(read_call(kernels, args, kwargs, reader.site.text))
         raise MarkedRunEndedError
 
-    interceptor = interceptor_of(reader.kernels[0], module, capture, frame)
+    interceptor = interceptor_of(reader.kernels, module, capture, frame)
     forward = context.current(reader.model)
     assert forward is not None  # the call of `frame`
     forward.open.append(Opened(capture, interceptor, interceptor.leave))  # ends with it, also after an interrupt

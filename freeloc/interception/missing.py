@@ -10,7 +10,7 @@ from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
-from freeloc.report import LayerReport
+from freeloc.report import EARLY, LayerReport
 
 
 def note_no_call(
@@ -82,6 +82,9 @@ def note_skipped(
             "attn.processor(...)), freeloc cannot intercept the call. Other causes are a cache that was filled before "
             "the patch, which must be reset, and blocks that were replaced after the patch: patch again"
         )
+    for report in never:
+        if found[report.path] is None:
+            report.notes[EARLY] += 1
 
 
 def bypass_around(path: str, bypasses: Bypasses | None, model: nn.Module) -> Bypass | None:
@@ -122,8 +125,9 @@ def _filled_before(bypass: Bypass, layers: Sequence[LayerReport], frames: int) -
 def _unknown(report: LayerReport, site: AttentionSite, bypasses: Bypasses | None, module: nn.Module) -> str:
     others = bypasses.others(module) if bypasses else []
     hooks = f" The module has hooks that the adapter does not describe: {', '.join(others)}." if others else ""
+    functions = " or ".join(dict.fromkeys(kernel.function for kernel in site.kernels))
     return (
-        f"{report.path} ({type(module).__name__}) made no call of {site.kernels[0].function}, so nothing could be "
+        f"{report.path} ({type(module).__name__}) made no call of {functions}, so nothing could be "
         f"corrected.{hooks} Known causes: linear attention; a kernel or a replacement of that function that cannot be "
         "seen; and attention that is skipped, perturbed, or answered from a cache by code that the adapter does not "
         "describe. Switch it off, or describe it (Kernel, AttentionSite.idle, Adapter.bypasses)"

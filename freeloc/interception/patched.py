@@ -12,7 +12,7 @@ from torch import nn
 
 from freeloc.adapter.kernel import SDPA
 from freeloc.adapter.paths import argument_at
-from freeloc.adapter.reader import GridReader, Signature, count_of
+from freeloc.adapter.reader import GridReader, Signature, count_of, references_of
 from freeloc.adapter.spec import Adapter
 from freeloc.attention.backends import Backend
 from freeloc.attention.devices import OnCpu
@@ -92,9 +92,10 @@ class PatchedModel:
         self.has_called = False
         """Whether a layer that may be corrected was called in the traced forward that is running."""
         self.places = list(adapter.places(module))
-        kernels = {site.kernels[0].function for site in adapter.sites}
+        kernels = {kernel.function for site in adapter.sites for kernel in site.kernels}
         self.is_traceable = kernels == {SDPA.function} and adapter.grid.of != "attention" and adapter.run_by is None
         """Whether torch.compile can trace the hooks. If not, they run between compiled graphs."""
+        self.references = adapter.grid.kinds_of_references
         self.shows_grid = self._shows_grid()
         self.reader = GridReader(adapter, module, self.shows_grid)
         self.signature = Signature(module)
@@ -161,12 +162,15 @@ class PatchedModel:
         own = {name.removeprefix(OF_MODEL) for name in counters}
         texts = {name: count_of(argument_at(given, name)) for name in own}
         grid, refused = None, self.reader.refusal(self.module, given, self.correction.allowed)
+        first, last, apart = references_of(self.references, self.module, given)
+        if self.correction.references is not None:
+            first, last = self.correction.references
         if adapter.grid.of == "transformer":
-            grid, why = self.reader.of_model(self.module, given)
-            refused = refused or why
+            (frames, height, width), why = self.reader.of_model(self.module, given)
+            grid, refused = (frames + apart, height, width), refused or why
         rope = None if self.rope is None else adapter.rope
         step = 1.0 if rope is None or rope.step is None else float(rope.step(self.module, given))
-        return Read(grid, step, *self._references(given), refused, texts)
+        return Read(grid, step, first, last, refused, texts, apart)
 
     def read_running(self, forward: ForwardContext) -> Read:
         """What a running forward has read. It reads when this is first called."""
@@ -184,7 +188,8 @@ class PatchedModel:
         attention modules get is checked in any case.
         """
         given = self.reader.given(args, kwargs) | {"output": output}
-        grid, refused = self.reader.of_model(self.shows_grid, given)
+        (frames, height, width), refused = self.reader.of_model(self.shows_grid, given)
+        grid = frames + read.apart, height, width
         if read.grid is not None and read.grid != grid:
             if math.prod(read.grid) == math.prod(grid):
                 refused = f"{self.adapter.grid.of} ran more than once, on grids of {read.grid} and {grid} tokens"
@@ -199,25 +204,17 @@ class PatchedModel:
 
     def with_references(self, read: Read, frame: FrameType, is_told: bool = True) -> Read:
         """Add the number of references that the calling pipeline knows. If it does not, the report is told."""
-        known = self.adapter.grid.references
-        if known is None or known.frames is not None or self.correction.references is not None:
-            return read
-        found = context.callers_value(frame, known.caller) if known.caller else None
-        if found is None:
-            self.report.notes.update([UNKNOWN_REFERENCES] * is_told)
-            return read
-        count = count_of(found)
-        return read._replace(first=count) if known.place == "first" else read._replace(last=count)
-
-    def _references(self, given: Mapping[str, Any]) -> tuple[int, int]:
-        """References before and after the video, as the user or the adapter says."""
-        if self.correction.references is not None:
-            return self.correction.references
-        known = self.adapter.grid.references
-        if known is None or known.frames is None:
-            return 0, 0
-        count = known.frames(given) if callable(known.frames) else known.frames
-        return (count, 0) if known.place == "first" else (0, count)
+        for known in self.references if self.correction.references is None else ():
+            if known.frames is not None:
+                continue
+            found = context.callers_value(frame, known.caller) if known.caller else None
+            if found is None:
+                self.report.notes.update([UNKNOWN_REFERENCES] * is_told)
+            elif known.place == "first":
+                read = read._replace(first=read.first + count_of(found))
+            else:
+                read = read._replace(last=read.last + count_of(found))
+        return read
 
     def length(self, read: Read, grid: Grid, rotation: Rotation) -> VideoLength:
         """How long the video of a call is."""
@@ -274,7 +271,8 @@ class PatchedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle, without running forwards and derived values; installed adapters by name."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("plans", "places", "checked")}
+        derived = ("plans", "places", "checked", "references")
+        kept = {name: value for name, value in vars(self).items() if name not in derived}
         owners = registry().adapters.owners.get(self.adapter.name, [])
         installed = any(known == self.adapter for _, known in owners)  # also one with layer numbers, read once
         return kept | {"adapter": self.adapter.name if installed else self.adapter, "running": [], "traced": NOTHING}
@@ -285,3 +283,4 @@ class PatchedModel:
         if isinstance(self.adapter, str):
             self.adapter = registry().adapters.get(self.adapter)  # type: ignore[assignment]  # reason: no refusal is patched
         self.reader.of_grid(self.adapter.grid)
+        self.references = self.adapter.grid.kinds_of_references

@@ -93,6 +93,10 @@ SLIPS = {
         lambda: replace(KERNEL, function="package.module.attention"),
         r"Kernel\.function: expected the name of a function in .* '\.name', found 'package\.module\.attention'",
     ),
+    "another name without its file": (
+        lambda: replace(KERNEL, also="attention"),
+        r"Kernel\.also: expected 'package\.module:name', found 'attention'",
+    ),
     "an attribute of nothing": (lambda: replace(KERNEL, function="."), r"Kernel\.function: .* found '\.'"),
     "another letter in a layout": (
         lambda: Kernel("kernel", layout="b n h d", arguments=("q", "k", "v")),
@@ -149,10 +153,6 @@ SLIPS = {
     "axes of no mask": (
         lambda: replace(KERNEL, mask=None, mask_axes="b k"),
         r"Kernel\.mask_axes: expected '' without a mask, found 'b k'",
-    ),
-    "kernels of two functions": (
-        lambda: replace(SITE, kernel=(KERNEL, replace(KERNEL, function="other"))),
-        r"AttentionSite\.kernel: expected kernels of one function, found \['kernel', 'other'\]",
     ),
     "no kernel": (
         lambda: replace(SITE, kernel=()),

@@ -10,12 +10,13 @@ from conftest import make_profile
 from subjects import Subject
 
 import freeloc
-from freeloc import FramePlan, attend_layer, layer
+from freeloc import FramePlan, attend_layer
 from freeloc.adapter import TemporalRope
 from freeloc.attention import Backend, TokenLayout, attend, reference, sdpa
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.cli import main
 from freeloc.errors import FreelocError, LayoutError, PatchError, ProfileError, RegistryError
+from freeloc.layer import attend as layer
 from freeloc.patching import backends_named
 from freeloc.plans.baselines import sliding_window
 from freeloc.plans.vrpr import vrpr_plan

@@ -22,7 +22,7 @@ FILES = {
         "patching.py",
         *(
             f"interception/{name}.py"
-            for name in ("hooks", "layers", "patched", "compiled", "context", "interceptors", "marked")
+            for name in ("hooks", "layers", "patched", "compiled", "context", "interceptors", "names", "marked")
         ),
     )
 }

@@ -7,10 +7,11 @@ import kernel_double
 import pytest
 import torch
 from dense import oracle
-from kernel_double import FACTS, KERNELS, adapter, example
+from kernel_double import FACTS, KERNELS, adapter, attention, example
+from kernel_double import attention as renamed
 
 import freeloc
-from freeloc.errors import LayoutError
+from freeloc.errors import AdapterError, LayoutError
 from freeloc.testing import run_checks
 
 EVERY = pytest.mark.parametrize("name", KERNELS)
@@ -170,4 +171,92 @@ def test_a_call_without_a_required_argument_is_refused(name, given):
         block.attn.skip, block.attn.options = False, given
     found = r"expected skip_reshape=True in its attention, found (it left out|0\.5)$"
     with subject.patch(), pytest.raises(LayoutError, match=found):
+        subject.run(9)
+
+
+class Elsewhere(kernel_double.Attention):
+    """A class in another file than its forward, whose file has the kernel too."""
+
+
+class Overriding(kernel_double.Attention):
+    """A class in another file than its forward, which calls the kernel of its own file."""
+
+    def kernel(self, q, k, v, mask):
+        q, k, v = (tensor.flatten(2) for tensor in (q, k, v))
+        return attention(q, k, v, self.heads, mask)
+
+
+class Renaming(kernel_double.Attention):
+    """A class that calls a kernel that its file has imported under another name."""
+
+    def kernel(self, q, k, v, mask):
+        q, k, v = (tensor.flatten(2) for tensor in (q, k, v))
+        return renamed(q, k, v, self.heads, mask)
+
+
+@pytest.mark.parametrize(
+    ("cls", "function"),
+    [
+        (Elsewhere, "attention"),
+        (Overriding, "attention"),
+        (Renaming, "test_kernels:renamed"),
+        (Elsewhere, "kernel_double:attention"),
+    ],
+)
+def test_a_kernel_is_found_where_the_module_looks_it_up(cls, function):
+    subject = Subject("b l (h d) to b l (h d)")
+    with subject.patch():
+        expected = subject.run(9)
+    for block in subject.model.blocks:
+        block.attn.__class__ = cls
+    before = kernel_double.attention, attention, renamed
+    with subject.patch(function=function):
+        assert torch.equal(subject.run(9), expected)
+    assert (kernel_double.attention, attention, renamed) == before
+
+
+def test_a_function_of_the_same_name_in_the_file_of_a_subclass_is_left_alone(monkeypatch):
+    subject = Subject("b l (h d) to b l (h d)")
+    with subject.patch():
+        expected = subject.run(9)
+    for block in subject.model.blocks:
+        block.attn.__class__ = Elsewhere
+    monkeypatch.setitem(globals(), "attention", lambda *_: 1 / 0)
+    other = attention
+    hook = block.attn.to_q.register_forward_pre_hook(lambda *_: None if attention is other else 1 / 0)
+    with subject.patch():
+        assert torch.equal(subject.run(9), expected)
+    hook.remove()
+
+
+def test_a_module_that_calls_neither_function():
+    subject = Subject("two functions")
+    for block in subject.model.blocks:
+        block.attn.kernel = lambda q, k, v, mask: v.flatten(2)
+    with subject.patch(), pytest.raises(LayoutError, match=r"made no call of \.unmasked or masked_attention, so"):
+        subject.run(9)
+
+
+def test_a_module_that_has_neither_function():
+    subject = Subject("two functions")
+    subject.kernel = tuple(
+        replace(kernel, function=name) for kernel, name in zip(subject.kernel, (".no", "nothing"), strict=True)
+    )
+    with subject.patch(), pytest.raises(AdapterError, match="kernel_double has no function 'nothing'"):
+        subject.run(9)
+
+
+def test_a_file_that_cannot_be_imported_is_an_error():
+    subject = Subject("b l (h d) to b l (h d)")
+    with (
+        subject.patch(function="no_such_file:attention"),
+        pytest.raises(AdapterError, match="cannot be imported: No mod"),
+    ):
+        subject.run(9)
+
+
+def test_a_function_that_no_file_has_is_an_error():
+    subject = Subject("b l (h d) to b l (h d)")
+    message = "kernel_double has no function 'flash', which its adapter expects"
+    with subject.patch(function="flash"), pytest.raises(AdapterError, match=message):
         subject.run(9)

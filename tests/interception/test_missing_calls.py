@@ -102,6 +102,22 @@ def test_one_layer_of_several_is_named(run):
     ) in str(report)
 
 
+def test_a_layer_that_was_left_out_before_its_first_corrected_call_is_noted(small_wan, run):
+    """A cache that was filled before the patch may have answered for it."""
+    with freeloc.patch(small_wan, make_profile()) as patch:
+        small_wan.blocks[1].forward = lambda hidden_states, *rest: hidden_states
+        run(small_wan, 9)
+        early = "note: left out before any call of the layer at this length was corrected: a cache of another library"
+        assert early in str(patch.report())
+        assert str(patch.report()).count("(1 calls)") == 1
+        del small_wan.blocks[1].forward
+    with freeloc.patch(small_wan, make_profile()) as patch:
+        run(small_wan, 9)
+        small_wan.blocks[1].forward = lambda hidden_states, *rest: hidden_states
+        run(small_wan, 9)
+        assert "left out before" not in str(patch.report())
+
+
 def test_a_block_that_was_replaced_after_the_patch_is_named(small_wan, run):
     with freeloc.patch(small_wan, make_profile()) as patch:
         small_wan.blocks[2] = copy.deepcopy(make_wan(seed=1).blocks[2])

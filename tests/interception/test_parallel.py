@@ -132,6 +132,18 @@ CACHE_DIT = Group(
 )
 
 
+CACHED = Group(*({"does": "caching", "order": order} for order in ("cache first", "patch first")))
+
+
+@pytest.mark.slow
+@has_cache_dit
+@CACHED.parametrized()
+def test_a_cache_of_cache_dit_under_its_ulysses(number):
+    case = CACHED[number]
+    check(case)
+    assert case["found"]["skips"] > 0
+
+
 @pytest.mark.slow
 @has_cache_dit
 @CACHE_DIT.parametrized()

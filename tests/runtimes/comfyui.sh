@@ -15,7 +15,7 @@ if [ ! -e "$folder/venv/complete" ]; then
     python3 -m venv "$folder/venv"
     . "$folder/venv/bin/activate"
     cd "$here/../.."
-    pip install -q -e ".[diffusers]" pytest setuptools -c constraints.txt \
+    pip install -q -e ".[diffusers,plot]" pytest setuptools -c constraints.txt \
         --extra-index-url https://download.pytorch.org/whl/cpu
     pip install -q transformers tokenizers sentencepiece accelerate scipy psutil tqdm pyyaml pillow av requests \
         aiohttp yarl alembic SQLAlchemy filelock blake3 simpleeval pydantic-settings -c constraints.txt

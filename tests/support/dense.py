@@ -6,7 +6,7 @@ that result. The positions of each family are written a second time in families/
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -32,7 +32,8 @@ class Facts:
         times: the position of each frame, in latent frames; by default 0, 1, 2, ...
         rotary: names of arguments of the attention module that hold the rotary tables, or their numbers if positional;
             none if the model has no rotary embedding.
-        still: changes such a table into one that rotates nothing; by default of (cos, sin).
+        still: changes such a table into one that rotates nothing, by default of (cos, sin); or such a change for each
+            name of an argument.
         tokens: "f" where each place of the frame is a sequence of its own.
         spacing: distance between frames in the example, as a multiple of that in training.
         references: reference images before the video in the example.
@@ -47,7 +48,10 @@ class Facts:
     layers: Sequence[int] | None = None
     times: Callable[[int], Tensor] = lambda frames: torch.arange(frames, dtype=torch.float64)
     rotary: Sequence[str | int] = ("image_rotary_emb",)
-    still: Callable[[Any], Any] = lambda table: (torch.ones_like(table[0]), torch.zeros_like(table[1]))
+    still: Callable[[Any], Any] | Mapping[str | int, Callable[[Any], Any]] = lambda table: (
+        torch.ones_like(table[0]),
+        torch.zeros_like(table[1]),
+    )
     tokens: str = "f h w"
     spacing: float = 1.0
     references: int = 0
@@ -179,14 +183,20 @@ def _twice(forward: Callable[..., Any], facts: Facts, plan: FramePlan, height: i
             scale = others.get("scale")
             return dense_attention(*still, plan, height, width, facts, attn_mask, scale)
 
-        args = [list(value) if isinstance(value, list) else value for value in args]  # the module may clear them
-        quiet = [list(value) if isinstance(value, list) else value for value in args]
-        quiet = [facts.still(value) if place in facts.rotary else value for place, value in enumerate(quiet)]
-        named = {name: facts.still(value) if name in facts.rotary else value for name, value in kwargs.items()}
+        args = tuple(list(value) if isinstance(value, list) else value for value in args)  # the module may clear them
+
+        def quiet(place: str | int, value: Any) -> Any:
+            if place in facts.rotary:
+                return (facts.still if callable(facts.still) else facts.still[place])(value)
+            if isinstance(value, list):
+                return list(value)
+            return value.clone() if isinstance(value, Tensor) else value  # the module may change it in place
+
         found = any(place in facts.rotary for place in [*range(len(args)), *kwargs])
         assert found or not facts.rotary, "no rotary table was passed"
         with mock.patch("torch.nn.functional.scaled_dot_product_attention", note):
-            forward(*quiet, **named)
+            named = {name: quiet(name, value) for name, value in kwargs.items()}
+            forward(*[quiet(place, value) for place, value in enumerate(args)], **named)
         with mock.patch("torch.nn.functional.scaled_dot_product_attention", answer):
             return forward(*args, **kwargs)
 

@@ -184,6 +184,29 @@ class Holding(Attention):
         return call[self.kind](*(arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v)), HEADS, mask)
 
 
+def masked_attention(q, k, v, heads, mask):
+    """A kernel for calls with a mask."""
+    return attention(q, k, v, heads, mask)
+
+
+class Choosing(Attention):
+    """Attention that calls one function in the first layer, and another one in the others."""
+
+    def __init__(self, first):
+        super().__init__("b l (h d)", "b l (h d)")
+        self.first, self.unmasked = first, Function()
+
+    def kernel(self, q, k, v, mask):
+        q, k, v = (arranged(tensor, "b l h d", "b l (h d)") for tensor in (q, k, v))
+        return self.unmasked(q, k, v, HEADS) if self.first else masked_attention(q, k, v, HEADS, mask)
+
+
+def choosing():
+    """Makes attention that calls another function in every other block."""
+    first = itertools.cycle((True, False))
+    return lambda: Choosing(next(first))
+
+
 def turn(x, turns):
     """Turn interleaved pairs of (batch, tokens, heads, head_dim)."""
     cos, sin = (table[:, None] for table in turns)
@@ -369,7 +392,13 @@ def holding(kind):
 
 
 KERNELS |= {f"held: {kind}": holding(kind) for kind in PLACES}
+UNMASKED = replace(holding("object")[1], function=".unmasked")
+MASKED = replace(UNMASKED, function="masked_attention")
+
 KERNELS |= {
+    "two functions": (choosing(), (UNMASKED, MASKED)),
+    "one of two functions": (lambda: Choosing(True), (UNMASKED, replace(MASKED, function="not_there"))),
+    "the other of two functions": (lambda: Choosing(False), (replace(MASKED, function=".not_there"), MASKED)),
     "pairs": (Pairing, PAIRING),
     "parts": (lambda: Parting(True), PARTING),
     "no second part": (lambda: Parting(False), PARTING),

@@ -8,7 +8,7 @@ import fastvideo_double
 import torch
 import torch.distributed as dist
 import wan_double
-from diffusers import ContextParallelConfig, WanTransformer3DModel
+from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models._modeling_parallel import ContextParallelInput as Split
 from diffusers.models._modeling_parallel import ContextParallelOutput as Gather
 from freeloc_adapters.examples import EXAMPLES, cogvideox, wan
@@ -159,9 +159,14 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 def run_case(case: dict[str, Any], found: dict[str, Any]) -> None:
     """Run one case, and note what was measured."""
-    {"sampling": sample, "training": train, "fresh processors": set_fresh_processors, "probing": probe}[
-        case.get("does", "sampling")
-    ](case, found)
+    does = {
+        "sampling": sample,
+        "training": train,
+        "fresh processors": set_fresh_processors,
+        "probing": probe,
+        "caching": cache,
+    }
+    does[case.get("does", "sampling")](case, found)
 
 
 def sample(case: dict[str, Any], found: dict[str, Any]) -> None:
@@ -261,3 +266,37 @@ def probe(case: dict[str, Any], found: dict[str, Any]) -> None:
 
     runs = share(model, case["library"])
     freeloc.probe(runs, run, case["depth"], profile=profile, folder=case["folder"])
+
+
+def cache(case: dict[str, Any], found: dict[str, Any]) -> None:
+    """Largest differences: of a cached pipeline in two processes and in one; and of a patch and none."""
+    import cache_dit
+
+    def run(is_shared: bool, is_patched: bool) -> Tensor:
+        model, given = make("wan of 4")
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=model)
+        profile = freeloc.default_profile(model, trained_latent_frames=4)
+        shares = cache_dit.ParallelismConfig(ulysses_size=2, attention_backend="native") if is_shared else None
+        options = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 1}
+        config = cache_dit.DBCacheConfig(**options, residual_diff_threshold=10.0)
+        patch = freeloc.patch(model, profile) if is_patched and case["order"] == "patch first" else None
+        cache_dit.enable_cache(pipe, cache_config=config, parallelism_config=shares)
+        patch = patch or (freeloc.patch(model, profile) if is_patched else None)
+        text = given["encoder_hidden_states"]
+        latents = pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=-text,
+            latents=given["hidden_states"],
+            num_frames=4 * GRID[0] - 3,
+            height=16 * GRID[1],
+            width=16 * GRID[2],
+            num_inference_steps=4,
+            output_type="latent",
+        ).frames
+        if patch:
+            found["skips"] = sum(sum(layer.skipped.values()) for layer in patch.report().layers)
+        return latents
+
+    direct, one, two = run(False, False), run(False, True), run(True, True)
+    found["correction"], found["two"] = difference(one, direct), difference(one, two)

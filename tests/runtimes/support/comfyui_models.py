@@ -197,11 +197,11 @@ def cosmos_inputs(frames, height, width, batch):
 
 
 LTX = {
-    "in_channels": 4, "cross_attention_dim": 48, "attention_head_dim": 24, "num_attention_heads": 2,
-    "caption_channels": 16, "num_layers": 3, "causal_temporal_positioning": True,
+    "in_channels": 4, "cross_attention_dim": 40, "attention_head_dim": 20, "num_attention_heads": 2,
+    "caption_channels": 16, "num_layers": 3,
 }  # fmt: skip
 LTX_2 = LTX | {
-    "attention_head_dim": 26, "cross_attention_dim": 52, "audio_in_channels": 128, "audio_cross_attention_dim": 32,
+    "causal_temporal_positioning": True, "audio_in_channels": 128, "audio_cross_attention_dim": 32,
     "audio_attention_head_dim": 16, "audio_num_attention_heads": 2, "rope_type": "split",
     "frequencies_precision": "float64", "use_middle_indices_grid": True, "apply_gated_attention": True,
     "cross_attention_adaln": True, "connector_attention_head_dim": 16, "connector_num_attention_heads": 2,
