@@ -15,6 +15,7 @@ from freeloc_adapters import (
     kandinsky,
     latte,
     ltx,
+    ltx_core,
     mochi,
     motif_video,
     musubi,
@@ -22,6 +23,7 @@ from freeloc_adapters import (
     refused,
     wan,
     wan_based,
+    wan_video_wrapper,
 )
 
 from freeloc import hookimpl
@@ -46,6 +48,7 @@ def freeloc_adapters() -> list[Adapter | Refusal]:
         *kandinsky.ADAPTERS,
         *latte.ADAPTERS,
         *ltx.ADAPTERS,
+        *ltx_core.ADAPTERS,
         *mochi.ADAPTERS,
         *motif_video.ADAPTERS,
         *musubi.ADAPTERS,
@@ -53,6 +56,7 @@ def freeloc_adapters() -> list[Adapter | Refusal]:
         *refused.ADAPTERS,
         *wan.ADAPTERS,
         *wan_based.ADAPTERS,
+        *wan_video_wrapper.ADAPTERS,
     ]
 
 

@@ -27,15 +27,19 @@ DOUBLES = (
     "musubi_double",
     "hunyuan15_double",
     "comfyui_double",
+    "wrapper_double",
+    "ltx_core_double",
 )
 REAL = {
     "diffsynth-wan": "diffsynth 2.1.12",
     "diffsynth-wan-vace": "diffsynth 2.1.12",
     "fastvideo-wan": "fastvideo 0.2.1",
     "hunyuan-video-1.5-original": "HunyuanVideo-1.5 6078370",
+    "ltx-core": "LTX-2 400fd31",
     "musubi-wan": "musubi-tuner 30c658c",
     "wan-original": "Wan2.2 42bf4cf",
     "wan-original-animate": "Wan2.2 42bf4cf",
+    "wan-video-wrapper": "ComfyUI-WanVideoWrapper 721cd65",
 }
 """Adapters that tests/runtimes also proves on the real source, and its version; with COMFYUI all that begin so."""
 COMFYUI = "ComfyUI 0.30.0"

@@ -54,7 +54,7 @@ Wan: two processes differ from one by more than 1 %: False
 Wan VACE: two processes differ from one by more than 1 %: True
 TEXT
 for model in "Wan" "Wan VACE"; do
-  OMP_NUM_THREADS=1 "$folder/venv/bin/torchrun" --standalone --nproc-per-node 2 "$folder/script.py" "$model" 2> "$folder/log" \
-    || { cat "$folder/log"; exit 1; }
+  OMP_NUM_THREADS=1 "$folder/venv/bin/torchrun" --standalone --nproc-per-node 2 "$folder/script.py" "$model" \
+    2> "$folder/log" || { cat "$folder/log"; exit 1; }
 done | grep "two processes" | tee "$folder/found"
 diff "$folder/expected" "$folder/found"

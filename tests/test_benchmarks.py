@@ -175,6 +175,17 @@ def test_without_self_attention_the_values_remain_and_cross_attention_runs():
     assert not torch.equal(F.scaled_dot_product_attention(query, query, 2 * query), own)
 
 
+@pytest.mark.slow
+def test_what_a_cache_changes_is_measured():
+    done = run(sys.executable, "benchmarks/cached.py", "--steps", "1", "--frames", "22")
+    assert done.returncode == 0, done.stderr
+    first, *rows = done.stdout.splitlines()
+    assert first.endswith("calls 16")
+    assert len(rows) == 7
+    for row in rows:  # the cache has not begun to answer
+        assert row.endswith(": calls 16, without freeloc 0.000, with freeloc 0.000")
+
+
 def test_tables_replace_those_of_a_page(tmp_path):
     from tables import put_into
 

@@ -93,15 +93,26 @@ class ForwardContext:
     @property
     def is_running(self) -> bool:
         """Whether its call is running, in any thread."""
-        return is_executing(self.frame)
+        return is_inside(self.frame) if self.thread == threading.get_ident() else is_executing(self.frame)
 
 
 _stack: contextvars.ContextVar[tuple[ForwardContext, ...]] = contextvars.ContextVar("freeloc", default=())
 # Global, since a hook cannot pass anything to the hooks that run later in the same forward.
 
 
+def is_inside(frame: FrameType) -> bool:
+    """Whether a call is running in this thread.
+
+    No function here stores its own frame in a variable: that cycle would keep the tensors of all callers alive.
+    """
+    here: FrameType | None = sys._getframe(1)
+    while here is not None and here is not frame:
+        here = here.f_back
+    return here is frame
+
+
 def is_executing(frame: FrameType) -> bool:
-    """Whether the call with this frame is running, in any thread. If it has ended, its local variables are dropped.
+    """Whether a call is running, in any thread. If it has ended, its local variables are dropped.
 
     Python refuses to clear a frame that executes. To walk the frames of another thread is not safe while it runs.
     """

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_
 
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
-from freeloc.interception.context import is_executing
+from freeloc.interception.context import is_inside
 from freeloc.interception.names import Answer, NameInterceptor, places_of
 
 
@@ -107,7 +107,7 @@ class _ModeInterceptor(TorchFunctionMode):
     @property
     def is_active(self) -> bool:
         """Whether its module is running. torch.compile cannot trace this; a trace is never interrupted in between."""
-        return self.frame is None or is_executing(self.frame)
+        return self.frame is None or is_inside(self.frame)
 
     def enter(self) -> None:
         """See `Interceptor`."""

@@ -18,7 +18,7 @@ from freeloc.attention.layout import TokenLayout
 from freeloc.attention.op import handle_of
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
-from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened, Read
+from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened
 from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
 from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call, ran_outside
@@ -127,8 +127,9 @@ class LayerHook:
     def _again(self, frame: FrameType) -> ForwardContext:
         """A context for a module that autograd runs again, with what its forward has read."""
         is_traced = False
-        by_itself = self.model.adapter.grid.of == "attention"  # then each attention module gets the grid
-        read = Read(None, 1.0) if by_itself else checkpoints.remembered(self.model)
+        read = checkpoints.remembered(self.model)
+        if read is None:
+            read = self.model.read_alone()
         if read is None and self.model.traced.thread == threading.get_ident():
             # The model is compiled, and this part of it runs between graphs.
             read = self.model.with_references(self.model.traced.read(self.model.refused_in_trace), frame)

@@ -15,7 +15,7 @@ from torch import nn
 from freeloc.adapter.paths import read_path
 from freeloc.errors import AdapterError
 from freeloc.interception.compiled import outside_graphs
-from freeloc.interception.context import is_executing, lock
+from freeloc.interception.context import is_inside, lock
 
 Answer = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 """Computes an intercepted call from its positional and keyword arguments. NotImplemented leaves it to the model."""
@@ -169,7 +169,7 @@ class _Name:
         if torch.compiler.is_dynamo_compiling():
             return self._outside(*args, **kwargs)
         for interceptor in reversed(getattr(self._local, "stack", ())):
-            if interceptor.frame is None or is_executing(interceptor.frame):
+            if interceptor.frame is None or is_inside(interceptor.frame):
                 out = interceptor(*args, **kwargs)
                 return self.original(*args, **kwargs) if out is NotImplemented else out
         return self.original(*args, **kwargs)

@@ -172,6 +172,14 @@ class PatchedModel:
         step = 1.0 if rope is None or rope.step is None else float(rope.step(self.module, given))
         return Read(grid, step, first, last, refused, texts, apart)
 
+    def read_alone(self) -> Read | None:
+        """What is known without a call of the transformer, if the attention modules get the grid; None if it is not."""
+        is_counted = any(callable(known.frames) for known in self.references)
+        if self.adapter.grid.of != "attention" or (is_counted and self.correction.references is None):
+            return None
+        first, last = self.correction.references or references_of(self.references, self.module, {})[:2]
+        return Read(None, 1.0, first, last)
+
     def read_running(self, forward: ForwardContext) -> Read:
         """What a running forward has read. It reads when this is first called."""
         if forward.read is None:

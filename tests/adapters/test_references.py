@@ -1,19 +1,25 @@
 """Reference images on the axis of frames: in the pipeline of VACE, in Wan-Animate, and where a user tells them."""
 
+from dataclasses import replace
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import make_profile, make_wan, wan_inputs
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    WanTransformer3DModel,
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
+from freeloc_adapters import wan
 from freeloc_adapters.examples import wan_based
 from test_families import run
 
 import freeloc
+from freeloc.adapter import References, TokenGrid
 
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64}
 IMAGE = PIL.Image.fromarray(np.full((32, 48, 3), 128, np.uint8))
@@ -83,6 +89,39 @@ def test_vace_outside_a_pipeline_says_that_references_are_not_known(pipe):
         run(model, inputs)
     assert "not known" not in str(patch.report())
     assert {frames for layer in patch.report().layers for frames in layer.calls} == {6}
+
+
+class WithAReference(WanTransformer3DModel):
+    """Wan that puts a picture before the video that it gets."""
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, return_dict=True):
+        both = torch.cat([hidden_states[:, :, :1] * 0.5, hidden_states], dim=2)
+        (out,) = super().forward(both, timestep, encoder_hidden_states, return_dict=False)
+        return (out[:, :, 1:],)
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_references_that_the_argument_of_the_grid_does_not_hold(kinds):
+    apart = References(frames=1, apart=True)
+    grid = TokenGrid(references=apart if kinds == 1 else (apart, References("last", frames=1)))
+    adding, plain, last = make_wan(cls=WithAReference), make_wan(), kinds - 1
+    adapter, profile = replace(wan.DIFFUSERS, grid=grid), make_profile()
+    for frames in (4 + last, 9):
+        inputs = wan_inputs(frames)
+        both = torch.cat([inputs["hidden_states"][:, :, :1] * 0.5, inputs["hidden_states"]], dim=2)
+        with freeloc.patch(plain, profile, reference_frames=(1, last)) as patch, torch.no_grad():
+            expected = plain(**inputs | {"hidden_states": both})[0][:, :, 1:]
+        assert bool(patch.report().corrected_calls) == (frames == 9)
+        with freeloc.patch(adding, profile, adapter=adapter), torch.no_grad():
+            assert torch.equal(adding(**inputs)[0], expected)
+
+
+def test_references_that_only_some_models_of_a_class_take():
+    references = References(frames=1, present="config.added_kv_proj_dim")
+    model, adapter = make_wan(), replace(wan.DIFFUSERS, grid=TokenGrid(references=references))
+    with freeloc.patch(model, make_profile(), adapter=adapter) as patch, torch.no_grad():
+        model(**wan_inputs(5))
+    assert patch.report().corrected_calls == 3
 
 
 def test_the_picture_of_the_character_is_no_frame_of_the_video():

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.runtimes
 COMFYUI = comfyui("--use-pytorch-cross-attention")
 
 from comfyui_facts import FACTS  # noqa: E402 - after ComfyUI has read its options
-from comfyui_runs import BY_NAME, TRAINED, compare, difference, model_of, patched, run  # noqa: E402
+from comfyui_runs import BY_NAME, TRAINED, compare, difference, model_of, patched, profile_of, run  # noqa: E402
 
 import freeloc  # noqa: E402
 from freeloc.errors import AdapterError, LayoutError  # noqa: E402
@@ -115,6 +115,20 @@ def test_another_nodes_kernel_computes_what_is_not_corrected():
     calls.clear()
     assert torch.equal(patched(name, short | {"transformer_options": dict(options)})[0], expected)
     assert len(calls) == 6
+
+
+@pytest.mark.filterwarnings("default")  # Dynamo warns of what LTX-2 caches
+@pytest.mark.parametrize("name", ["comfyui-wan-vace", "comfyui-hunyuan-video", "comfyui-cogvideox", "comfyui-ltx-2"])
+def test_compiled(name):
+    """As a whole, by a backend that keeps the numbers: layers, blocks and kernels of several kinds."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model_of(name), backend="eager")
+    expected = [patched(name, inputs_of(name, frames, 1))[0] for frames in (GRID[0], TRAINED)]
+    with freeloc.patch(model_of(name), profile_of(model_of(name))) as patch:
+        for output, frames in zip(expected, (GRID[0], TRAINED), strict=True):
+            assert torch.equal(run(compiled, inputs_of(name, frames, 1)), output)
+    assert patch.report().corrected_calls > 0
+    torch._dynamo.reset()
 
 
 REFUSED = {

@@ -50,6 +50,16 @@ def small(prompt):
     return {name: each for name, each in prompt.items() if each["class_type"] != "CLIPLoader"}
 
 
+def test_comfyui_reads_the_metadata_for_its_registry(graphs):
+    from comfy_config.config_parser import extract_node_configuration
+
+    found = extract_node_configuration(str(PACK))
+    assert (found.project.name, found.project.license.text) == ("comfyui-freeloc", "Apache-2.0")
+    assert found.project.dependencies == ["freeloc[hub,plot]>=0.2"]
+    assert (found.tool_comfy.publisher_id, found.tool_comfy.display_name) == ("freeloc", "freeloc: long video")
+    assert found.project.urls.repository == "https://github.com/freeloc/freeloc"
+
+
 WORKFLOWS = {"wan-text-to-video": 1, "wan2.2-two-stage": 2}
 
 

@@ -32,4 +32,4 @@ def test_the_example_gives_the_videos_of_one_process():
     with freeloc.patch(pipe, names["profile"]):
         wanted = [sample(pipe, [prompt], noise([seed], latent_frames=30), steps=2) for prompt, seed in names["jobs"]]
     assert all(torch.equal(video, one) for video, one in zip(names["videos"], wanted, strict=True))
-    assert sum(report.corrected_calls for report in reports) == 3 * 2 * 8  # videos, steps, layers
+    assert sum(report.corrected_calls for report in reports) == 3 * 2 * 2 * 8  # videos, steps, prompts, layers

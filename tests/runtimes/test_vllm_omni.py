@@ -135,6 +135,41 @@ def test_padding_is_not_attended_to(omni, tmp_path):
         close(ours, *expected(omni.diffusers_wan(), profile, 9))
 
 
+@pytest.fixture
+def of_hunyuan(omni, tmp_path, monkeypatch):
+    """(the model in diffusers, its profile)"""
+    model = omni.diffusers_hunyuan()
+    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile.save(tmp_path / "hunyuan.json")
+    monkeypatch.setenv("FREELOC_PROFILE", str(tmp_path / "hunyuan.json"))
+    return model, profile
+
+
+def expected_hunyuan(omni, model, profile, frames):
+    with torch.no_grad():
+        plain = model(**omni.hunyuan_inputs(frames))[0]
+        with freeloc.patch(model, profile):
+            return model(**omni.hunyuan_inputs(frames))[0], plain
+
+
+def test_hunyuan_video_with_text_after_the_video_and_padding_in_it(omni, of_hunyuan):
+    settings = omni.config(pipeline="HunyuanVideo15Pipeline")
+    model = omni.hunyuan(settings)
+    close(omni.output(model, settings, 9), *expected_hunyuan(omni, *of_hunyuan, 9))
+    plain = omni.config(backends=None, pipeline="HunyuanVideo15Pipeline")
+    assert torch.equal(omni.output(model, settings, 4), omni.output(omni.hunyuan(plain), plain, 4))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_that_share_the_heads_of_hunyuan_video(omni, of_hunyuan, name):
+    groups = CASES[name][0]
+    settings = groups | {"pipeline": "HunyuanVideo15Pipeline"}
+    case = {"groups": groups, "config": settings, "calls": [[4, {}], [9, {}]]}
+    for ours in outputs("vllm_omni_wan.py", case, os.environ["FREELOC_PROFILE"]):
+        assert (ours[0] - expected_hunyuan(omni, *of_hunyuan, 4)[1]).abs().max() < 1e-5
+        close(ours[1], *expected_hunyuan(omni, *of_hunyuan, 9))
+
+
 def test_tokens_before_the_video_are_text(omni, mixed):
     from vllm_omni.diffusion.attention.backends.abstract import AttentionMetadata, VideoTokenLayout
 
@@ -176,6 +211,6 @@ def test_a_layer_without_a_grid_is_refused_and_other_layers_are_not(omni, mixed)
 
 
 def test_the_profile_of_the_published_sizes_is_found(omni):
-    assert _found("wan", 30, 12, 128, None).profile == freeloc.load_profile("wan2.1")
+    assert _found("wan", 30, 12, 128, None, "{}").profile == freeloc.load_profile("wan2.1")
     with pytest.raises(freeloc.FreelocError, match=r"several installed ones fit: wan2.1-14b, wan2.2-a14b"):
-        _found("wan", 40, 40, 128, None)
+        _found("wan", 40, 40, 128, None, "{}")

@@ -108,7 +108,8 @@ def decorator(made=None, **ignored):
     return made if made is not None else decorator
 
 
-BARE = ("vllm_omni", "vllm_omni.diffusion.models", "vllm_omni.diffusion.models.wan2_2")
+MODELS = "vllm_omni.diffusion.models"
+BARE = ("vllm_omni", MODELS, f"{MODELS}.flux", f"{MODELS}.hunyuan_video", f"{MODELS}.wan2_2")
 """Packages of which only some modules are imported."""
 
 NAMES = {
@@ -123,6 +124,7 @@ NAMES = {
     "vllm.envs": {"VLLM_PLUGINS": None},
     "vllm.logger": {"init_logger": init_logger},
     "vllm.model_executor.layers.conv": {"Conv3dLayer": Conv3d},
+    "vllm.model_executor.layers.layernorm": {"RMSNorm": nn.RMSNorm},
     "vllm.model_executor.layers.linear": {
         "ColumnParallelLinear": Column,
         "LinearBase": nn.Linear,

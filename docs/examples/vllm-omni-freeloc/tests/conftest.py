@@ -22,6 +22,7 @@ class VideoTokenLayout:
 @dataclass
 class AttentionMetadata:
     attn_mask: Any = None
+    joint_query: Any = None
     video_layout: VideoTokenLayout | None = None
 
 
@@ -54,6 +55,18 @@ class Plain(AttentionBackend):
     supports_attention_mask = staticmethod(lambda spec: True)
 
 
+class HunyuanVideo15Transformer3DModel:
+    """One attention layer over a video and the text after it."""
+
+    patch_size_t = patch_size = 1
+
+    def __init__(self, attention: Any) -> None:
+        self.transformer_blocks = [SimpleNamespace(attn=SimpleNamespace(attn=SimpleNamespace(attention=attention)))]
+
+    def forward(self, hidden_states, given, metadata):
+        return self.transformer_blocks[0].attn.attn.attention.forward(*given, metadata)
+
+
 SERVER = SimpleNamespace(config=None, tensor_rank=0, ulysses_rank=0, said=[])
 """What the doubles of functions return."""
 
@@ -73,6 +86,9 @@ NAMES: dict[str, dict[str, Any]] = {
     },
     f"{OMNI}.config": {"get_current_diffusion_config_or_none": lambda: SERVER.config},
     f"{OMNI}.data": {"AttentionConfig": AttentionConfig},
+    f"{OMNI}.models.hunyuan_video.hunyuan_video_15_transformer": {
+        "HunyuanVideo15Transformer3DModel": HunyuanVideo15Transformer3DModel
+    },
     f"{OMNI}.distributed.parallel_state": {"get_ulysses_parallel_rank": lambda: SERVER.ulysses_rank},
 }
 

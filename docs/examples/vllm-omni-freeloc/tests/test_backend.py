@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import AttentionMetadata, VideoTokenLayout
+from conftest import AttentionMetadata, HunyuanVideo15Transformer3DModel, VideoTokenLayout
 from vllm_omni_freeloc.backend import FreelocBackend, FreelocImpl
 
 import freeloc
@@ -80,6 +80,37 @@ def test_heads_under_tensor_and_ulysses_parallelism(whole, server, tensor_rank, 
         assert (found - all_heads[:, :, both]).abs().max() < 1e-6
 
 
+@pytest.fixture
+def hunyuan(server, tmp_path, monkeypatch):
+    """A HunyuanVideo 1.5 of one layer, and its corrected attention as `ModelAttention` computes it."""
+    facts = {"name": "small", "layers": 1, "heads": 4, "head_dim": 24, "trained_latent_frames": 4}
+    changes = {"adapter": "hunyuan-video-1.5", "model": facts, "layers": {"vrpr": [0]}, "heads": {}}
+    profile = freeloc.Profile.model_validate(PROFILE | changes)
+    profile.save(tmp_path / "hunyuan.json")
+    monkeypatch.setenv("FREELOC_PROFILE", str(tmp_path / "hunyuan.json"))
+    rope = {"rope_axes_dim": [8, 8, 8], "rope_theta": 256.0}
+    server.config.model_class_name = "HunyuanVideo15Pipeline"
+    server.config.tf_model_config = {"num_layers": 1, "num_attention_heads": 4, "attention_head_dim": 24} | rope
+    sizes = {"layers": 1, "heads": 4, "head_dim": 24}
+    whole = ModelAttention.find("hunyuan-video-1.5", **sizes, config=rope, profile=profile)
+    return HunyuanVideo15Transformer3DModel(impl(prefix="")), whole
+
+
+def test_hunyuan_video_is_watched_since_it_tells_neither_layer_nor_grid(hunyuan):
+    model, whole = hunyuan
+    given, frames = tensors(54 + 5), torch.empty(2, 4, 9, 2, 3)
+    mask = torch.ones(2, 59, dtype=torch.bool)
+    mask[1, -2:] = False
+    for metadata in (AttentionMetadata(mask), AttentionMetadata(mask, joint_query=given[0][:, 54:])):
+        found = model.forward(frames, given, metadata)
+        wanted = whole.attend(0, *given, grid=(9, 2, 3), text_last=5, mask=mask[:, None, None])
+        assert torch.equal(found, wanted)
+    short = model.forward(frames[:, :, :4], given, None)
+    assert torch.equal(short, model.transformer_blocks[0].attn.attn.attention.default.forward(*given))
+    with pytest.raises(freeloc.FreelocError, match=r"expected 54 tokens of a video, .* found 55 with padding"):
+        model.forward(frames, given, AttentionMetadata(joint_query=given[0][:, :4]))
+
+
 def test_what_cannot_be_right_is_refused(whole, server):
     with pytest.raises(freeloc.FreelocError, match="expected the attention over a video to say its layer"):
         impl().forward(*tensors(54), None)
@@ -87,8 +118,8 @@ def test_what_cannot_be_right_is_refused(whole, server):
     with pytest.raises(freeloc.FreelocError, match=r"expected ring_degree 1, .* found 2: use ulysses_degree"):
         impl()
     server.config.parallel_config.ring_degree = 1
-    server.config.model_class_name = "HunyuanVideo15Pipeline"
-    with pytest.raises(freeloc.FreelocError, match="HunyuanVideo15Pipeline: it does not tell its attention the number"):
+    server.config.model_class_name = "WanS2VPipeline"
+    with pytest.raises(freeloc.FreelocError, match="WanS2VPipeline: it does not tell its attention where the video's"):
         impl()
     server.config.model_class_name, server.config.tf_model_config = "WanPipeline", {}
     with pytest.raises(freeloc.FreelocError, match=r"expected num_layers, .* in the configuration of the transformer"):

@@ -10,7 +10,7 @@ from vllm_omni.diffusion.config import get_current_diffusion_config_or_none
 from vllm_omni.diffusion.data import AttentionConfig
 
 from freeloc.errors import LayoutError
-from vllm_omni_freeloc import NAME
+from vllm_omni_freeloc import NAME, hunyuan
 from vllm_omni_freeloc.models import model_attention
 
 
@@ -87,6 +87,9 @@ class FreelocImpl(AttentionImpl):
         self.num_heads, self.softmax_scale, self.prefix = num_heads, softmax_scale, prefix
         self.model = model_attention(config) if role == "self" else None
         self.layer = self.model.layer_of(prefix) if self.model is not None else None
+        self.running: hunyuan.Running | None = None
+        if config is not None and str(config.model_class_name).startswith("HunyuanVideo15"):
+            hunyuan.watch()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_metadata: AttentionMetadata | None = None
@@ -94,6 +97,9 @@ class FreelocImpl(AttentionImpl):
         """(batch, tokens, heads, head_size) of the same: all tokens, and the heads of this process."""
         if self.model is None:
             return self.default.forward(query, key, value, attn_metadata)
+        if self.running is not None:
+            compute = self._long_joint if self.running.long else self.default.forward
+            return compute(query, key, value, attn_metadata)
         layout = attn_metadata.video_layout if attn_metadata is not None else None
         if self.layer is None and layout is None:
             return self.default.forward(query, key, value, attn_metadata)  # such as a text encoder
@@ -122,6 +128,25 @@ class FreelocImpl(AttentionImpl):
             grid=layout.latent_grid,
             first_head=self._first_head(query.shape[2]),
             text_first=layout.prefix_len or 0,
+            scale=self.softmax_scale,
+        )
+
+    @torch.compiler.disable
+    def _long_joint(self, query: Tensor, key: Tensor, value: Tensor, metadata: AttentionMetadata | None) -> Tensor:
+        """A long video with text after it, of a model that is watched."""
+        frames, rows, columns = self.running.grid
+        if not self.model.corrects(self.layer, frames):
+            return self.default.forward(query, key, value, metadata)
+        text, mask = hunyuan.text_and_mask(metadata, frames * rows * columns, query.shape[1])
+        return self.model.attend(
+            self.layer,
+            query,
+            key,
+            value,
+            grid=self.running.grid,
+            first_head=self._first_head(query.shape[2]),
+            text_last=text,
+            mask=mask,
             scale=self.softmax_scale,
         )
 

@@ -1,6 +1,7 @@
 """Which of vLLM-Omni's pipelines are corrected, and with which profile."""
 
 import functools
+import json
 import os
 from typing import Any
 
@@ -17,17 +18,20 @@ ADAPTERS = {
     "WanDMDPipeline": "wan",
     "WanT2VDMD2Pipeline": "wan",
     "WanI2VDMD2Pipeline": "wan",
+    "HunyuanVideo15Pipeline": "hunyuan-video-1.5",
+    "HunyuanVideo15ImageToVideoPipeline": "hunyuan-video-1.5",
 }
-"""freeloc's adapter for the transformer of each pipeline that tells its attention the video's grid."""
+"""freeloc's adapter for the transformer of each pipeline."""
 
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim")
 """What a profile must fit, by its names in the configuration of a transformer."""
 
+ROPE = ("rope_axes_dim", "rope_theta")
+"""What adapters read there about the rotary embedding."""
+
 REFUSED = {
     "WanVACEPipeline": "it does not say which frames are reference images",
     "WanS2VPipeline": "it does not tell its attention where the video's tokens are",
-    "HunyuanVideo15Pipeline": "it does not tell its attention the number of the layer and the video's grid",
-    "HunyuanVideo15ImageToVideoPipeline": "it does not tell its attention the number of the layer and the video's grid",
 }
 
 
@@ -54,7 +58,8 @@ def model_attention(config: Any) -> ModelAttention:
             f"expected {', '.join(missing)} in the configuration of the transformer of {config.model}, found nothing: "
             "is its config.json complete?"
         )
-    return _found(ADAPTERS[pipeline], *sizes.values(), os.environ.get(VARIABLE) or None)
+    rope = json.dumps({name: value for name in ROPE if (value := config.tf_model_config.get(name)) is not None})
+    return _found(ADAPTERS[pipeline], *sizes.values(), os.environ.get(VARIABLE) or None, rope)
 
 
 def _require_whole_tokens(config: Any) -> None:
@@ -68,14 +73,15 @@ def _require_whole_tokens(config: Any) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _found(adapter: str, layers: int, heads: int, head_dim: int, profile: str | None) -> ModelAttention:
+def _found(adapter: str, layers: int, heads: int, head_dim: int, profile: str | None, rope: str) -> ModelAttention:
     """One for all layers, and for both transformers of Wan 2.2."""
     from vllm.logger import init_logger
 
     say = init_logger("vllm_omni.freeloc").info
+    sizes = {"layers": layers, "heads": heads, "head_dim": head_dim}
     try:
         return ModelAttention.find(
-            adapter, layers=layers, heads=heads, head_dim=head_dim, profile=profile, say=lambda text: say("%s", text)
+            adapter, **sizes, config=json.loads(rope), profile=profile, say=lambda text: say("%s", text)
         )
     except FreelocError as error:
         raise type(error)(f"{error} (set {VARIABLE} to the profile's name or file)") from error
