@@ -10,6 +10,8 @@ from freeloc import Profile
 
 collect_ignore = ["attention/compile_triton.py", "attention/triton_interpreted.py"]
 """Not for this process: test_triton.py runs them in processes of their own."""
+collect_ignore_glob = ["runtimes/support/*", "runtimes/*_processes.py", "runtimes/*_source.py"]
+"""Not tests: what they share, which imports other projects' source."""
 
 SMALL = {
     "patch_size": (1, 2, 2),

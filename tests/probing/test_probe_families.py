@@ -20,7 +20,10 @@ FRAMES, TRAINED = 8, 3
 DOUBLES = [*wan_double.EXAMPLES, *hunyuan_double.EXAMPLES, *opensora_double.EXAMPLES]
 EXAMPLES = [*(example for _, _, example in registry().examples.things()), *DOUBLES]
 
-RETURN_TOKENS = ("wan-original", "wan-original-vace", "hunyuan-video-original", "open-sora-1.2")
+RETURN_TOKENS = (
+    *("wan-original", "wan-original-vace", "wan-original-animate"),
+    *("hunyuan-video-original", "open-sora-1.2"),
+)
 """Doubles that stop before tokens become a video again."""
 
 
