@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from absent import stand_in
 from inspected import problems, written
-from stand_ins import stand_in_for
 
 from freeloc.testing import Example, noise, random_model
 
@@ -37,7 +37,7 @@ def musubi(monkeypatch):
     source = Path(os.environ.get("FREELOC_MUSUBI", "")) / "src"
     if not (source / "musubi_tuner").is_dir():
         pytest.skip("git clone https://github.com/kohya-ss/musubi-tuner, and set FREELOC_MUSUBI to its folder")
-    stand_in_for("av", "cv2", "easydict", "accelerate", "bitsandbytes")
+    stand_in("av", "cv2", "easydict", "accelerate", "bitsandbytes")
     monkeypatch.syspath_prepend(source)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a default of its text encoder, at import
 
@@ -69,7 +69,7 @@ def test_diffsynth_studio(tmp_path):
         pytest.skip("pip install --no-deps diffsynth==2.1.12, or tests/runtimes/diffsynth.sh")
     import transformers  # noqa: F401  # reason: it looks for packages that are stood in for
 
-    stand_in_for("torchvision", "imageio", "modelscope", "pandas", "xfuser", "av")
+    stand_in("torchvision", "imageio", "modelscope", "pandas", "xfuser", "av")
     import diffsynth.pipelines.wan_video  # noqa: F401  # reason: its function runs the model
     import diffsynth_cases
     from diffsynth.models.wan_video_dit import WanModel

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import stand_in_for
+from absent import stand_in
 
 UNUSED = ("torchvision", "torchaudio", "av", "kornia", "spandrel")
 """Imported by ComfyUI, and needed for other models or for files only."""
@@ -23,7 +23,7 @@ def comfyui(*options: str) -> Path:
             "needs ComfyUI's source: set FREELOC_COMFYUI to a checkout, or run tests/runtimes/comfyui.sh, that gets it",
             allow_module_level=True,
         )
-    stand_in_for(*UNUSED)
+    stand_in(*UNUSED)
     sys.path.insert(0, str(folder))
     given, sys.argv = sys.argv, ["main.py", "--cpu", *options]
     try:
