@@ -157,7 +157,8 @@ class CallReader:
         length, per_frame = VideoLength(grid[0], read.first, read.last), tokens // grid[0]
         part = share.part(tokens) if share else range(tokens)
         own_text = text // share.degree if share else text
-        found = model.rotation(tables, step, TableRows(length, per_frame, 0, part))
+        padding = max(share.tokens - len(part), 0) if share else 0
+        found = model.rotation(tables, step, TableRows(length, per_frame, 0, part, padding))
         if found.refused and share is not None:  # a library may rotate once it has exchanged tokens for heads
             whole = model.rotation(tables, step, TableRows(length, per_frame, 0, range(tokens)))
             found = found if whole.refused else whole

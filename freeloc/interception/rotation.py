@@ -37,13 +37,13 @@ class TableRows(NamedTuple):
     text_first: int
     part: range
     """Tokens of the video that have rows, if there is one per token; a part of them under context parallelism."""
-    text: int = 0
-    """Tokens of the text that have rows."""
+    others: int = 0
+    """Other tokens that have rows: of text, or of padding."""
 
     @property
     def tokens(self) -> int:
         """Rows of the tables, if there is one per token."""
-        return len(self.part) + self.text
+        return len(self.part) + self.others
 
     def frames(self, by_token: bool) -> Tensor:
         """Rows of the frames of the video but the first, (places in the frame, frames).

@@ -41,6 +41,7 @@ def measured(tmp_path_factory):
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     assert codes == [0, 0], "\n".join(path.read_text() for path in said)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -61,7 +62,10 @@ def test_a_short_video_is_left_alone(found):
 
 def test_what_cannot_be_known_is_refused(found):
     assert "freeloc cannot find out which heads they are" in found["heads"]["error"]
-    assert "expected 105 tokens, 7 latent frames of 3 x 5 = 105, found 53" in found["odd"]["error"]
+    assert (
+        "expected self-attention over 105 tokens (7 latent frames of 3 x 5, 0 of text), found 106"
+        in found["odd"]["error"]
+    )
 
 
 def test_without_a_patch_xfuser_attends_to_its_padding(found):
