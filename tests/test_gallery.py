@@ -16,18 +16,13 @@ def commands(is_marked):
     return [row["command"] for row in ROW.finditer(PAGE.read_text(encoding="utf-8")) if bool(row["star"]) == is_marked]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("gallery")
-
-
-@pytest.mark.parametrize("command", commands(is_marked=False))
-def test_commands_run(command, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    name, *arguments = shlex.split(command)
-    assert name == "freeloc"
-    assert main(arguments) == 0
-    assert capsys.readouterr().out
+def test_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in commands(is_marked=False):
+        name, *arguments = shlex.split(command)
+        assert name == "freeloc"
+        assert main(arguments) == 0, command
+        assert capsys.readouterr().out, command
 
 
 @pytest.mark.parametrize("command", [each for each in commands(is_marked=True) if each.startswith("freeloc")])
