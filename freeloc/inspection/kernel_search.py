@@ -97,11 +97,16 @@ def reachable(kernels: Sequence[FoundKernel], subject: Subject) -> list[FoundKer
     return found
 
 
+def _files() -> list[tuple[str, ModuleType]]:
+    """The loaded files by name; without the names that stand for None, whose import is blocked."""
+    return [(name, loaded) for name, loaded in sys.modules.items() if isinstance(loaded, ModuleType)]
+
+
 def _names_of(function: str) -> list[str]:
     """The names ``"module:name"`` under which loaded files have a function, the given one first."""
     file, _, name = function.partition(":")
     held = vars(sys.modules[file])[name]
-    others = (other for other, loaded in list(sys.modules.items()) if vars(loaded).get(name) is held)
+    others = (other for other, loaded in _files() if vars(loaded).get(name) is held)
     return list(dict.fromkeys([function, *(f"{other}:{name}" for other in others)]))
 
 
@@ -194,7 +199,7 @@ def _holder(caller: FrameType, frame: FrameType, module: nn.Module) -> tuple[str
             return f"{home}.{name}", at, _signature(held), not isinstance(held, FunctionType)
     names = set(caller.f_code.co_names)
     called = [held for name in names if isinstance(held := caller.f_globals.get(name), ModuleType)]
-    called += [loaded for file, loaded in list(sys.modules.items()) if file.rpartition(".")[2] in names]
+    called += [loaded for file, loaded in _files() if file.rpartition(".")[2] in names]
     for loaded in called:  # package.module.name(...)
         for name in names & vars(loaded).keys():
             if _runs(vars(loaded)[name], frame) and sys.modules.get(loaded.__name__) is loaded:

@@ -74,6 +74,11 @@ def test_a_function_that_joins_heads_and_channels():
     assert found.arguments == ("q", "k", "v", "heads", "mask", "precision", "skip_reshape", "options")
 
 
+def test_an_import_that_is_blocked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attention", None)  # as Python does for a name that must not be imported
+    assert written(example("joined", **AXES)).sites[0].kernel.function == "inspected_double:joined"
+
+
 def test_a_function_with_another_layout_of_its_output():
     found = kernel("skip")
     assert (found.layout, found.output, found.heads) == ("b h l d", "b l (h d)", None)

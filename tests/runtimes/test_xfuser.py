@@ -57,6 +57,8 @@ def test_ulysses_gives_what_one_process_gives(found, method):
 
 def test_a_short_video_is_left_alone(found):
     assert found["short"]["correction"] == 0
+    assert found["short"]["is_unchanged"]
+    assert not found["vrpr"]["is_unchanged"]
     assert found["short"]["difference"] < 1e-5
 
 

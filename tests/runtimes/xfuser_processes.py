@@ -94,10 +94,13 @@ def main(folder: str) -> None:
         before = run(one, grid)
         with freeloc.patch(one, profile, method=method):
             expected = run(one, grid)
-        found[name] = {"correction": difference(expected, before), "alone": difference(run(two, grid), before)}
+        alone = run(two, grid)
+        found[name] = {"correction": difference(expected, before), "alone": difference(alone, before)}
         try:
             with freeloc.patch(two, profile, method=method) as patch:
-                found[name] |= {"difference": difference(run(two, grid), expected), "report": str(patch.report())}
+                out = run(two, grid)
+            found[name] |= {"difference": difference(out, expected), "report": str(patch.report())}
+            found[name]["is_unchanged"] = torch.equal(out, alone)
         except freeloc.errors.LayoutError as error:
             found[name]["error"] = str(error)
         dist.barrier()
