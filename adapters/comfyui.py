@@ -39,7 +39,8 @@ HEADS_APART = replace(
 )
 
 
-def _rope_options(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def rope_options(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the node ScaleROPE has set; None without it."""
     options = given.get("transformer_options") or {}
     return options.get("rope_options")
 
@@ -105,7 +106,7 @@ MOCHI = Adapter(
 
 def _kandinsky_positions(model: Any, given: Mapping[str, Any]) -> float:
     """The node ScaleROPE takes the place of the model's own scale."""
-    options = _rope_options(given)
+    options = rope_options(given)
     return 1 / float(model.rope_scale_factor[0]) if options is None else float(options.get("scale_t", 1.0))
 
 

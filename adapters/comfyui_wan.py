@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from freeloc_adapters.comfyui import ATTENTION
+from freeloc_adapters.comfyui import ATTENTION, rope_options
 from freeloc_adapters.wan import ROPE
 
 from freeloc.adapter import Adapter, AttentionSite, References, Refusal, TokenGrid
@@ -17,8 +17,7 @@ from freeloc.adapter import Adapter, AttentionSite, References, Refusal, TokenGr
 
 def positions_per_frame(model: Any, given: Mapping[str, Any]) -> float:
     """The node ScaleROPE changes how far latent frames are apart."""
-    options = given.get("transformer_options") or {}
-    return float((options.get("rope_options") or {}).get("scale_t", 1.0))
+    return float((rope_options(given) or {}).get("scale_t", 1.0))
 
 
 def _class(name: str, file: str = "model") -> str:
