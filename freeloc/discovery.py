@@ -164,9 +164,9 @@ def _name(cls: type) -> str:
 
 
 def _unknown(model: object, parts: Iterable[object]) -> str:
-    known = ", ".join(adapter.name for adapter in adapters()) or "none"
     failed = "".join(f"; {failure}" for failure in registry().failures)
     return (
-        f"no adapter describes this model. Looked at: {_looked_at(model, parts)}. Installed adapters: {known}{failed}. "
+        f"no adapter describes this model. Looked at: {_looked_at(model, parts)}. Installed adapters: "
+        f"{len(adapters())}, which 'freeloc adapters' lists{failed}. "
         "An adapter is one short file, and 'freeloc inspect' writes a first one: see docs/write-an-adapter.md"
     )

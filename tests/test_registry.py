@@ -199,7 +199,7 @@ print(json.dumps([names, profile, failed, "acme.models" in sys.modules, "diffuse
     def test_the_error_for_an_unknown_model_lists_plugin_failures(self, plugged):
         cause = "; plugin 'raises' of clumsy could not be loaded: RuntimeError: no licence key"
         with pytest.raises(
-            freeloc.errors.AdapterError, match=f"Installed adapters: acme, .*{cause}.*docs/write-an-adapter"
+            freeloc.errors.AdapterError, match=f"Installed adapters: .*{cause}.*docs/write-an-adapter"
         ) as caught:
             freeloc.discovery.find_adapter(nn.Linear(2, 2))
         assert all(f"plugin '{name}' of clumsy" in str(caught.value) for name in FAILING)
