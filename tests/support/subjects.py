@@ -46,10 +46,14 @@ def error_of(found, expected):
 
 
 def in_threads(*jobs):
-    """What the jobs return or raise, run at the same time."""
-    found = [None] * len(jobs)
+    """What the jobs return or raise, run at the same time, each with as many threads of PyTorch's own as here.
+
+    A new thread has the number of the machine, with which a matrix product may round differently.
+    """
+    found, count = [None] * len(jobs), torch.get_num_threads()
 
     def do(index, job):
+        torch.set_num_threads(count)
         try:
             found[index] = job()
         except Exception as error:
