@@ -171,11 +171,11 @@ def _prepared_by_patch(model: object, method: Method, profile: Profile, adapter:
     """
     trained, axes = profile.model.trained_latent_frames, axes_of(adapter)
     if not callable(getattr(model, NAME, None)):
-        optional = ", or noise=None to start from other noise" if profile.noise == method.name else ""
+        optional = ", or noise=None to start from plain noise" if profile.noise == method.name else ""
         raise PatchError(
-            f"the method '{method.name}' requires initial noise of its own, which freeloc.patch prepares in {NAME} of "
-            f"a pipeline, and {type(model).__name__} has no {NAME}: expected such a pipeline, or noise_prepared=True"
-            f"{optional}. {by_hand(method, trained, axes)}"
+            f"the initial noise of '{method.name}' is prepared in {NAME} of a pipeline: expected such a pipeline, or "
+            f"noise_prepared=True{optional}, found {type(model).__name__}, which has no {NAME}. "
+            f"{by_hand(method, trained, axes)}"
         )
     return InitialNoise(method, trained, axes)
 

@@ -104,7 +104,8 @@ class InitialNoise:
                 longest = max(ready).video
                 is_longer = longest > self.trained_frames
                 (self.report.prepared if is_longer else self.report.within)[longest] += 1
-                self.report.given[longest] += is_longer and is_given
+                if is_longer and is_given:
+                    self.report.given[longest] += 1
 
     def require(self, length: VideoLength) -> None:
         """Require that the running call is of a video that starts from this noise, if it is longer than in training.
@@ -120,8 +121,8 @@ class InitialNoise:
         if not found and not is_within:
             problem = next((text for place in reversed(places) if (text := self._problems.get(place, ""))), "")
             raise PatchError(
-                f"the method '{self.method.name}' starts from noise of its own, which was not prepared for this video "
-                f"of {length.video} latent frames (trained: {trained}): "
+                f"expected a video of {length.video} latent frames (trained: {trained}) to start from the initial "
+                f"noise of '{self.method.name}', found that this noise was not prepared: "
                 f"{problem or 'no prepare_latents of the patched pipeline has made its latents'}. "
                 f"{by_hand(self.method, trained, self.axes)}"
             )
