@@ -170,7 +170,7 @@ class TestCommandLine:
         bad.write_text("{}")
         assert main(["profiles", "validate", "wan2.1"]) == 0
         assert main(["profiles", "validate", str(bad)]) == 2
-        assert "expected schema_version 1 or 2, found None" in capsys.readouterr().err
+        assert "expected schema_version 1, 2 or 3, found None" in capsys.readouterr().err
 
     def test_an_error_is_a_message_not_a_traceback(self, capsys):
         assert main(["profiles", "show", "wan2"]) == 2
