@@ -14,6 +14,7 @@ from freeloc.errors import ProfileError
 from freeloc.pictures.profiles import policy_colours
 from freeloc.plans.combined import combined_plan
 from freeloc.plans.combined_settings import CombinedSettings, Slope, SmoothPositions, Temperature, Window
+from freeloc.plans.frame_plan import DENSE
 from freeloc.profile.files import load_profile
 
 DEFINED = {
@@ -82,6 +83,19 @@ def test_a_real_wan_with_layers_and_heads_of_it_equals_the_oracle(path, small_wa
     with freeloc.patch(small_wan, profile, backend="reference"):
         expected = run(small_wan, 9)
     torch.testing.assert_close(by_head, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_references_have_no_bias_and_are_seen_by_all(path):
+    profile = load_profile(path)
+    plan = frame_plan(profile, 0, 11, reference_frames=(1, 1))
+    inside = combined_plan(9, 4, NEAR)
+    assert torch.equal(plan.bias[1:10, 1:10], inside.bias)
+    assert torch.equal(plan.visibility[1:10, 1:10], inside.visibility)
+    for index in (0, 10):
+        assert not plan.bias[index].any()
+        assert not plan.bias[:, index].any()
+        assert (plan.visibility[index] == DENSE).all()
+        assert (plan.visibility[:, index] == DENSE).all()
 
 
 def test_show_prints_the_parts_in_a_few_words(path, capsys):
