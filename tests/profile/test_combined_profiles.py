@@ -20,7 +20,7 @@ from freeloc.profile.files import load_profile
 DEFINED = {
     "near": {
         "method": "combined",
-        "settings": {"attention": {"kind": "window", "frames": 3, "sink_frames": 1}, "balance": 0.5},
+        "settings": {"attention": {"kind": "window", "frames": 5, "sink_frames": 3}, "balance": 0.5},
     },
     "soft": {
         "method": "combined",
@@ -33,7 +33,7 @@ DEFINED = {
     "sharp": {"method": "balanced", "settings": {"factor": 1.2}},
     "second step": {"method": "lvsa", "settings": {"reach_frames": 1, "interval": 3, "step": 2}},
 }
-NEAR = CombinedSettings(attention=Window(frames=3, sink_frames=1), balance=0.5)
+NEAR = CombinedSettings(attention=Window(frames=5, sink_frames=3), balance=0.5)
 SOFT = CombinedSettings(
     positions=SmoothPositions(near_frames=1, curve="linear"),
     slope=Slope(per_frame=0.2, near_frames=2),
@@ -102,7 +102,7 @@ def test_show_prints_the_parts_in_a_few_words(path, capsys):
     assert main(["profiles", "show", str(path)]) == 0
     shown = capsys.readouterr().out
     for line in (
-        "policy     near: combined: vrpr, window 3 + first 1, balance 0.5\n",
+        "policy     near: combined: vrpr, window 5 + first 3, balance 0.5\n",
         "policy     soft: combined: linear from 1, slope 0.2, x 1.1, log n x 0.5\n",
         "policy     sharp: balanced: vrpr, balance 0.25, x 1.2\n",
         "policy     second step: lvsa: window 3 + first 1, step 2\n",
