@@ -14,12 +14,13 @@ from freeloc.errors import ProfileError
 from freeloc.pictures.profiles import policy_colours
 from freeloc.plans.combined import combined_plan
 from freeloc.plans.combined_settings import CombinedSettings, Slope, SmoothPositions, Temperature, Window
+from freeloc.plans.frame_plan import DENSE
 from freeloc.profile.files import load_profile
 
 DEFINED = {
     "near": {
         "method": "combined",
-        "settings": {"attention": {"kind": "window", "frames": 3, "sink_frames": 1}, "balance": 0.5},
+        "settings": {"attention": {"kind": "window", "frames": 5, "sink_frames": 3}, "balance": 0.5},
     },
     "soft": {
         "method": "combined",
@@ -32,7 +33,7 @@ DEFINED = {
     "sharp": {"method": "balanced", "settings": {"factor": 1.2}},
     "second step": {"method": "lvsa", "settings": {"reach_frames": 1, "interval": 3, "step": 2}},
 }
-NEAR = CombinedSettings(attention=Window(frames=3, sink_frames=1), balance=0.5)
+NEAR = CombinedSettings(attention=Window(frames=5, sink_frames=3), balance=0.5)
 SOFT = CombinedSettings(
     positions=SmoothPositions(near_frames=1, curve="linear"),
     slope=Slope(per_frame=0.2, near_frames=2),
@@ -84,11 +85,24 @@ def test_a_real_wan_with_layers_and_heads_of_it_equals_the_oracle(path, small_wa
     torch.testing.assert_close(by_head, expected, atol=2e-5, rtol=2e-5)
 
 
+def test_references_have_no_bias_and_are_seen_by_all(path):
+    profile = load_profile(path)
+    plan = frame_plan(profile, 0, 11, reference_frames=(1, 1))
+    inside = combined_plan(9, 4, NEAR)
+    assert torch.equal(plan.bias[1:10, 1:10], inside.bias)
+    assert torch.equal(plan.visibility[1:10, 1:10], inside.visibility)
+    for index in (0, 10):
+        assert not plan.bias[index].any()
+        assert not plan.bias[:, index].any()
+        assert (plan.visibility[index] == DENSE).all()
+        assert (plan.visibility[:, index] == DENSE).all()
+
+
 def test_show_prints_the_parts_in_a_few_words(path, capsys):
     assert main(["profiles", "show", str(path)]) == 0
     shown = capsys.readouterr().out
     for line in (
-        "policy     near: combined: vrpr, window 3 + first 1, balance 0.5\n",
+        "policy     near: combined: vrpr, window 5 + first 3, balance 0.5\n",
         "policy     soft: combined: linear from 1, slope 0.2, x 1.1, log n x 0.5\n",
         "policy     sharp: balanced: vrpr, balance 0.25, x 1.2\n",
         "policy     second step: lvsa: window 3 + first 1, step 2\n",
