@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import FreelocError
@@ -43,30 +45,47 @@ def bench(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print all measures of video files: a row per measure, a column per file."""
-    from freeloc.metrics.measures import MEASURES
+    from freeloc.metrics.measures import MEASURES, OF_MOTION, pairs_with_texture
     from freeloc.metrics.video import read_video
     from freeloc.pictures import drift_chart, write
 
     found: list[dict[str, float]] = []
-    videos = {}
+    videos, textured = {}, []
     for path in arguments.videos:
         video = read_video(path)
         if arguments.drift_chart:
             videos[str(path)] = [video]
         try:
             found.append({name: function(video) for name, function in MEASURES.items()})
+            textured.append(pairs_with_texture(video))
         except FreelocError as error:
             raise FreelocError(f"{path}: {error}") from error
     if arguments.drift_chart:
         write(drift_chart(videos), arguments.drift_chart)
     names = [str(path) for path in arguments.videos]
     if arguments.json:
-        print(json.dumps([{"file": name, **row} for name, row in zip(names, found, strict=True)]))
+        print(json.dumps([_as_json(*row) for row in zip(names, found, textured, strict=True)]))
         return
     width = max(12, *(len(name) + 2 for name in names))
     print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
     for name in MEASURES:
-        print(f"{name:20}" + "".join(f"{row[name]:{width}.4f}" for row in found))
+        print(f"{name:20}" + "".join(f"{_shown(row[name]):>{width}}" for row in found))
+    for name, (pairs, of_all) in zip(names, textured, strict=True):
+        if pairs < of_all:
+            print(
+                f"{name}: {' and '.join(OF_MOTION)} are measured in {pairs} of {of_all} pairs of frames; the others "
+                "have no texture, and no motion can be seen in them"
+            )
+
+
+def _shown(value: float) -> str:
+    return "no texture" if math.isnan(value) else f"{value:.4f}"
+
+
+def _as_json(name: str, row: dict[str, float], textured: tuple[int, int]) -> dict[str, Any]:
+    """The measures of one file; null where no frames have texture, since JSON has no NaN."""
+    values = {measure: None if math.isnan(value) else value for measure, value in row.items()}
+    return {"file": name, **values, "pairs of frames": textured[1], "pairs with texture": textured[0]}
 
 
 def add(commands: Commands) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.metrics import measures as metrics
+from freeloc import metrics
 
 OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
 """Measures of a set of clips."""
@@ -74,7 +74,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
     """Per length, setting and measure: mean, standard error, number of clips, and the paired difference to `baseline`.
 
     Clips of the same number have the same prompt and, except for true clips, the same noise. So differences are
-    computed clip by clip.
+    computed clip by clip. Values that are NaN, such as motion in a video without texture, are left out.
     """
     values: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
     for row in rows:
@@ -84,6 +84,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
     lines = []
     for (times, setting), measures in values.items():
         for name, by_clip in measures.items():
+            by_clip = {clip: value for clip, value in by_clip.items() if not math.isnan(value)}
             mean, error = mean_and_error(list(by_clip.values()))
             line = {
                 "times": times,
@@ -94,7 +95,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
                 "error": error,
             }
             base = values.get((times, baseline), {}).get(name, {})
-            paired = [value - base[clip] for clip, value in by_clip.items() if clip in base]
+            paired = [value - base[clip] for clip, value in by_clip.items() if not math.isnan(base.get(clip, math.nan))]
             if paired and setting != baseline:
                 line["difference"], line["difference error"] = mean_and_error(paired)
             lines.append(line)

@@ -166,5 +166,6 @@ def require_numbers(values: Tensor, what: str) -> None:
     if missing:
         raise ProbeError(
             f"expected a number for {what} of every layer, found none for layer {missing[0]}: a layer that never runs "
-            "has none, and neither has a layer that computes NaN, as some models do in half precision"
+            "has none, and neither has a layer that computes NaN, as some models do in half precision, or a score of "
+            "motion in videos without texture"
         )

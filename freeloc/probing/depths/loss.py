@@ -1,6 +1,6 @@
 """Depth ``loss``: the denoising loss on real long clips, with another policy on one layer at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -13,13 +13,13 @@ from freeloc.probing.calls import Call
 from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.depths.base import Depth, per_head
-from freeloc.probing.depths.comparisons import COMPARED, WITHOUT_ROPE, Setting, policies_of, settings_of
+from freeloc.probing.depths.comparisons import COMPARED, WITHOUT_ROPE, policies_of, settings_of
 from freeloc.probing.depths.denoising_loss import noise_seed, require_finite, require_noise, squared_error
 from freeloc.probing.depths.lowest_loss import Losses
 from freeloc.probing.places import axes_of, motion_weight
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
-from freeloc.probing.subject import Subject
+from freeloc.probing.subject import PlanOfLayer, Subject
 from freeloc.probing.table import Label, Table
 from freeloc.profile.planning import layer_plans
 from freeloc.profile.policies import resolve_policy
@@ -101,6 +101,10 @@ class Loss(Depth):
             raise ProbeError(
                 "depth loss requires clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
             )
+        if len(subject.prompts) not in (0, 1, len(self.clips)):
+            raise ProbeError(
+                f"expected no prompt, one, or one for each of {len(self.clips)} clips, found {len(subject.prompts)}"
+            )
         for policy in policies_of(self._pairs(subject)):
             if resolve_policy(subject.profile, policy).method.noise:
                 raise ProbeError(
@@ -117,15 +121,16 @@ class Loss(Depth):
 
     def measure(self, subject: Subject) -> dict[str, Table]:
         """See `Loss`."""
-        if len(subject.prompts) not in (0, 1, len(self.clips)):
-            raise ProbeError(
-                f"expected no prompt, one, or one for each of {len(self.clips)} clips, found {len(subject.prompts)}"
-            )
         pairs, shape = self._pairs(subject), subject.shape
         heads: list[int | None] = [None, *range(shape.heads)] if self.heads else [None]
         by_cell = {own.cell: own for own in settings_of(pairs, len(self.clips), shape.layers, heads)}
-        call = lru_cache(maxsize=1)(partial(self._first_call, subject))
-        cells = subject.measure(list(by_cell), lambda name: self._losses_of(subject, call, by_cell[name]), "loss")
+        call = lru_cache(maxsize=1)(partial(self.first_call, subject))
+
+        def losses(name: str) -> Cell:
+            own = by_cell[name]
+            return self.losses_under(subject, call, own.clip, partial(layer_plans, own.profile(subject.profile)))
+
+        cells = subject.measure(list(by_cell), losses, "loss")
         names, rests = policies_of(pairs, self.policies or POLICIES), list(dict.fromkeys(rest for rest, _ in pairs))
         sizes = len(rests), len(names), shape.layers, len(heads), len(self.levels), len(self.clips)
         axes: dict[str, list[Label]] = {"rest": [*rests], "policies": [*names]}
@@ -164,26 +169,33 @@ class Loss(Depth):
     def _objective(self, subject: Subject) -> Objective:
         return self.objective or objective_of(subject.pipeline)
 
-    def _first_call(self, subject: Subject, prompt: int) -> Call:
-        """The first call of the run, which must be from noise."""
+    def first_call(self, subject: Subject, prompt: int) -> Call:
+        """The first call of a prompt's run, which must be from noise."""
         call = next(iter(subject.first_calls(prompt, [0]).values()))
         if self.objective is None:  # a given objective has the model's scale of time
             require_noise(call, objective_of(subject.pipeline))
         return call
 
-    def _losses_of(self, subject: Subject, call: Any, setting: Setting) -> Cell:
-        """The losses under one plan on one clip, (levels,) by name."""
-        observed, clip = call(setting.clip if len(subject.prompts) > 1 else 0), self.clips[setting.clip]
+    def losses_under(self, subject: Subject, call: Callable[[int], Call], clip: int, plan: PlanOfLayer) -> Cell:
+        """The losses on one clip under one plan: (levels,) for each of `MEASURES`.
+
+        Args:
+            subject: the model.
+            call: prompt -> the first call of its run: see `first_call`.
+            clip: number of the clip.
+            plan: the plans of all layers.
+        """
+        observed, latents = call(clip if len(subject.prompts) > 1 else 0), self.clips[clip]
         adapter, objective = subject.found[0][1], self._objective(subject)
-        where = axes_of(observed, adapter, clip, self.axes)
-        weight = motion_weight(clip.cpu(), where.names, **where.sizes)
+        where = axes_of(observed, adapter, latents, self.axes)
+        weight = motion_weight(latents.cpu(), where.names, **where.sizes)
         losses = []
-        with subject.under(partial(layer_plans, setting.profile(subject.profile))):
+        with subject.under(plan):
             for level in self.levels:
-                seed = noise_seed(subject.seed, setting.clip, level)
+                seed = noise_seed(subject.seed, clip, level)
                 error = squared_error(
-                    observed, adapter, objective, clip[None], level, seed, self.argument, where.names
+                    observed, adapter, objective, latents[None], level, seed, self.argument, where.names
                 ).double()
-                require_finite(float(error.mean()), level, setting.clip)
+                require_finite(float(error.mean()), level, clip)
                 losses.append([error.mean(), (weight * error).mean()])
         return dict(zip(MEASURES, torch.tensor(losses, dtype=torch.float64).unbind(dim=1), strict=True))
