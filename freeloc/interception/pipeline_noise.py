@@ -1,7 +1,7 @@
 """PreparedLatents: stands for `prepare_latents` of a pipeline, and turns the noise that it draws into that of a method.
 
-Noise is changed where it is drawn, before an image or a video is mixed in, and before it is packed to tokens. So nothing
-but noise is ever changed.
+Noise is changed where it is drawn, before an image or a video is mixed in, and before it is packed to tokens. So
+nothing but noise is ever changed.
 """
 
 import inspect

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import make_profile, make_wan
 from diffusers import WanPipeline
-from pipelines import PIPELINES
+from diffusers.modular_pipelines.wan import WanBlocks
+from pipelines import PIPELINES, without_run
 from subjects import in_threads
 
 import freeloc
@@ -113,6 +114,32 @@ class TestEveryPipeline:
         with patched(pipe, trained=9) as patch:
             assert torch.equal(small.call(pipe), plain)
         assert (patch.report().noise.prepared, patch.report().noise.within) == ({}, {9: 1})
+
+    @pytest.mark.parametrize(
+        ("name", "axes", "size", "picture"),
+        [
+            ("LTX2Pipeline", "b c f h w", (65, 64, 96), False),
+            ("HunyuanVideoImageToVideoPipeline", "b c f h w", (33, 32, 48), True),
+            ("Kandinsky5I2VPipeline", "b f h w c", (33, 32, 48), True),
+        ],
+    )
+    def test_latents_with_a_picture_or_sound_are_those_of_the_oracle(self, name, axes, size, picture):
+        pipe = without_run(name)
+        given = dict(zip(("num_frames", "height", "width"), size, strict=True))
+        given |= {"batch_size": 2, "num_channels_latents": 4, "dtype": torch.float32, "device": torch.device("cpu")}
+        given |= {"image": torch.rand(2, 3, 32, 48)} if picture else {}
+
+        def prepare():
+            found = pipe.prepare_latents(**given, generator=torch.Generator().manual_seed(0))
+            return found if isinstance(found, tuple) else (found,)
+
+        plain = prepare()
+        with drawing(pipe, lambda noise: oracle(noise, axes)):
+            expected = prepare()
+        with patched(pipe):
+            found = prepare()
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert not torch.equal(found[0], plain[0])
 
     def test_every_family_with_a_pipeline_is_tested(self):
         """But for those that freeloc refuses, and Cosmos 2, whose pipelines draw as that of Cosmos 1 does."""
@@ -440,6 +467,12 @@ class TestCallsFromOtherNoise:
         with pytest.raises(PatchError, match=found):
             freeloc.patch(SimpleNamespace(transformer=wan.transformer), make_profile(), method="freenoise")
 
+    def test_a_modular_pipeline(self, wan):
+        pipe = WanBlocks().init_pipeline()
+        pipe.update_components(transformer=wan.transformer)
+        with pytest.raises(PatchError, match="found WanModularPipeline, which has no prepare_latents"):
+            freeloc.patch(pipe, make_profile(), method="freenoise")
+
     def test_the_line_for_latents_with_other_axes(self, pipes):
         transformer = pipes["cogvideox"].transformer
         profile = freeloc.default_profile(transformer, "none", TRAINED)
@@ -480,7 +513,7 @@ class TestTheArgument:
 
     def test_the_caller_prepares_it(self, wan):
         profile = make_profile(schema_version=3, noise="freenoise")
-        for options in ({}, {"noise": "freenoise"}):
+        for options in ({}, {"noise": "freenoise"}, {"noise": None}):
             with freeloc.patch(wan.transformer, profile, noise_prepared=True, **options) as patch:
                 call_alone(wan, 9)
             assert "initial noise of freenoise: prepared by your code" in str(patch.report())
