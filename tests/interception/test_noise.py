@@ -25,6 +25,7 @@ from freeloc.plans.baselines import reschedule_noise
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Method
 from freeloc.registry import registry
+from freeloc.report import NoiseReport
 
 TRAINED = 4
 FREENOISE = registry().methods.get("freenoise")
@@ -484,6 +485,28 @@ class TestCallsFromOtherNoise:
         names = {"latents": latents, "generator": torch.Generator().manual_seed(seed_of(drawn()[:, :, :4]))}
         exec(line, names)
         assert torch.equal(names["latents"], oracle(latents, "b f c h w"))
+
+
+class TestReport:
+    def test_the_lines(self):
+        report = NoiseReport("mine", 21)
+        start = "initial noise of mine:"
+        assert report.lines() == [f"{start} not prepared yet"]
+        report.prepared.update({81: 3, 41: 1})
+        report.given[81] = 2
+        report.within[21] = 1
+        assert report.lines() == [
+            f"{start} prepared for 41 latent frames, in windows of 21 (1 time)",
+            f"{start} prepared for 81 latent frames, in windows of 21 (3 times, of which 2 from latents that were given)",
+            f"{start} left as it was for 21 latent frames, which are not longer than in training (1 time)",
+        ]
+
+    def test_it_does_not_change_later(self, wan):
+        with patched(wan) as patch:
+            before = patch.report()
+            sample(wan)
+            assert before.noise.prepared == {}
+            assert "initial noise of freenoise: not prepared yet" in str(before)
 
 
 class TestTheArgument:
