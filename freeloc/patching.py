@@ -133,7 +133,7 @@ def patch(
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     require_fit(loaded, found)
     require_settings(method, loaded)
-    initial = None if noise_prepared and noise is None else noise_method(loaded, method, noise)
+    initial = noise_method(loaded, method, "auto" if noise_prepared and noise is None else noise)
     prepared = None
     if initial is not None and not noise_prepared:
         prepared = _prepared_by_patch(model_or_pipeline, initial, loaded, found[0][1])

@@ -212,7 +212,7 @@ def departure_from_noise(latents: Tensor) -> str:
 
     >>> noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     >>> departure_from_noise(noise), departure_from_noise(noise.cumsum(-1))
-    ('', 'of frame 0, the correlation of neighbours is 0.88, not 0')
+    ('', 'of frame 0, the correlation of neighbours is 0.87, not 0')
     """
     values = latents.detach().float().movedim(2, 1)  # (batch, frames, channels, height, width)
     scale = float(values.std())
