@@ -18,18 +18,26 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Compare methods on the tiny model."""
+    """Compare methods on a tiny model."""
     try:
+        from freeloc.tiny.losses import bench_losses
         from freeloc.tiny.results import bench as run_bench
+        from freeloc.tiny.settings import loss_settings
         from freeloc.tiny.sizes import full, quick, single_layers
     except ImportError as error:
         raise FreelocError(f'the bench requires more packages ({error}): pip install "freeloc[bench]"') from error
-    long = arguments.full or arguments.layers
-    folder = arguments.output or Path("freeloc-bench-full" if long else "freeloc-bench")
-    size = single_layers() if arguments.layers else full() if arguments.full else quick()
-    size = size.with_others(arguments.also)
+    long, model = arguments.full or arguments.layers, arguments.model
+    name = f"freeloc-bench{'-full' if long else ''}{'' if model == 'tiny-wan' else f'-{model}'}"
+    folder = arguments.output or Path(name)
+    if arguments.losses:
+        settings = loss_settings(arguments.settings, arguments.also, model)
+        print(bench_losses(folder, settings, model, arguments.times, arguments.clips, arguments.workers))
+        print(f"\nwritten: {folder / 'losses.csv'}")
+        return
+    size = (single_layers if arguments.layers else full if arguments.full else quick)(model)
+    size = size.with_only(arguments.settings).with_others(arguments.also)
     results = folder / "layers" if arguments.layers else folder
-    print(run_bench(folder, size, arguments.workers, results))
+    print(run_bench(folder, size, arguments.workers, results, arguments.part))
     print(f"\nwritten: {results}")
 
 
@@ -71,19 +79,29 @@ def add(commands: Commands) -> None:
     command.add_argument("--method", help="one method on every layer (freeloc methods), instead of the profile")
     command.set_defaults(run=demo)
 
-    command = commands.add_parser("bench", help="compare methods on the tiny model; continues after an interruption")
-    command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
+    command = commands.add_parser("bench", help="compare methods on a tiny model; continues after an interruption")
+    command.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="only these settings: methods, profiles, names in the tables"
+    )
+    command.add_argument("--model", default="tiny-wan", help="tiny-wan (synthetic hills) or tiny-film (a real film)")
+    command.add_argument("--output", type=Path, help="folder to write to, by default freeloc-bench...")
     sizes = command.add_mutually_exclusive_group()
     sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x; runs for hours")
     sizes.add_argument(
         "--layers", action="store_true", help="another policy on one layer at a time, at 4x; runs for hours"
     )
+    sizes.add_argument(
+        "--losses", action="store_true", help="no videos: the denoising loss on true long clips, in minutes"
+    )
+    command.add_argument("--times", type=positive, nargs="+", default=[4], help="lengths of --losses, by default 4")
+    command.add_argument("--clips", type=positive, default=16, help="clips of --losses, by default 16")
+    command.add_argument("--part", nargs="+", default=[], metavar="NAME", help="only these parts of --full")
     command.add_argument(
         "--also",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="more methods (freeloc methods), or profiles of the tiny model",
+        help="more settings: methods (freeloc methods), or profiles of the model",
     )
     command.add_argument(
         "--workers", type=positive, default=1, help="number of processes; two or more have one thread each"
