@@ -184,7 +184,7 @@ def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that
     size = SIZE.with_others([str(tmp_path / "several.json")])
     one = size.settings["several"]
     assert one.profile == several
-    assert one.noise is reschedule_noise
+    assert one.noise.noise is reschedule_noise
     assert one.fingerprint.endswith(" reschedule_noise")
     cell = cell_of(tmp_path, "several")
     initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
@@ -201,7 +201,7 @@ def test_two_methods_that_each_require_noise_of_their_own_are_refused(monkeypatc
     other = Method("other", sliding_window, noise=lambda latents, trained, generator: latents)
     monkeypatch.setitem(registry().methods.owners, "other", [("a package", other)])
     both = setting.Setting("both", settings.with_layers(MIXED, ["freenoise", "other"] * 4))
-    with pytest.raises(freeloc.FreelocError, match="both: expected one method that changes the initial noise, found f"):
+    with pytest.raises(freeloc.FreelocError, match="expected one method with initial noise of its own, found f"):
         _ = both.noise
 
 
