@@ -1,6 +1,7 @@
 """A setting of the bench: a profile or a method, perhaps with other noise, and how a model is patched with it."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +14,12 @@ from freeloc.errors import FreelocError
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.method import Method, Plans
 from freeloc.profile.files import with_choice
-from freeloc.profile.planning import methods_used, resolve_method
+from freeloc.profile.planning import methods_used, noise_method, resolve_method
 from freeloc.profile.policies import resolve_policy, resolved_with
 from freeloc.profile.schema import PolicyPart, Profile
 
 NOISE_OF = ", noise of "
 """Between the name of a setting and that of the method whose initial noise it starts from."""
-
-NoiseFunction = Callable[[Tensor, int, torch.Generator], Tensor]
-"""(noise (batch, channels, frames, height, width), trained latent frames, generator) -> noise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +53,11 @@ class Setting:
             )
         return dataclasses.replace(self, name=f"{self.name}{NOISE_OF}{method.name}", noise_of=method)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and the noise function's name."""
         content = hashlib.sha256()
-        for step in range(4) if self.changes_by_step else [0]:
+        for step in (0, 1) if self.changes_by_step else (0,):
             one = self.at(step)
             _, plan_of = resolve_method(one.method)
             for times in (2, 4, 8):
@@ -68,22 +66,16 @@ class Setting:
                     for plan in _as_list(plan_of(one.profile, layer, frames)):
                         _add(content, plan)
         noise = self.noise
-        return f"{content.hexdigest()[:16]} {noise.__name__ if noise else ''}".strip()
+        return f"{content.hexdigest()[:16]} {_name(noise)}".strip()
 
     @property
-    def noise(self) -> NoiseFunction | None:
-        """The function that changes the initial noise, if there is one.
+    def noise(self) -> Method | None:
+        """The method whose initial noise videos start from, if it is not plain noise.
 
         Raises:
-            FreelocError: if methods of different layers require different noise.
+            PatchError: if methods of different layers require different noise.
         """
-        used = [*methods_used(self.method or self.profile), *([self.noise_of] if self.noise_of else [])]
-        own = {method.noise: method.name for method in used if method.noise}
-        if len(own) > 1:
-            raise FreelocError(
-                f"{self.name}: expected one method that changes the initial noise, found {' and '.join(own.values())}"
-            )
-        return next(iter(own), None)
+        return noise_method(self.profile, self.method, self.noise_of or "auto")
 
     def prepared(self, initial: Tensor, frames_axis: int, seed: int) -> Tensor:
         """Initial noise as this setting requires it.
@@ -93,11 +85,12 @@ class Setting:
             frames_axis: its axis of frames, 1 or 2.
             seed: of what the noise function draws.
         """
-        if self.noise is None:
+        method = self.noise
+        if method is None or method.noise is None:
             return initial
         generator = torch.Generator().manual_seed(seed)
         trained = self.profile.model.trained_latent_frames
-        return self.noise(initial.movedim(frames_axis, 2), trained, generator).movedim(2, frames_axis).contiguous()
+        return method.noise(initial.movedim(frames_axis, 2), trained, generator).movedim(2, frames_axis).contiguous()
 
     @property
     def changes_by_step(self) -> bool:
@@ -137,7 +130,12 @@ class Setting:
 
     def _patch(self, model_or_pipeline: object, step: int) -> freeloc.Patch:
         one = self.at(step)
-        return freeloc.patch(model_or_pipeline, one.profile, method=one.method, noise_prepared=True)
+        noise = one.noise_of or "auto"
+        return freeloc.patch(model_or_pipeline, one.profile, method=one.method, noise=noise, noise_prepared=True)
+
+
+def _name(noise: Method | None) -> str:
+    return "" if noise is None else getattr(noise.noise, "__name__", noise.name)
 
 
 def _takes_step(method: Method) -> bool:
@@ -151,7 +149,7 @@ def _method_at(method: Method, step: int) -> Method:
         settings = resolved_with(profile, method).settings
         return method.plan(profile, layer, frames, settings and settings.model_copy(update={"step": step}))
 
-    return dataclasses.replace(method, plan=plan, settings=None, defaults=None)
+    return dataclasses.replace(method, plan=plan, settings=None, defaults=None, label=None)
 
 
 def _as_list(plans: Plans) -> list[FramePlan]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from freeloc.errors import FreelocError
 from freeloc.plans.baselines import BASELINES
+from freeloc.plans.windows import LVSA
 from freeloc.probing import Sensitivity
 from freeloc.profile.files import load_profile, measurements_path, with_choice
 from freeloc.profile.schema import POLICIES, Policy, Profile
@@ -17,6 +18,12 @@ from freeloc.tiny.setting import NOISE_OF, Setting
 
 WITHOUT_VRPR, WITH_TSA = "VRPR on all but layer {}", "VRPR, and TSA on layer {}"
 """Names of settings with another policy on one layer."""
+
+EVERYWHERE = ("tsa", "vrpr", "vrpr+tsa", "balanced")
+"""Methods on every layer, whose settings are named "... everywhere"."""
+
+NOISY = ("direct", "vrpr everywhere", "balanced everywhere", "layer-wise", "tuned")
+"""Settings that are also measured from the initial noise of FreeNoise."""
 
 HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
 """A profile of the tiny model with a policy for each head, chosen by ``freeloc.tiny.probes heads``."""
@@ -94,22 +101,29 @@ def single_layer_settings(model: str = "tiny-wan") -> dict[str, Setting]:
 
 def all_settings(model: str = "tiny-wan") -> dict[str, Setting]:
     """Every setting of the bench, by name. Of settings with the same plans and noise, only the first is included."""
+    different: dict[str, Setting] = {}
+    for setting in _every_setting(model).values():
+        different.setdefault(setting.fingerprint, setting)
+    return {setting.name: setting for setting in different.values()}
+
+
+def _every_setting(model: str) -> dict[str, Setting]:
+    """Every setting by name, also those that are the same under another name."""
     chosen = load_profile(model)
-    settings = [Setting(method.name, chosen, method) for method in BASELINES]
-    settings += [
-        Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in ("tsa", "vrpr", "vrpr+tsa")
-    ]
+    settings = [Setting(method.name, chosen, method) for method in [*BASELINES, LVSA]]
+    settings += [Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in EVERYWHERE]
     settings.append(Setting("layer-wise", chosen))
+    if f"{model}-tuned" in registry().profiles.owners:
+        settings.append(Setting("tuned", load_profile(f"{model}-tuned")))
     if HEAD_CHOICE.exists() and model == "tiny-wan":
         settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
     settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
     measured = measurements_path(model)
     if measured:
         settings.append(Setting("wrong layers", wrong(chosen, measured_losses(Sensitivity.load(measured)))))
-    different: dict[str, Setting] = {}
-    for setting in settings:
-        different.setdefault(setting.fingerprint, setting)
-    return {setting.name: setting for setting in different.values()}
+    noise = registry().methods.get("freenoise")
+    settings += [setting.with_noise_of(noise) for setting in settings if setting.name in NOISY]
+    return {setting.name: setting for setting in settings}
 
 
 def setting_of(name: str, model: str = "tiny-wan") -> Setting:
@@ -119,8 +133,8 @@ def setting_of(name: str, model: str = "tiny-wan") -> Setting:
 
     >>> setting_of("riflex").name, setting_of("profiles/tiny-wan.json").name, setting_of("vrpr").name
     ('riflex', 'tiny-wan', 'vrpr everywhere')
-    >>> setting_of("layer-wise, noise of freenoise").noise.__name__
-    'reschedule_noise'
+    >>> setting_of("layer-wise, noise of freenoise").noise.name
+    'freenoise'
 
     Raises:
         FreelocError: if there is none, or the profile is for another model.
@@ -128,7 +142,7 @@ def setting_of(name: str, model: str = "tiny-wan") -> Setting:
     base, separator, noisy = name.partition(NOISE_OF)
     if separator:
         return setting_of(base, model).with_noise_of(registry().methods.get(noisy))
-    known, own = all_settings(model), load_profile(model)
+    known, own = _every_setting(model), load_profile(model)
     for usual in (name, f"{name} everywhere"):
         if usual in known:
             return known[usual]
