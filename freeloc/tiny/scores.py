@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from freeloc.metrics import measures as metrics
+from freeloc import metrics
 
 OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
 """Measures of a set of clips."""

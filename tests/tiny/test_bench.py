@@ -272,6 +272,10 @@ def rows_of(setting, values, times=4):
 
 
 def test_the_summary_is_mean_standard_error_and_paired_difference():
+    without_texture = rows_of("direct", [1, 2, math.nan]) + rows_of("x", [2, math.nan, 9])
+    found = {line["setting"]: line for line in scores.summary(without_texture)}
+    assert (found["direct"]["mean"], found["direct"]["clips"], found["x"]["mean"]) == (1.5, 2, 5.5)
+    assert found["x"]["difference"] == 1  # of the one clip that both have
     lines = {line["setting"]: line for line in scores.summary(rows_of("direct", [1, 2, 6]) + rows_of("x", [2, 4, 6]))}
     assert lines["direct"]["mean"] == 3
     assert lines["direct"]["error"] == pytest.approx(statistics.stdev([1, 2, 6]) / 3**0.5)
