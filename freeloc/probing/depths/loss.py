@@ -14,7 +14,13 @@ from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.depths.base import Depth, per_head
 from freeloc.probing.depths.comparisons import COMPARED, WITHOUT_ROPE, policies_of, settings_of
-from freeloc.probing.depths.denoising_loss import noise_seed, require_finite, require_noise, squared_error
+from freeloc.probing.depths.denoising_loss import (
+    noise_seed,
+    require_different,
+    require_finite,
+    require_noise,
+    squared_error,
+)
 from freeloc.probing.depths.lowest_loss import Losses
 from freeloc.probing.places import axes_of, motion_weight
 from freeloc.probing.rule import USUAL, Rule, Summary
@@ -105,6 +111,7 @@ class Loss(Depth):
             raise ProbeError(
                 "depth loss requires clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
             )
+        require_different(self.clips)
         if len(subject.prompts) not in (0, 1, len(self.clips)):
             raise ProbeError(
                 f"expected no prompt, one, or one for each of {len(self.clips)} clips, found {len(subject.prompts)}"
