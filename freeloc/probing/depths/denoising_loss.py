@@ -11,12 +11,29 @@ from freeloc.adapter.spec import Adapter
 from freeloc.errors import ProbeError
 from freeloc.probing.calls import TIMES, UNTIL, Call
 from freeloc.probing.denoising import Objective
+from freeloc.probing.places import argument_of, axes_of
 
 
 def denoising_loss(
     call: Call, adapter: Adapter, objective: Objective, clean: Tensor, level: float, seed: int, argument: str | None
 ) -> float:
-    """Mean squared error of the model's prediction, mean over the batch of the recorded call.
+    """Mean squared error of the model's prediction, mean over the batch of the recorded call: see `squared_error`."""
+    return float(squared_error(call, adapter, objective, clean, level, seed, argument).mean())
+
+
+def squared_error(
+    call: Call,
+    adapter: Adapter,
+    objective: Objective,
+    clean: Tensor,
+    level: float,
+    seed: int,
+    argument: str | None = None,
+    axes: str | None = None,
+) -> Tensor:
+    """Squared error of the model's prediction at each place of one clip, mean over the batch of the recorded call.
+
+    Its mean is the denoising loss. `freeloc.probing.places.motion_weight` weighs its places.
 
     Args:
         call: a recorded call of the transformer.
@@ -24,17 +41,19 @@ def denoising_loss(
         objective: what the model predicts.
         clean: latents of one clip, with a batch of 1.
         level: noise level, 0 clean to 1 noise.
-        seed: random seed of the noise.
+        seed: random seed of the noise: see `noise_seed`.
         argument: name of the argument that holds the video; by default as the adapter says.
+        axes: einops names of the clip's axes without the batch; by default as the adapter says.
+
+    Returns:
+        float32 on the CPU, of the clip's shape without the batch.
 
     Raises:
         ProbeError: if the clip has another shape than the call's video, or the output has another shape than the clip.
     """
-    grid = adapter.grid
-    name = argument or (grid.argument if isinstance(grid.argument, str) else "hidden_states")
-    axes = grid.axes.split()
-    channels = axes.index("c") if "c" in axes else 1
+    name = argument or argument_of(adapter)
     clean = clean.float()
+    channels = axes_of(call, adapter, clean[0], axes).channels
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     video = _in_place_of(argument_at(call.arguments, name), objective.noisy(clean, noise, level), channels, name)
     given = {key: value for key in (*TIMES, *UNTIL) if (value := call.arguments.get(key)) is not None}
@@ -47,7 +66,21 @@ def denoising_loss(
     found = found.narrow(channels, 0, min(target.shape[channels], found.shape[channels]))
     if found.shape[1:] != target.shape[1:]:
         raise ProbeError(f"expected the model to return {tuple(target.shape[1:])}, found {tuple(found.shape[1:])}")
-    return float((found - target).square().mean())
+    return (found - target).square().mean(dim=0)
+
+
+def noise_seed(seed: int, clip: int, level: float) -> int:
+    """Random seed of the noise on a clip at a level: the same for every setting, so that losses can be paired.
+
+    >>> noise_seed(0, clip=1, level=0.5)
+    1000503
+
+    Args:
+        seed: random seed of the probe.
+        clip: number of the clip.
+        level: noise level, 0 clean to 1 noise.
+    """
+    return seed + 1_000_003 * clip + round(1000 * level)
 
 
 def require_noise(call: Call, objective: Objective) -> None:

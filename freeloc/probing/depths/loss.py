@@ -14,7 +14,7 @@ from freeloc.probing.calls import Call
 from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.depths.base import Depth, per_head
-from freeloc.probing.depths.denoising_loss import denoising_loss, require_finite, require_noise
+from freeloc.probing.depths.denoising_loss import denoising_loss, noise_seed, require_finite, require_noise
 from freeloc.probing.depths.lowest_loss import Losses
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
@@ -230,7 +230,7 @@ class Loss(Depth):
 
     def _at(self, subject: Subject, call: Call, clip: int, level: float) -> float:
         """The loss on one clip at one level."""
-        seed = subject.seed + 1_000_003 * clip + round(1000 * level)
+        seed = noise_seed(subject.seed, clip, level)
         adapter, objective = subject.found[0][1], self._objective(subject)
         loss = denoising_loss(call, adapter, objective, self.clips[clip][None], level, seed, self.argument)
         require_finite(loss, level, clip)
