@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from freeloc.errors import ProbeError
+from freeloc.errors import FreelocError, ProbeError
 from freeloc.profile.files import with_choice
+from freeloc.profile.planning import policy_plans
 from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import PolicyPart, Profile
 from freeloc.registry import registry
@@ -65,6 +66,12 @@ class Candidate:
         return Candidate(name, self.method, settings)
 
 
+STEPS: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
+    (("dense_frames",), (0.5, 2.0)),
+    (("striped_frames",), (0.5, 2.0)),
+)
+"""Numbers that tuning changes, by their path in the settings of a method, and the factors of a step."""
+
 Assignment = tuple[Candidate, ...]
 """The candidate of each layer."""
 
@@ -90,20 +97,21 @@ ON_ONE_LAYER: tuple[Candidate, ...] = (
 """What is tried on one layer, among others that have the best of `UNIFORM`; the simplest first."""
 
 
-def named(names: Sequence[str]) -> tuple[Candidate, ...]:
-    """Candidates of registered methods.
+def candidates_of(also: Sequence[str | Candidate]) -> tuple[Candidate, ...]:
+    """Candidates, given as such or by the names of registered methods.
 
     Raises:
         RegistryError: if there is no such method (the message suggests similar names).
-        ProbeError: if it requires noise of its own, which a loss on real clips does not have.
+        ProbeError: if one requires noise of its own, which a loss on real clips does not have.
     """
-    for name in names:
-        if registry().methods.get(name).noise:
+    found = tuple(one if isinstance(one, Candidate) else Candidate(one) for one in also)
+    for one in found:
+        if registry().methods.get(one.method).noise:
             raise ProbeError(
-                f"expected methods that require no initial noise of their own, found '{name}': tuning measures losses on "
-                "real clips with plain noise. `freeloc bench --also` compares sampled videos"
+                f"expected methods that require no initial noise of their own, found '{one}': tuning measures losses on "
+                "real clips with plain noise"
             )
-    return tuple(map(Candidate, names))
+    return found
 
 
 def uniform(candidate: Candidate, layers: int) -> Assignment:
@@ -163,3 +171,47 @@ def from_data(data: Mapping[str, Any]) -> Assignment:
     """
     distinct = [Candidate(*policy) for policy in data["policies"]]
     return tuple(distinct[index] for index in data["layers"])
+
+
+def neighbours(candidate: Candidate, base: Profile) -> list[Candidate]:
+    """The same method with one number of `STEPS` changed by one step. Settings that do not fit the method are left out.
+
+    >>> from freeloc import load_profile
+    >>> neighbours(Candidate("tsa"), load_profile("wan2.1"))[:2]
+    [tsa dense_frames=4, tsa dense_frames=16]
+    """
+    resolved = resolve_policy(profile_of(base, uniform(candidate, base.model.layers)), candidate.name)
+    settings = {} if resolved.settings is None else resolved.settings.model_dump(mode="json")
+    found = []
+    for path, factors in STEPS:
+        value = settings
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        for factor in factors:
+            new = round(value * factor) if isinstance(value, int) else round(value * factor, 6)
+            other = candidate.changed(path, new, _renamed(candidate.name, ".".join(path), new))
+            if new != value and _fits(other, base):
+                found.append(other)
+    return found
+
+
+def _renamed(name: str, setting: str, value: float) -> str:
+    """A name that says which setting differs.
+
+    >>> _renamed("tsa dense_frames=4", "dense_frames", 2)
+    'tsa dense_frames=2'
+    """
+    kept = [part for part in name.split(" ") if not part.startswith(f"{setting}=")]
+    return " ".join([*kept, f"{setting}={value:g}"])
+
+
+def _fits(candidate: Candidate, base: Profile) -> bool:
+    """Whether a method accepts these settings."""
+    try:
+        profile = profile_of(base, uniform(candidate, base.model.layers))
+        policy_plans(profile, candidate.name, 2 * base.model.trained_latent_frames)
+    except FreelocError:
+        return False
+    return True

@@ -44,6 +44,11 @@ class Losses:
         """The profile whose settings candidates leave as they are."""
         return self._runner.profile
 
+    @property
+    def count(self) -> int:
+        """Number of known losses."""
+        return sum(map(len, self._known.values()))
+
     def measure(self, wanted: Sequence[tuple[Assignment, Unit]], share: float) -> bool:
         """Measure what is missing, until this share of the budget is spent; return whether all is known."""
         tasks = {}
@@ -57,6 +62,10 @@ class Losses:
                 cell = self._work.cell(name)
                 self._known[key][unit] = Loss(float(cell["whole"]), float(cell["places"]))
         return complete
+
+    def seconds(self, units: Sequence[Unit]) -> float:
+        """How long these would take: the measured times, shared by all processes."""
+        return sum(self._work.clock.typical(f"loss {unit.frames}") for unit in units) / self._work.processes
 
     def of(self, assignment: Assignment) -> dict[Unit, Loss]:
         """The known losses of an assignment."""

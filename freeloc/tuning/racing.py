@@ -61,7 +61,7 @@ class Paired(NamedTuple):
     def is_nothing(self) -> bool:
         """Whether the arms give the same result, up to rounding: see `NEGLIGIBLE`."""
         largest = abs(self.mean) + (0.0 if math.isnan(self.error) else self.error)
-        return self.clips > 0 and largest <= NEGLIGIBLE * self.loss
+        return self.clips > 0 and largest <= NEGLIGIBLE * max(self.loss, self.loss + self.mean)
 
 
 NEGLIGIBLE = 2e-5
@@ -108,11 +108,13 @@ class Rules:
 
     Args:
         errors: an arm stops if it is worse than the best by more than this many standard errors: see `margin`.
-        least: and was measured on at least this many clips.
+        against: the same where arms are compared with a reference: they must be better to be of use.
+        least: fewest clips after which an arm may stop.
         tasks: rounds have at least this many measurements, so that several processes have something to do.
     """
 
     errors: float = 3.0
+    against: float = 1.0
     least: int = 4
     tasks: int = 8
 
@@ -192,7 +194,7 @@ def _still(alive: list[Arm], scores: Callable[[Arm], Scores], reference: Arm | N
     stopped = {
         index
         for index, found in apart.items()
-        if found.is_worse(rules.errors, rules.least) or (found.clips >= min(rules.least, 2) and found.is_nothing())
+        if found.is_worse(rules.against, rules.least) or (found.clips >= min(rules.least, 2) and found.is_nothing())
     }
     return [arm for index, arm in enumerate(alive) if index not in stopped]
 

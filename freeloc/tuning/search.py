@@ -6,7 +6,8 @@
 4. `settings`: numbers of the policies found are changed in small steps.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from freeloc.errors import ProbeError
@@ -68,6 +69,10 @@ class Search:
     """What was left out, and why."""
     survivors: list[Candidate] = field(default_factory=list)
     """The candidates that no race has stopped."""
+    entered: Callable[[str], None] = lambda stage: None
+    """Called at the begin of each stage."""
+    standing: dict[Candidate, Paired] = field(default_factory=dict)
+    """Each candidate on all layers, compared with the best one."""
     base: Candidate = field(init=False)
     """The best candidate on all layers."""
 
@@ -77,8 +82,13 @@ class Search:
         Raises:
             ProbeError: if the budget is too small for the first stage.
         """
-        chosen = self._uniform()
-        chosen = self._together(chosen, self._single(chosen))
+        self.entered("all layers")
+        base = self._uniform()
+        self.entered("single layers")
+        changes = self._single(base)
+        self.entered("together")
+        chosen = self._together(base, changes)
+        self.entered("settings")
         return self._settings(chosen)
 
     def _uniform(self) -> Assignment:
@@ -91,7 +101,7 @@ class Search:
         # What comes later is compared with the winner, unit by unit: so all units that it can be measured on.
         self.losses.measure([(winner, unit) for unit in self.units], SHARES["uniform"])
         for arm in arms:
-            apart = self._apart(arm, winner)
+            apart = self.standing[arm[0]] = self._apart(arm, winner)
             why = "the lowest loss" if arm == winner else "not told apart" if arm in alive else "worse beyond doubt"
             self.steps.append(Step("uniform", f"{arm[0]} on all layers", apart, arm == winner, why))
         return winner
@@ -164,7 +174,7 @@ class Search:
         self.steps.append(Step(stage, what, apart, kept, why))
         return kept
 
-    def _measure(self, stage: str):  # type: ignore[no-untyped-def]
+    def _measure(self, stage: str) -> Callable[[Sequence[tuple[Assignment, Unit]]], bool]:
         return lambda tasks: self.losses.measure(tasks, SHARES[stage])
 
     def _apart(self, first: Assignment, second: Assignment) -> Paired:
@@ -180,8 +190,23 @@ class Search:
         return order.index(first) < (order.index(second) if second in order else len(order))
 
     def _require_budget(self, arms: Sequence[Assignment]) -> None:
-        """Time one unit of each length, and require that all candidates can be measured on a few clips.
+        """Time a unit of each length, and require that all candidates can be measured on a few clips.
 
         Raises:
             ProbeError: if they cannot.
         """
+        few = self.units[: min(self.rules.least, len({unit.clip for unit in self.units}))]
+        first = {unit.frames: unit for unit in reversed(self.units)}
+        known = [self.losses.measure([(arms[0], unit)], SHARES["uniform"]) for unit in first.values()]
+        missing = [unit for arm in arms for unit in few if unit not in self.losses.of(arm)]
+        seconds = self.losses.seconds(missing)
+        allowed = self.clock.left(SHARES["uniform"])
+        if missing and (not all(known) or seconds > allowed):
+            longest = max(first)
+            needed = (self.clock.spent() + seconds) / SHARES["uniform"] / 60
+            raise ProbeError(
+                f"expected a budget that measures {len(arms)} candidates on {len(few)} clips in its first "
+                f"{SHARES['uniform']:.0%}, found {self.clock.budget / 60:g} minutes: one loss at {longest} latent frames "
+                f"takes {self.losses.seconds([first[longest]]):.2g} s. Give minutes={math.ceil(1.2 * needed * 10) / 10:g} "
+                "or more, fewer candidates, fewer times, or more processes"
+            )

@@ -11,20 +11,32 @@ FEWEST = 4
 """Fewest clips: half of them must still give a standard error."""
 
 
-def halves(clips: int, seed: int) -> tuple[list[int], list[int]]:
-    """Clips to choose on, and clips to check on, in random order; the first half has one more if there is an odd one.
-
-    >>> [sorted(half) for half in halves(5, seed=0)]
-    [[0, 1, 2], [3, 4]]
+def require_clips(clips: int, prompts: Sequence[object], own: bool) -> None:
+    """Require enough clips, and a prompt for each or one for all.
 
     Raises:
-        ProbeError: if there are too few.
+        ProbeError: if there are too few, or another number of prompts.
     """
+    if own and clips < FEWEST:
+        raise ProbeError(
+            f"expected at least {FEWEST} prompts without clips, which are then samples of the model, one for each prompt, "
+            f"found {clips}"
+        )
     if clips < FEWEST:
         raise ProbeError(
             f"expected at least {FEWEST} clips, one half to choose on and the other to check on, each with a standard "
             f"error, found {clips}: 16 or more are better"
         )
+    if len(prompts) not in (1, clips):
+        raise ProbeError(f"expected one prompt, or one for each of {clips} clips, found {len(prompts)}")
+
+
+def halves(clips: int, seed: int) -> tuple[list[int], list[int]]:
+    """Clips to choose on, and clips to check on, in random order; the first half has one more if there is an odd one.
+
+    >>> [sorted(half) for half in halves(5, seed=0)]
+    [[0, 1, 2], [3, 4]]
+    """
     order = list(range(clips))
     random.Random(seed).shuffle(order)
     return order[: (clips + 1) // 2], order[(clips + 1) // 2 :]

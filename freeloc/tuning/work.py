@@ -58,7 +58,7 @@ class Work(Cells):
     ) -> None:
         super().__init__(folder, settings)
         self._measure = measure
-        self._clock = clock
+        self.clock = clock
         self._run = f"{os.getpid()}-{time.time_ns()}"
         self._rounds = 0
         if self.leads and self.folder and self.processes > 1:
@@ -88,11 +88,11 @@ class Work(Cells):
         missing = [task for task in tasks if not self.has(task.name)]
         if missing and self.processes > 1:
             self._rounds += 1
-            until = time.time() + self._clock.left(share)
+            until = time.time() + self.clock.left(share)
             self._post(missing, until)
         in_time = True
         for task in missing:
-            if not self._clock.fits(task.kind, share):
+            if not self.clock.fits(task.kind, share):
                 in_time = False
                 break
             if not self.has(task.name) and self._claim(self._run, self._rounds, task):
@@ -115,7 +115,7 @@ class Work(Cells):
                 time.sleep(PAUSE)
                 continue
             for task in (Task(*listed) for listed in posted["tasks"]):
-                late = time.time() + self._clock.typical(task.kind) > posted["until"]
+                late = time.time() + self.clock.typical(task.kind) > posted["until"]
                 if late or self._posted() != posted:
                     break
                 if not self.has(task.name) and self._claim(*number, task):
@@ -128,13 +128,13 @@ class Work(Cells):
             self._post([], 0.0, done=True)
 
     def _one(self, task: Task) -> None:
-        start = self._clock.now()
+        start = self.clock.now()
         self.get(task.name, lambda name: self._measure(task))
-        self._clock.note(task.kind, self._clock.now() - start)
+        self.clock.note(task.kind, self.clock.now() - start)
 
     def _settle(self, task: Task, take_over: bool) -> None:
         """Wait for a task of another process, and measure it here if that process seems to be gone."""
-        patience = PATIENCE * max(1.0, self._clock.typical(task.kind))
+        patience = PATIENCE * max(1.0, self.clock.typical(task.kind))
         started = self._claimed_at(task)
         while started is not None and not self.has(task.name) and time.time() < started + patience:
             time.sleep(PAUSE)
