@@ -37,7 +37,8 @@ def tables_of(session: Session) -> dict[str, Table]:
     settings = {one.name: one.assignment for one in session.held_out}
     tables = {
         "tune.all layers": Table(
-            _losses(losses, list(everywhere.values()), session, clips), {"policies": [*everywhere]} | _axes(session, clips)
+            _losses(losses, list(everywhere.values()), session, clips),
+            {"policies": [*everywhere]} | _axes(session, clips),
         ),
         "tune.one layer": Table(
             torch.stack(by_layer), {"policies": [*single], "layers": [*range(layers)]} | _axes(session, clips)

@@ -43,7 +43,9 @@ def _level(call: Call, objective: Objective) -> float:
     """The noise level of a call."""
     times = [call.arguments[name] for name in TIMES if call.arguments.get(name) is not None]
     if not times:
-        raise ProbeError(f"expected the run to pass a time ({', '.join(TIMES)}) to the transformer, found none: give clips")
+        raise ProbeError(
+            f"expected the run to pass a time ({', '.join(TIMES)}) to the transformer, found none: give clips"
+        )
     time = float(torch.as_tensor(times[0], dtype=torch.float64).flatten()[-1])
     levels = [step / 1000 for step in range(1001)]
     return min(levels, key=lambda level: abs(objective.timestep(level) - time))

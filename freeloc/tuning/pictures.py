@@ -32,7 +32,9 @@ def pictures_of(profile: Profile, measured: Sensitivity, strips: Mapping[str, Te
     gains = measured.summary("tune").more
     if gains:
         title = "Fall of the loss with another policy on one layer"
-        found["one-layer"] = layer_bars({name: (100 * mean, 100 * error) for name, (mean, error) in gains.items()}, title)
+        found["one-layer"] = layer_bars(
+            {name: (100 * mean, 100 * error) for name, (mean, error) in gains.items()}, title
+        )
     if strips:
         found["videos"] = film(strips)
     return found
@@ -49,7 +51,9 @@ def loss_bars(table: Table, axis: str, title: str) -> "Figure":
     names = [printable(str(name), 40) for name in table.labels(axis)]
     figure = empty_figure(9, 1.2 + 0.32 * len(names), title)
     columns = figure.subplots(1, 2, sharey=True)
-    for axes, loss, label in zip(columns, ("whole", "places"), ("whole frames", "moving and detailed places"), strict=True):
+    for axes, loss, label in zip(
+        columns, ("whole", "places"), ("whole frames", "moving and detailed places"), strict=True
+    ):
         values = table.at(losses=loss).values.flatten(1, -2)  # (names, lengths and levels, clips)
         best = int(values.nanmean(dim=(1, 2)).nan_to_num(nan=torch.inf).argmin())
         reference = values[best].nanmean()

@@ -80,7 +80,10 @@ def _summary(session: Session) -> str:
 
 def _all_layers(session: Session) -> str:
     steps = [step for step in session.search.steps if step.stage == "uniform"]
-    rows = [[step.what.removesuffix(" on all layers"), percent(step.apart), str(step.apart.clips), step.why] for step in steps]
+    rows = [
+        [step.what.removesuffix(" on all layers"), percent(step.apart), str(step.apart.clips), step.why]
+        for step in steps
+    ]
     head = ["policy on all layers", f"loss against '{session.search.base.name}'", "clips", "outcome"]
     return f"## Candidates on all layers\n\n{table(head, rows)}\n\n![losses of candidates](all-layers.png)"
 
@@ -119,7 +122,13 @@ def _changes(session: Session) -> str:
 
 def _other_clips(session: Session) -> str:
     rows = [
-        [one.name, percent(one.score), percent(one.whole), percent(one.places), f"{one.score.wins} of {one.score.clips}"]
+        [
+            one.name,
+            percent(one.score),
+            percent(one.whole),
+            percent(one.places),
+            f"{one.score.wins} of {one.score.clips}",
+        ]
         for one in session.held_out
     ]
     base = session.search.base.name

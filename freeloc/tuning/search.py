@@ -155,9 +155,7 @@ class Search:
                         break
         return chosen
 
-    def _try(
-        self, stage: str, what: str, changed: Assignment, chosen: Assignment, may_be_equal: bool = False
-    ) -> bool:
+    def _try(self, stage: str, what: str, changed: Assignment, chosen: Assignment, may_be_equal: bool = False) -> bool:
         """Whether a change is an improvement on all units, or, where that is enough, no change at all."""
         units = self._units_of(chosen)
         known = len(self.losses.of(changed))
@@ -170,7 +168,9 @@ class Search:
             return False
         same = apart.is_nothing() and apart.clips > 1
         kept = (may_be_equal and same) or (bool(alive) and apart.is_better(GAIN))
-        why = "no difference, and simpler" if kept and same else "better" if kept else "worse" if not alive else "no gain"
+        why = (
+            "no difference, and simpler" if kept and same else "better" if kept else "worse" if not alive else "no gain"
+        )
         self.steps.append(Step(stage, what, apart, kept, why))
         return kept
 

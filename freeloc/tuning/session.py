@@ -140,9 +140,7 @@ class Session:
         if is_uniform:  # it may have settings that no candidate has
             settings = {found[0].name: found} | compared
         self.held_out = compare(losses, units, settings, base.name)
-        best = min(
-            (one for one in self.held_out if one.name in compared), key=lambda one: one.score.mean, default=None
-        )
+        best = min((one for one in self.held_out if one.name in compared), key=lambda one: one.score.mean, default=None)
         name, assignment = next(iter(settings.items()))
         ours = self.held_out[0]
         if name != base.name and not beats(ours):

@@ -57,7 +57,9 @@ class Shipping:
         self._sample(DIRECT, None, self.frames)
         for place, (name, assignment) in enumerate(chain):
             if not self._sample(name, assignment, self.frames):
-                self.notes.append(f"Time ran out before the videos of '{name}' were sampled: it is not checked on videos.")
+                self.notes.append(
+                    f"Time ran out before the videos of '{name}' were sampled: it is not checked on videos."
+                )
                 return name, assignment, False
             broken = faults(self.measured[name], self.measured[SHORT])
             if not broken:
@@ -96,9 +98,7 @@ class Shipping:
 def hides(profile: Profile, layer: int, frames: int) -> bool:
     """Whether a layer of a profile does not attend to all pairs of frames: it has a window."""
     plans = layer_plans(profile, layer, frames)
-    return any(
-        bool((plan.visibility != DENSE).any()) for plan in ([plans] if isinstance(plans, FramePlan) else plans)
-    )
+    return any(bool((plan.visibility != DENSE).any()) for plan in ([plans] if isinstance(plans, FramePlan) else plans))
 
 
 def without_windows(base: Profile, chosen: Assignment, rest: Candidate, frames: int) -> Assignment:

@@ -120,9 +120,7 @@ def tune(
     require_clips(len(given) if given is not None else len(prompts), prompts, own=given is None)
     where = Path(folder) if folder is not None else None
     base = loaded.model_copy(update={"policies": {}, "heads": {}, "evidence": None})
-    runner = Runner(
-        model_or_pipeline, found, run, prompts, given or [], base, objective, argument, axes, seed, where
-    )
+    runner = Runner(model_or_pipeline, found, run, prompts, given or [], base, objective, argument, axes, seed, where)
     recorded = {
         "model": "-".join(fingerprint(transformer)[: 64 // len(found)] for transformer, _ in found),
         "prompts": [str(prompt) for prompt in prompts],

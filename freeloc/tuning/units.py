@@ -72,5 +72,7 @@ def order(clips: Sequence[int], frames: Sequence[int], levels: Sequence[float], 
     kinds = list(itertools.product(frames, levels))
     random.Random(seed).shuffle(kinds)
     return [
-        Unit(clip, *kinds[(place + turn) % len(kinds)]) for turn in range(len(kinds)) for place, clip in enumerate(clips)
+        Unit(clip, *kinds[(place + turn) % len(kinds)])
+        for turn in range(len(kinds))
+        for place, clip in enumerate(clips)
     ]
