@@ -35,7 +35,7 @@ def data_files():
     """Files beside the code that must not be forgotten, as paths in the wheel."""
     shipped = [*(ROOT / "profiles").glob("*.json"), *(ROOT / "profiles").glob("*.safetensors")]
     profiles = {f"freeloc_profiles/{path.name}" for path in shipped}
-    return profiles | {"freeloc/py.typed", "freeloc/tiny/weights.safetensors"}
+    return profiles | {"freeloc/py.typed", "freeloc/tiny/weights.safetensors", "freeloc/tiny/film/clips.safetensors"}
 
 
 def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):

@@ -18,8 +18,8 @@ class PreparedPlan:
     """A plan prepared for one head size: the visible frames of each query frame, and the rotations of their keys.
 
     There are few distinct rotations, so each is stored once, in complex128. Backends read `plan`
-    (`FramePlan.visibility`, `stripe_tokens`, `logit_scale`, `decay`), and call `freeloc.attention.rotate_keys` for
-    positions.
+    (`FramePlan.visibility`, `stripe_tokens`, `scale_at`, `decay`, `bias`), and call `freeloc.attention.rotate_keys`
+    for positions.
 
     >>> from freeloc.plans.vrpr import vrpr_plan
     >>> ready = PreparedPlan(vrpr_plan(8, trained_frames=4), TemporalRope(channels=8), head_dim=24)
@@ -56,17 +56,22 @@ class PreparedPlan:
         """Which pairs of frames have a rotation, (frames, frames) bool."""
         self.rotated = (self.moved & (plan.visibility != NONE)).any(dim=1).tolist()
         """For each query frame, whether any visible key rotates."""
+        self.bias = _visible_bias(plan)
+        """What is added to the logits of visible pairs, (frames, frames) float64; None if nothing is."""
         self.runs = self._find_runs()
         """Ranges of consecutive query frames with the same visible keys and rotations: one call can compute a range."""
         self._stripes: dict[int, int] = {}
+        self._scales: dict[int, float] = {}
         self._schedules: dict[TokenLayout, Schedule] = {}
         self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._bias_on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def _find_runs(self) -> list[range]:
         plan, runs = self.plan, [range(1)]
+        tables = [plan.visibility, self._row, *([] if self.bias is None else [self.bias])]
         alone = plan.decay is not None or bool((plan.visibility == STRIPED).any())
         for frame in range(1, plan.frames):
-            same = not alone and all(torch.equal(t[frame], t[frame - 1]) for t in (plan.visibility, self._row))
+            same = not alone and all(torch.equal(table[frame], table[frame - 1]) for table in tables)
             runs[-1:] = [range(runs[-1].start, frame + 1)] if same else [runs[-1], range(frame, frame + 1)]
         return runs
 
@@ -76,12 +81,30 @@ class PreparedPlan:
             self._stripes[tokens_per_frame] = self.plan.stripe_tokens(tokens_per_frame)
         return self._stripes[tokens_per_frame]
 
+    def scale_at(self, tokens_per_frame: int) -> float:
+        """Factor on all logits: see `FramePlan.scale_at`."""
+        if tokens_per_frame not in self._scales:
+            self._scales[tokens_per_frame] = self.plan.scale_at(tokens_per_frame)
+        return self._scales[tokens_per_frame]
+
+    def bias_of(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:
+        """What is added to the logits of a query frame and these key frames, (frames,), in dtype and device of `like`.
+
+        Only for a plan with a bias.
+        """
+        if self.bias is None:
+            raise RuntimeError("this plan has no bias")
+        on = self._bias_on.get((like.device, like.dtype))
+        if on is None:
+            on = self._bias_on[like.device, like.dtype] = self.bias.to(like.dtype).to(like.device)
+        return on[query_frame, key_frames.to(like.device) if isinstance(key_frames, Tensor) else key_frames]
+
     def schedule(self, layout: TokenLayout) -> Schedule:
         """The calls that execute the plan in this layout. Each is found once."""
         if layout not in self._schedules:
             with OnCpu(), torch.inference_mode(False):
                 moved = torch.where(self.moved, self._row, -1)
-                self._schedules[layout] = make_schedule(self.plan.visibility, moved, layout)
+                self._schedules[layout] = make_schedule(self.plan.visibility, moved, layout, self.bias)
         return self._schedules[layout]
 
     def rotations(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:
@@ -122,6 +145,14 @@ def _without_moves(plan: FramePlan) -> FramePlan:
             'where they cannot be re-encoded. Use a method that leaves positions alone, such as method="tsa"'
         )
     return plan
+
+
+def _visible_bias(plan: FramePlan) -> Tensor | None:
+    """The bias of visible pairs, and 0 for others; None if it is 0 everywhere."""
+    if plan.bias is None:
+        return None
+    bias = plan.bias.masked_fill(plan.visibility == NONE, 0)
+    return bias if bias.any() else None
 
 
 def _moves(plan: FramePlan) -> Tensor:

@@ -21,11 +21,26 @@ class Block(NamedTuple):
         queries: range of query frames.
         keys: range of key tokens in the sequence; text beside the video may belong to it.
         rotated: whether keys of it are rotated.
+        biased: whether the plan adds a bias to logits of it: one row for all its queries.
     """
 
     queries: range
     keys: range
     rotated: bool
+    biased: bool = False
+
+
+class _Keys(NamedTuple):
+    """A range of densely visible key tokens of one query frame."""
+
+    tokens: range
+    rotated: bool
+    biased: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all query frames can share it."""
+        return not (self.rotated or self.biased)
 
 
 class Schedule(NamedTuple):
@@ -50,28 +65,28 @@ class Schedule(NamedTuple):
     parts: int
 
 
-def make_schedule(visibility: Tensor, rotation: Tensor, layout: TokenLayout) -> Schedule:
+def make_schedule(visibility: Tensor, rotation: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Schedule:
     """The schedule of a plan for one layout.
 
     >>> from freeloc.plans import FramePlan
     >>> visibility = FramePlan.identity(3).visibility
     >>> schedule = make_schedule(visibility, torch.full((3, 3), -1), TokenLayout(3, height=2, width=2, text_last=5))
     >>> schedule.blocks
-    [Block(queries=range(0, 3), keys=range(0, 17), rotated=False)]
+    [Block(queries=range(0, 3), keys=range(0, 17), rotated=False, biased=False)]
 
     Args:
         visibility: (frames, frames) uint8, see `freeloc.FramePlan`.
         rotation: (frames, frames) int64, which rotation the keys of a pair have; -1 for none.
         layout: the order of the tokens.
+        bias: (frames, frames), what is added to the logits of each pair; by default nothing.
     """
-    found = [_dense(visibility[frame], rotation[frame] >= 0, layout) for frame in range(layout.frames)]
+    bias = torch.zeros_like(rotation) if bias is None else bias
+    found = [_dense(*row, layout) for row in zip(visibility, rotation >= 0, bias != 0, strict=True)]
     shared = _shared(found)
     rows: list[list[Block]] = [[] for _ in found]
-    for queries in _alike(found, rotation):
+    for queries in _alike(found, rotation, bias):
         rows[queries.start] = [
-            Block(queries, keys, rotated)
-            for keys, rotated in found[queries.start]
-            if (queries.start, keys) not in shared.within
+            Block(queries, *keys) for keys in found[queries.start] if (queries.start, keys.tokens) not in shared.within
         ]
     blocks = [block for row in rows for block in row if block.rotated]
     tokens = range(min(b.keys.start for b in blocks), max(b.keys.stop for b in blocks)) if blocks else range(0)
@@ -135,47 +150,51 @@ class _Shared(NamedTuple):
     within: set[tuple[int, range]]
 
 
-def _dense(visibility: Tensor, moved: Tensor, layout: TokenLayout) -> list[tuple[range, bool]]:
-    """The ranges of densely visible tokens of one query frame, text included, and whether keys of it are rotated."""
+def _dense(visibility: Tensor, moved: Tensor, biased: Tensor, layout: TokenLayout) -> list[_Keys]:
+    """The ranges of densely visible tokens of one query frame, text included."""
     n, start = layout.tokens_per_frame, layout.text_first
-    found = [(range(0, start), False)] if start else []
+    found = [_Keys(range(0, start), False, False)] if start else []
     for frames in ranges(visibility == DENSE):
-        keys = range(start + frames.start * n, start + frames.stop * n)
-        found.append((keys, bool(moved[frames.start : frames.stop].any())))
+        of = slice(frames.start, frames.stop)
+        tokens = range(start + frames.start * n, start + frames.stop * n)
+        found.append(_Keys(tokens, bool(moved[of].any()), bool(biased[of].any())))
     if layout.text_last:
-        found.append((range(layout.video.stop, layout.tokens), False))
-    joined: list[tuple[range, bool]] = []
-    for keys, rotated in found:
-        if joined and joined[-1][0].stop == keys.start:
-            joined[-1] = (range(joined[-1][0].start, keys.stop), joined[-1][1] or rotated)
+        found.append(_Keys(range(layout.video.stop, layout.tokens), False, False))
+    joined: list[_Keys] = []
+    for keys in found:
+        last = joined[-1] if joined else None
+        if last is not None and last.tokens.stop == keys.tokens.start:
+            tokens = range(last.tokens.start, keys.tokens.stop)
+            joined[-1] = _Keys(tokens, last.rotated or keys.rotated, last.biased or keys.biased)
         else:
-            joined.append((keys, rotated))
+            joined.append(keys)
     return joined
 
 
-def _alike(found: Sequence[list[tuple[range, bool]]], rotation: Tensor) -> list[range]:
-    """The ranges of query frames with the same dense keys at the same rotations."""
+def _alike(found: Sequence[list[_Keys]], *tables: Tensor) -> list[range]:
+    """The ranges of query frames with the same dense keys, at the same rotations and with the same bias."""
     alike = [range(1)]
     for frame in range(1, len(found)):
-        same = found[frame] == found[frame - 1] and torch.equal(rotation[frame], rotation[frame - 1])
+        rows_equal = (torch.equal(table[frame], table[frame - 1]) for table in tables)
+        same = found[frame] == found[frame - 1] and all(rows_equal)
         alike[-1:] = [range(alike[-1].start, frame + 1)] if same else [alike[-1], range(frame, frame + 1)]
     return alike
 
 
-def _shared(rows: Sequence[Iterable[tuple[range, bool]]]) -> _Shared:
-    """The rectangles without rotation that consecutive query frames have in common."""
+def _shared(rows: Sequence[Iterable[_Keys]]) -> _Shared:
+    """The rectangles without rotation and bias that consecutive query frames have in common."""
     frames_of: dict[range, list[int]] = {}
     for frame, row in enumerate(rows):
-        for keys, rotated in row:
-            if not rotated:
-                frames_of.setdefault(keys, []).append(frame)
+        for keys in row:
+            if keys.is_plain:
+                frames_of.setdefault(keys.tokens, []).append(frame)
     shared = _Shared([], set())
-    for keys, frames in frames_of.items():
+    for tokens, frames in frames_of.items():
         chosen = torch.zeros(len(rows), dtype=torch.bool)
         chosen[frames] = True
         for queries in ranges(chosen):
             if len(queries) > 1:
-                shared.blocks.append(Block(queries, keys, rotated=False))
-                shared.within.update((frame, keys) for frame in queries)
+                shared.blocks.append(Block(queries, tokens, rotated=False))
+                shared.within.update((frame, tokens) for frame in queries)
     shared.blocks.sort(key=lambda block: -len(block.queries))  # the fewest calls: those that begin a row, and others
     return shared

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -44,8 +45,11 @@ class FramePlan:
             other where ``|k - l| < stripe_tokens(tokens_per_frame)``.
         frequencies: maps the temporal frequencies of the model's RoPE, (pairs,) float64 radians per latent frame,
             highest first, to new ones; by default they are unchanged.
-        logit_scale: factor on all logits.
+        logit_scale: factor on all logits; or a function from the tokens of a frame to it, for rules that count tokens.
+            A frozen dataclass with ``__call__`` can be compared and pickled.
         decay: (frames, frames) float64; factor on the positive logits of each pair; None means 1 everywhere.
+        bias: (frames, frames) float64; added to the logits of each pair after all factors; None means 0 everywhere.
+            A bias of log w counts the tokens of a key frame w times. Text tokens have none.
         positions_optional: whether the positions only limit distances to the trained range. Such a plan also runs on a
             model without RoPE, where the positions have no effect.
 
@@ -57,8 +61,9 @@ class FramePlan:
     visibility: Tensor
     stripe: float = 0.125
     frequencies: Callable[[Tensor], Tensor] | None = None
-    logit_scale: float = 1.0
+    logit_scale: float | Callable[[int], float] = 1.0
     decay: Tensor | None = None
+    bias: Tensor | None = None
     positions_optional: bool = False
     is_identity: bool = field(init=False)
 
@@ -85,29 +90,30 @@ class FramePlan:
             raise FreelocError(f"expected visibility 0, 1 or 2, found {visibility.max()}")
         if not 0 < self.stripe <= 1:
             raise FreelocError(f"expected a stripe in (0, 1], found {self.stripe}")
-        if not 0 < self.logit_scale < math.inf:
-            raise FreelocError(f"expected a finite logit_scale above 0, found {self.logit_scale}")
-        self._check_decay()
+        if not callable(self.logit_scale):
+            _check_scale(self.logit_scale)
+        self._check_table("decay", self.decay)
+        if self.decay is not None and not (self.decay.isfinite() & (self.decay >= 0)).all():
+            raise FreelocError("expected finite decay of at least 0, found another value")
+        self._check_table("bias", self.bias)
+        if self.bias is not None and not self.bias.isfinite().all():
+            raise FreelocError("expected finite bias, found nan or inf: hide a pair with visibility 0")
         blind = (visibility == NONE).all(dim=1)
         if blind.any():
             raise FreelocError(f"frame {int(blind.nonzero()[0])} attends to no frame: its attention is undefined")
-        plain = (
-            self.frequencies is None and self.logit_scale == 1 and (self.decay is None or bool((self.decay == 1).all()))
-        )
+        plain = self.frequencies is None and self.logit_scale == 1
+        alike = (self.decay is None or (self.decay == 1).all()) and (self.bias is None or (self.bias == 0).all())
         untouched = (visibility == DENSE).all() and torch.equal(positions, relative_positions(frames))
-        object.__setattr__(self, "is_identity", plain and bool(untouched))
+        object.__setattr__(self, "is_identity", bool(plain and alike and untouched))
 
-    def _check_decay(self) -> None:
-        decay = self.decay
-        if decay is None:
+    def _check_table(self, name: str, table: Tensor | None) -> None:
+        if table is None:
             return
-        if decay.shape != self.positions.shape or decay.dtype != torch.float64:
+        if table.shape != self.positions.shape or table.dtype != torch.float64:
             raise FreelocError(
-                f"expected decay as float64 of shape {tuple(self.positions.shape)}, found {decay.dtype} of shape "
-                f"{tuple(decay.shape)}"
+                f"expected {name} as float64 of shape {tuple(self.positions.shape)}, found {table.dtype} of shape "
+                f"{tuple(table.shape)}"
             )
-        if not (decay.isfinite() & (decay >= 0)).all():
-            raise FreelocError("expected finite decay of at least 0, found another value")
 
     @classmethod
     def identity(cls, frames: int) -> "FramePlan":
@@ -126,7 +132,8 @@ class FramePlan:
             other.frequencies,
             other.positions_optional,
         )
-        tables = ((self.positions, other.positions), (self.visibility, other.visibility), (self.decay, other.decay))
+        names = ("positions", "visibility", "decay", "bias")
+        tables = [(getattr(self, name), getattr(other, name)) for name in names]
         return numbers and all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in tables)
 
     @property
@@ -146,6 +153,21 @@ class FramePlan:
         195
         """
         return max(1, math.ceil(self.stripe * tokens_per_frame))
+
+    def scale_at(self, tokens_per_frame: int) -> float:
+        """The factor on all logits for frames of so many tokens: see `logit_scale`.
+
+        >>> FramePlan.identity(1).scale_at(1560)
+        1.0
+
+        Raises:
+            FreelocError: if a function gives no finite number above 0.
+        """
+        if not callable(self.logit_scale):
+            return self.logit_scale
+        scale = self.logit_scale(tokens_per_frame)
+        _check_scale(scale, f" at {tokens_per_frame} tokens per frame")
+        return float(scale)
 
     def token_mask(self, tokens_per_frame: int) -> Tensor:
         """Which token attends to which, (frames * tokens, frames * tokens) bool. It is large: for tests and plots only.
@@ -169,3 +191,8 @@ class FramePlan:
         in_stripe = tokens_per_frame + 2 * sum(tokens_per_frame - offset for offset in range(1, reach))
         dense, striped = int((self.visibility == DENSE).sum()), int((self.visibility == STRIPED).sum())
         return (dense * tokens_per_frame**2 + striped * in_stripe) / (self.frames * tokens_per_frame) ** 2
+
+
+def _check_scale(scale: object, where: str = "") -> None:
+    if not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
+        raise FreelocError(f"expected a finite logit_scale above 0{where}, found {scale}")

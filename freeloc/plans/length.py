@@ -87,7 +87,10 @@ def _with_references(plan: FramePlan, length: VideoLength, limit: float) -> Fram
     decay = None if plan.decay is None else torch.ones_like(positions)
     if decay is not None and plan.decay is not None:
         decay[inside, inside] = plan.decay
-    return replace(plan, positions=positions, visibility=visibility, decay=decay)
+    bias = None if plan.bias is None else torch.zeros_like(positions)
+    if bias is not None and plan.bias is not None:
+        bias[inside, inside] = plan.bias
+    return replace(plan, positions=positions, visibility=visibility, decay=decay, bias=bias)
 
 
 def _reference_positions(length: VideoLength, limit: float) -> Tensor:

@@ -22,9 +22,25 @@ VRPR = vrpr_plan(FRAMES, TRAINED)
 TSA = tsa_plan(FRAMES, TRAINED, TsaSettings(dense_frames=2, striped_frames=5, stripe=0.25))
 BOTH = FramePlan(vrpr_positions(FRAMES, TRAINED), TSA.visibility, TSA.stripe)
 
+BIAS = 2 * torch.arange(FRAMES**2, dtype=torch.float64).view(FRAMES, FRAMES).sin()
+"""Another one for each pair of frames, -2 to 2."""
+
 ROPE = TemporalRope(channels=8)
 
 Mask = Literal["", "bool keys", "bool pairs", "float keys", "float pairs", "nothing left"]
+
+
+@dataclass(frozen=True)
+class ByTokens:
+    """A factor on all logits that depends on the tokens of a frame.
+
+    >>> ByTokens()(tokens_per_frame=15)
+    1.5
+    """
+
+    def __call__(self, tokens_per_frame: int) -> float:
+        """The factor."""
+        return 1 + tokens_per_frame / 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +127,14 @@ def _cases() -> list[BackendCase]:
         mixed,
         BackendCase("changed frequencies", riflex(FRAMES, TRAINED)),
         BackendCase("scaled logits", yarn(FRAMES, TRAINED)),
+        BackendCase("logits scaled by tokens per frame", replace(VRPR, logit_scale=ByTokens())),
         BackendCase("decayed logits", ultravico(FRAMES, TRAINED)),
+        BackendCase("biased logits", replace(VRPR, bias=BIAS)),
+        BackendCase("bias of hidden frames", replace(window, bias=BIAS)),
+        BackendCase("bias of striped frames", replace(BOTH, bias=BIAS), text_first=3, text_last=2),
+        BackendCase("bias and decay", replace(ultravico(FRAMES, TRAINED), bias=BIAS)),
+        BackendCase("bias of some heads", [VRPR, replace(VRPR, bias=BIAS), replace(TSA, bias=BIAS)], heads=3),
+        BackendCase("negative scale and bias", replace(BOTH, bias=BIAS), scale=-0.3),
         BackendCase("plans of each head", [VRPR, TSA, VRPR], heads=3),
         BackendCase("frequencies of each head", VRPR, per_head=True),
         BackendCase("plans and frequencies of each head", [BOTH, VRPR], per_head=True),
@@ -129,6 +152,8 @@ def _cases() -> list[BackendCase]:
     ]
     masks: list[Mask] = ["bool keys", "bool pairs", "float keys", "float pairs"]
     cases += [replace(mixed, name=f"mask of {mask}", mask=mask, text_last=4) for mask in masks]
+    biased = BackendCase("bias", replace(BOTH, bias=BIAS), text_last=4)
+    cases += [replace(biased, name=f"bias and mask of {mask}", mask=mask) for mask in masks]
     return [*cases, BackendCase("mask that leaves nothing to attend to", window, mask="nothing left")]
 
 

@@ -34,8 +34,8 @@ def run_backend_checks(
     >>> all(result.met for result in run_backend_checks(sdpa.BACKEND, dtypes=[torch.float32]))
     True
 
-    The cases have positions of VRPR, hidden and striped frames, other frequencies, scaled and decayed logits, odd
-    grids, text on either side, masks, plans and frequencies for each head, and tensors that are not contiguous.
+    The cases have positions of VRPR, hidden and striped frames, other frequencies, scaled, decayed and biased logits,
+    odd grids, text on either side, masks, plans and frequencies for each head, and tensors that are not contiguous.
 
     Args:
         backend: the backend to check.

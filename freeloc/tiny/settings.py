@@ -44,7 +44,8 @@ class Setting:
             for layer in range(self.profile.model.layers):
                 plans = plan_of(self.profile, layer, long_frames(times))
                 for plan in [plans] if isinstance(plans, FramePlan) else plans:
-                    for table in (plan.positions, plan.visibility, *([] if plan.decay is None else [plan.decay])):
+                    optional = [table for table in (plan.decay, plan.bias) if table is not None]
+                    for table in (plan.positions, plan.visibility, *optional):
                         digest.update(table.numpy().tobytes())
                     digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
         noise = self.noise

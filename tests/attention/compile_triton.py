@@ -28,7 +28,10 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CARDS = (80, 90)
 LAYOUT = TokenLayout(frames=41, height=30, width=52)
 PLAN = policy_plan(freeloc.load_profile("wan2.1"), "vrpr", LAYOUT.frames)
-KINDS = ("no correction", "decayed logits", "plans and frequencies of each head", "mask of float keys", "text first")
+KINDS = (
+    *("no correction", "decayed logits", "biased logits", "bias and mask of float keys"),
+    *("plans and frequencies of each head", "mask of float keys", "text first"),
+)
 
 
 class AbsentCard:

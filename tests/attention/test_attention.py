@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_calls import (
+    CHANGES,
     MASKS,
     PAIRINGS,
     ROPE,
@@ -66,7 +67,7 @@ def ropes(draw):
     heads=st.integers(1, 3),
     stripe=st.floats(0.05, 1),
     scale=st.none() | st.floats(0.05, 1.5),
-    changes=st.sets(st.sampled_from(["frequencies", "logit_scale", "decay"])),
+    changes=st.sets(st.sampled_from(CHANGES)),
 )
 def test_any_plan_equals_the_reference(dtype, kind, seed, layout, rope, batch, heads, stripe, scale, changes):
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,10 @@
 """The segments that the Triton kernel walks: every visible pair of frames once, at the angle that the plan says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from random_calls import random_plan
+from random_calls import CHANGES, random_plan
 
 import freeloc
 from freeloc import FramePlan
@@ -27,10 +29,11 @@ VISIBILITY = {DENSE_FRAMES: DENSE, STRIPED_FRAMES: STRIPED}
 
 
 def of_pairs(segments, frames):
-    """What a list of segments does with each pair of frames: visibility, angle of the logits and factor."""
+    """What a list of segments does with each pair of frames: visibility, angle of the logits, factor and bias."""
     visibility = torch.zeros(frames, frames, dtype=torch.uint8)
     angles = torch.zeros(frames, frames, *segments.angles.shape[1:], dtype=torch.float64)
     factors = torch.ones(frames, frames, dtype=torch.float64)
+    biases = torch.zeros(frames, frames, dtype=torch.float64)
     for frame, own in enumerate(segments.of_queries[1:]):
         for segment in own:
             if segment in TEXT:
@@ -42,8 +45,8 @@ def of_pairs(segments, frames):
                 angles[frame, keys] += segments.angles[segment.rotation]
             if segment.rotated_keys:
                 angles[frame, keys] -= segments.copy_angles[keys]
-            factors[frame, keys] = segment.factor
-    return visibility, angles, factors
+            factors[frame, keys], biases[frame, keys] = segment.factor, segment.bias
+    return visibility, angles, factors, biases
 
 
 def of_the_plan(plan, frequencies):
@@ -63,10 +66,11 @@ PLANS = {
     "riflex": riflex(81, 21),
     "yarn": yarn(81, 21),
     "ultravico": ultravico(81, 21),
+    "bias by groups": replace(vrpr_plan(81, 21), bias=-0.3 * (vrpr_plan(81, 21).positions.abs() - 10).clamp(min=0)),
     "no correction": FramePlan.identity(5),
     "shift": FramePlan(relative_positions(6) + 20, torch.full((6, 6), DENSE, dtype=torch.uint8)),
     "random": random_plan(torch.Generator().manual_seed(0), 9),
-    "all at random": random_plan(torch.Generator().manual_seed(1), 9, changes=("frequencies", "decay", "logit_scale")),
+    "all at random": random_plan(torch.Generator().manual_seed(1), 9, changes=CHANGES),
 }
 
 
@@ -79,12 +83,14 @@ def test_every_visible_pair_once_at_its_angle(name, of_each_head):
     if of_each_head:
         frequencies = frequencies * torch.tensor([[1.0], [0.3]], dtype=torch.float64)
     prepared = PreparedPlan(plan, ROPE, 128, frequencies)
-    visibility, angles, factors = of_pairs(segments_of(prepared, tokens_per_frame=1560), plan.frames)
+    visibility, angles, factors, biases = of_pairs(segments_of(prepared, tokens_per_frame=1560), plan.frames)
     assert torch.equal(visibility, plan.visibility)
     visible = plan.visibility != NONE
     torch.testing.assert_close(angles[visible], of_the_plan(plan, frequencies)[visible], atol=1e-10, rtol=0)
     if plan.decay is not None:
         assert torch.equal(factors[visible], plan.decay[visible])
+    wanted = torch.zeros_like(biases) if plan.bias is None else plan.bias
+    assert torch.equal(biases[visible], wanted[visible])
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,7 @@ def test_every_visible_pair_once_at_its_angle(name, of_each_head):
         ("tsa of 81", 8, True),
         ("yarn", 3, True),
         ("sliding window", 3, False),
+        ("bias by groups", 16, True),  # a bias that is one for a group of VRPR costs no segments
         ("no correction", 1, False),
         ("shift", 3, False),
     ],

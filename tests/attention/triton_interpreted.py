@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_calls import random_inputs, random_mask, random_plan
+from random_calls import CHANGES, random_inputs, random_mask, random_plan
 from subjects import EXAMPLES, Subject
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -148,7 +148,7 @@ def test_a_layer_of_each_example():
     frames=st.integers(1, 5),
     grid=st.sampled_from([(1, 1), (2, 3), (1, 17)]),
     texts=st.sampled_from([(0, 0), (1, 0), (0, 18), (2, 3)]),
-    changes=st.sets(st.sampled_from(["frequencies", "logit_scale", "decay"])),
+    changes=st.sets(st.sampled_from(CHANGES)),
     mask=st.sampled_from(["none", "bool keys", "float keys"]),
     rope=st.sampled_from([ROPE, TemporalRope(channels=4, first=2, within=10, pairing="(two pair)")]),
     tiles=st.sampled_from([TILES, Config(16, 16, 4, 1)]),

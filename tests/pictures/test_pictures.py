@@ -102,6 +102,21 @@ def test_a_plan_as_its_two_tables(tmp_path: Path) -> None:
     assert (row[:, None] == row[None, :]).all(dim=-1)[same].all()
 
 
+def test_the_bias_of_a_plan_is_its_third_table(tmp_path: Path) -> None:
+    bias = torch.tensor([[0.0, -2.0], [1.0, 2.0]], dtype=torch.float64)
+    whole = FramePlan.identity(2)
+    hidden = whole.visibility.clone()
+    hidden[1, 1] = 0  # its bias is not drawn
+    figure = plan_tables(FramePlan(whole.positions, hidden, bias=bias))
+    write(figure, tmp_path / "plan.png")
+    axes = figure.axes[2]
+    assert axes.get_title() == "bias, added to the logits"
+    cells = drawn(axes, pixels(tmp_path / "plan.png"), bias).double()
+    redness = cells[..., 0] - cells[..., 2]
+    assert redness[1, 0] > 0 > redness[0, 1]
+    assert redness[0, 0].abs() < 3 > redness[1, 1].abs()
+
+
 def test_a_plan_that_changes_nothing_and_one_of_a_single_frame(tmp_path: Path) -> None:
     for frames in (1, 5):
         write(plan_tables(FramePlan.identity(frames)), tmp_path / f"{frames}.png")

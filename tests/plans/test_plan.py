@@ -1,7 +1,9 @@
 """FramePlan: refused tables, and the meaning of its two tables for tokens."""
 
 import math
+import pickle
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from freeloc import FramePlan, FreelocError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, relative_positions
+from freeloc.plans.length import VideoLength, plan_of_length
 
 STRIPES = st.floats(0.001, 1)
 
@@ -171,6 +174,33 @@ def test_a_logit_scale_that_is_no_positive_number_is_refused(scale):
         FramePlan(*WHOLE, logit_scale=scale)
 
 
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf, "2"])
+def test_a_function_that_gives_no_positive_number_is_refused(scale):
+    plan = FramePlan(*WHOLE, logit_scale=lambda tokens_per_frame: scale)
+    message = f"expected a finite logit_scale above 0 at 15 tokens per frame, found {scale}"
+    with pytest.raises(FreelocError, match=message):
+        plan.scale_at(15)
+
+
+def test_a_factor_may_depend_on_the_tokens_of_a_frame():
+    assert FramePlan(*WHOLE, logit_scale=lambda tokens_per_frame: 1 + tokens_per_frame / 10).scale_at(15) == 2.5
+    assert FramePlan(*WHOLE, logit_scale=1.5).scale_at(15) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (ONES.float(), "expected bias as float64 of shape (3, 3), found torch.float32 of shape (3, 3)"),
+        (ONES[:2], "expected bias as float64 of shape (3, 3), found torch.float64 of shape (2, 3)"),
+        (math.nan * ONES, "expected finite bias, found nan or inf: hide a pair with visibility 0"),
+        (-math.inf * ONES, "expected finite bias, found nan or inf: hide a pair with visibility 0"),
+    ],
+)
+def test_a_bias_that_does_not_fit_is_refused(bias, message):
+    with pytest.raises(FreelocError, match=re.escape(message)):
+        FramePlan(*WHOLE, bias=bias)
+
+
 @pytest.mark.parametrize(
     ("decay", "message"),
     [
@@ -185,16 +215,34 @@ def test_a_decay_that_does_not_fit_is_refused(decay, message):
         FramePlan(*WHOLE, decay=decay)
 
 
-CHANGES = [{"frequencies": torch.neg}, {"logit_scale": 1.1}, {"decay": 0.5 * ONES}, {"stripe": 0.5}]
+@dataclass(frozen=True)
+class Factor:
+    """A factor by tokens per frame."""
+
+    slope: float
+
+    def __call__(self, tokens_per_frame):
+        return 1 + self.slope * tokens_per_frame
 
 
-@pytest.mark.parametrize("change", CHANGES[:3])
+CHANGES = [
+    {"frequencies": torch.neg},
+    {"logit_scale": 1.1},
+    {"logit_scale": Factor(0.1)},
+    {"logit_scale": Factor(0.2)},
+    {"decay": 0.5 * ONES},
+    {"bias": 0.5 * ONES},
+    {"stripe": 0.5},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES[:-1])
 def test_a_plan_that_changes_logits_is_not_the_identity(change):
     assert not FramePlan(*WHOLE, **change).is_identity
 
 
-def test_a_decay_of_ones_and_a_scale_of_one_change_nothing():
-    assert FramePlan(*WHOLE, decay=ONES, logit_scale=1.0).is_identity
+def test_a_decay_of_ones_a_scale_of_one_and_a_bias_of_zeros_change_nothing():
+    assert FramePlan(*WHOLE, decay=ONES, logit_scale=1.0, bias=0 * ONES).is_identity
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -205,3 +253,15 @@ def test_plans_are_the_same_where_every_part_is(change):
     for other in [{}, *(other for other in CHANGES if other is not change)]:
         assert not plan.same_as(FramePlan(*WHOLE, **other))
         assert not FramePlan(*WHOLE, **other).same_as(plan)
+
+
+def test_a_plan_with_every_part_can_be_pickled():
+    plan = FramePlan(*WHOLE, stripe=0.5, logit_scale=Factor(0.1), decay=0.5 * ONES, bias=0.3 * ONES)
+    assert pickle.loads(pickle.dumps(plan)).same_as(plan)
+
+
+def test_pairs_with_references_have_no_bias():
+    bias = torch.arange(25, dtype=torch.float64).view(5, 5)
+    plan = plan_of_length(FramePlan(*(relative_positions(5), dense(5)), bias=bias), VideoLength(8, 2, 1), 3)
+    assert torch.equal(plan.bias[2:7, 2:7], bias)
+    assert plan.bias.sum() == bias.sum()

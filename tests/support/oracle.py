@@ -46,12 +46,14 @@ def wan_logits(q: Tensor, k: Tensor, plan: FramePlan, height: int, width: int) -
         queries = _rotate(tokens, torch.cat([temporal, space.expand(frames, -1, -1)], dim=-1))
         block = queries @ keys.mT  # (batch, heads, frames, n, n)
         logits[:, :, i * n : (i + 1) * n] = block.transpose(2, 3).flatten(3)
-    logits = logits * dim**-0.5 * plan.logit_scale
+    logits = logits * dim**-0.5 * plan.scale_at(n)
     if plan.decay is not None:
         for i in range(frames):
             for j in range(frames):
                 block = logits[:, :, i * n : (i + 1) * n, j * n : (j + 1) * n]
                 block += block.clamp(min=0) * (plan.decay[i, j] - 1)
+    if plan.bias is not None:
+        logits += plan.bias.repeat_interleave(n, dim=0).repeat_interleave(n, dim=1)
     return logits
 
 

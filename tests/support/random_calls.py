@@ -11,6 +11,8 @@ from freeloc.attention.prepared import PreparedPlan
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED
 
 PAIRINGS = ("(pair two)", "(two pair)")
+CHANGES = ("frequencies", "logit_scale", "scale by tokens", "decay", "bias")
+"""What `random_plan` can change beside positions and visibility. Of two scales, one wins."""
 MASKS = ("none", "bool keys", "bool pairs", "float keys", "float pairs")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 ROPE = TemporalRope(channels=4, first=2)
@@ -30,8 +32,18 @@ def random_plan(generator, frames, stripe=0.3, own_frame=DENSE, changes=()):
         "frequencies": lambda frequencies: frequencies.flip(0) * 1.7,
         "logit_scale": 1.9,
         "decay": 2 * torch.rand(frames, frames, generator=generator, dtype=torch.float64),
+        "bias": random_bias(generator, frames),
+        "scale by tokens": lambda tokens_per_frame: 0.5 + 1 / tokens_per_frame,
     }
-    return FramePlan(positions, visibility, stripe, **{name: possible[name] for name in changes})
+    own = {"scale by tokens": "logit_scale"}
+    return FramePlan(positions, visibility, stripe, **{own.get(name, name): possible[name] for name in changes})
+
+
+def random_bias(generator, frames):
+    """-2 to 2, and 0 for every second query frame and key frame, so that some frames and pairs have none."""
+    bias = 4 * torch.rand(frames, frames, generator=generator, dtype=torch.float64) - 2
+    bias[::2, ::2] = 0
+    return bias
 
 
 def random_inputs(generator, layout, batch=1, heads=2, head_dim=12, dtype=torch.float32):

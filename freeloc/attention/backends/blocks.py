@@ -114,10 +114,14 @@ def _attend_rows(call: Call, blocks: list[Block], rotated: Tensor, done: set[int
 def _parts(call: Call, block: Block, rows: slice, rotated: Tensor) -> Iterator[Part]:
     """Attention of query tokens over a block of keys. It is written at once if nothing has to be merged."""
     offset = call.plan.schedule(call.layout).rotated_keys.start
+    bias = _bias(call, block) if block.biased else None
     for at in _pieces(block.keys, call):
         key = rotated[:, :, at.start - offset : at.stop - offset] if block.rotated else call.key[:, :, at]
         tensors = call.query[:, :, rows], key, call.value[:, :, at]
         mask = None if call.mask is None else _mask(call.mask, rows, at)
+        if bias is not None:
+            own = _mask(bias, rows, at)
+            mask = own if mask is None else mask + own
         if call.lse is None:
             call.out[:, :, rows] = F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=call.scale)
         else:
@@ -130,6 +134,14 @@ def _pieces(keys: range, call: Call) -> list[slice]:
     count = max(1, count)
     bounds = [keys.start + piece * len(keys) // count for piece in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _bias(call: Call, block: Block) -> Tensor:
+    """What the plan adds to the logits of a block's queries and each key of the sequence, (1, 1, 1, tokens)."""
+    layout = call.layout
+    of_frames = call.plan.bias_of(block.queries.start, slice(None), call.query)
+    of_video = of_frames.repeat_interleave(layout.tokens_per_frame)
+    return F.pad(of_video, (layout.text_first, layout.text_last))[None, None, None]
 
 
 def _mask(mask: Tensor, rows: slice, keys: slice) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from freeloc.attention.backends.reference import softmax
 from freeloc.attention.layout import TokenLayout
+from freeloc.attention.parts import additive
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.attention.rotation import rotate
 from freeloc.plans.frame_plan import DENSE, STRIPED
@@ -87,6 +88,8 @@ def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor |
     count = n * len(frames)
     chunk = max(reach, SMALLEST_CHUNK) if len(striped) else count if plan.decay is None else SMALLEST_CHUNK
     factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
+    like = query if factor is None else factor
+    bias = None if prepared.bias is None else prepared.bias_of(frame, seen, like)[:, None, None].expand(-1, n, 1)
     for start in range(0, count, chunk):
         stop = min(start + chunk, count)
         view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))
@@ -94,6 +97,9 @@ def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor |
         rows = slice(first + start, first + stop)
         tensors = query[:, :, rows], view.of(keys, key_text), view.of(values, value_text)
         allowed = _allowed(call, view, seen, (start, stop), rows)
+        if bias is not None:
+            of_keys = view.of(bias, torch.zeros_like(text_at, dtype=bias.dtype)[:, None]).flatten()
+            allowed = _with_bias(allowed, of_keys, (stop - start, len(of_keys)))
         if factor is None:
             out[:, :, rows] = F.scaled_dot_product_attention(*tensors, attn_mask=allowed, scale=scale)
         else:
@@ -113,6 +119,11 @@ def _allowed(call: _Call, view: _View, seen: Tensor, tokens: tuple[int, int], ro
         columns = view.of(video_at[..., None], text_at[:, None]).flatten()
         allowed = _compose(mask_rows(mask, torch.arange(rows.start, rows.stop, device=mask.device)), columns, allowed)
     return allowed
+
+
+def _with_bias(allowed: Tensor | None, bias: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A mask and what the plan adds to the logits of each key, (keys,), as one additive mask (..., queries, keys)."""
+    return bias.expand(shape) if allowed is None else additive(allowed, bias.dtype) + bias
 
 
 def _attend_decayed(

@@ -65,12 +65,11 @@ def attend_reference(
         start = layout.video.start + frame * layout.tokens_per_frame
         rows = slice(start, start + layout.tokens_per_frame)
         logits[:, :, rows, layout.video] = q[:, :, rows] @ rotated.mT
-    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.logit_scale
+    logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale) * plan.scale_at(layout.tokens_per_frame)
     if plan.decay is not None:
-        factor = torch.ones(layout.tokens, layout.tokens, dtype=torch.float64, device=query.device)
-        per_token = plan.decay.to(query.device).repeat_interleave(layout.tokens_per_frame, dim=0)
-        factor[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
-        logits = torch.where(logits > 0, logits * factor, logits)
+        logits = torch.where(logits > 0, logits * _of_tokens(plan.decay, layout, 1.0, query), logits)
+    if plan.bias is not None:
+        logits = logits + _of_tokens(plan.bias, layout, 0.0, query)
     hidden = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool, device=query.device)
     hidden[layout.video, layout.video] = ~plan.token_mask(layout.tokens_per_frame).to(query.device)
     logits = logits.masked_fill(hidden, float("-inf"))
@@ -78,6 +77,14 @@ def attend_reference(
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     out: Tensor = softmax(logits) @ v
     return out.to(query.dtype)
+
+
+def _of_tokens(table: Tensor, layout: TokenLayout, of_text: float, like: Tensor) -> Tensor:
+    """A table of pairs of frames as one of pairs of tokens, (tokens, tokens) float64 on the device of `like`."""
+    found = torch.full((layout.tokens, layout.tokens), of_text, dtype=torch.float64, device=like.device)
+    per_token = table.to(like.device).repeat_interleave(layout.tokens_per_frame, dim=0)
+    found[layout.video, layout.video] = per_token.repeat_interleave(layout.tokens_per_frame, dim=1)
+    return found
 
 
 def _rotated(video: Tensor, angles: Tensor, span: tuple[int, int], pairing: str) -> Tensor:

@@ -52,8 +52,9 @@ def _attend_group(
     """Attention of heads that share a plan."""
     if plan.is_identity:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    if plan.plan.logit_scale != 1:
-        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * plan.plan.logit_scale
+    factor = plan.scale_at(layout.tokens_per_frame)
+    if factor != 1:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * factor
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)]
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -65,7 +66,7 @@ def _attend_group(
     if _has_blocks(plan, (query, key, value), layout, mask):
         merges = plan.schedule(layout).parts > 1 or _has_parts(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        mask = additive(mask, query.dtype) if mask is not None and merges else mask
+        mask = additive(mask, query.dtype) if mask is not None and (merges or plan.bias is not None) else mask
         call = Call(query, key, value, plan, layout, mask, scale, out, lse if merges else None)
         attend_striped(call, attend_dense(call))
     else:

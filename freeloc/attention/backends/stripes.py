@@ -94,15 +94,18 @@ class _Striped:
                 rows = slice(start + self.first, start + self.stop)
                 query = F.pad(call.query[:, :, rows], (0, 0, 0, self.size * self.count - self.stop + self.first))
                 query = query.unflatten(2, (self.count, self.size)).flatten(0, 1)
-                call.add(rows, [self._part(query, frames) for frames in row], is_first=frame not in done)
+                call.add(rows, [self._part(query, frame, frames) for frames in row], is_first=frame not in done)
 
-    def _part(self, query: Tensor, frames: range) -> Part:
-        """Attention of queries (batch * heads, chunks, tokens, head_dim) over the windows of a range of frames."""
+    def _part(self, query: Tensor, frame: int, frames: range) -> Part:
+        """Attention of a frame's queries (batch * heads, chunks, tokens, head_dim) over the windows of some frames."""
         at = slice(frames.start, frames.stop)
         key, value = (windows[:, :, :, at].flatten(3, 4).flatten(0, 1) for windows in (self.keys, self.values))
         bias = self.bias[..., : key.shape[2]]
         if self.mask is not None:
             bias = bias + self.mask[:, :, at].flatten(2)[:, :, None]
+        if self.call.plan.bias is not None:
+            of_frames = self.call.plan.bias_of(frame, at, query)
+            bias = bias + of_frames.repeat_interleave(key.shape[2] // len(frames))
         part = attend_part(query, key, value, bias, self.call.scale, hides_all=self.mask is not None)
         shape = self.call.query.shape[:2]
         tokens = slice(0, self.stop - self.first)

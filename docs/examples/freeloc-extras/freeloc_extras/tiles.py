@@ -25,8 +25,9 @@ def attend_group(query, key, value, ready, layout, scale):
     keys, values = (tensor[:, :, layout.video].unflatten(2, (layout.frames, n)) for tensor in (key, value))
     token = torch.arange(n, device=query.device)
     near = (token[:, None] - token).abs() < ready.plan.stripe_tokens(n)  # what a striped pair of frames attends to
-    of_text = [(key[:, :, text], value[:, :, text], None)] if len(text) else []
-    scale = scale * ready.plan.logit_scale
+    of_text = [(key[:, :, text], value[:, :, text], 0.0, None)] if len(text) else []
+    scale = scale * ready.scale_at(n)
+    bias = torch.zeros(layout.frames, layout.frames) if ready.bias is None else ready.bias
     out = torch.empty_like(query)
     for frame in range(layout.frames):
         tiles = list(of_text)
@@ -34,21 +35,23 @@ def attend_group(query, key, value, ready, layout, scale):
             where = slice(other, other + 1)
             rotated = rotate_keys(ready, keys[:, :, where], frame, torch.tensor([other], device="cpu"))
             striped = ready.plan.visibility[frame, other] == STRIPED
-            tiles.append((rotated[:, :, 0], values[:, :, other], near if striped else None))
+            added = float(bias[frame, other])
+            tiles.append((rotated[:, :, 0], values[:, :, other], added, near if striped else None))
         start = layout.video.start + frame * n
         out[:, :, start : start + n] = online_softmax(query[:, :, start : start + n], tiles, scale)
     if len(text):  # text attends to everything, as the model has it
-        everything = [*of_text, *((keys[:, :, frame], values[:, :, frame], None) for frame in range(layout.frames))]
+        of_video = [(keys[:, :, frame], values[:, :, frame], 0.0, None) for frame in range(layout.frames)]
+        everything = [*of_text, *of_video]
         out[:, :, text] = online_softmax(query[:, :, text], everything, scale)
     return out
 
 
 def online_softmax(query, tiles, scale):
-    """Attention over tiles (keys, values, allowed pairs or None); every query may attend to a key of each tile."""
+    """Attention over tiles (keys, values, bias of the logits, allowed pairs or None), none of which hides all keys."""
     largest = torch.full((*query.shape[:-1], 1), -torch.inf, device=query.device)
     total, weighted = torch.zeros_like(largest), torch.zeros_like(query, dtype=torch.float32)
-    for keys, values, allowed in tiles:
-        logits = query.float() @ keys.float().mT * scale
+    for keys, values, bias, allowed in tiles:
+        logits = query.float() @ keys.float().mT * scale + bias
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
         before, largest = largest, torch.maximum(largest, logits.amax(dim=-1, keepdim=True))

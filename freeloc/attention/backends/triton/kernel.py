@@ -79,7 +79,7 @@ def attention_kernel(
     out_batch, out_head, out_token, mask_batch, mask_head, mask_token,
     head_count, tokens_per_frame, text_first, text_last, frame_count, scale, first_tile, tile_count,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAIRS: tl.constexpr, MASK: tl.constexpr,
-    ROTATES: tl.constexpr, COPIES: tl.constexpr, DECAYS: tl.constexpr, NEGATIVE: tl.constexpr,
+    ROTATES: tl.constexpr, COPIES: tl.constexpr, DECAYS: tl.constexpr, BIASES: tl.constexpr, NEGATIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip  # reason: one line per kind of argument
     """Attention of BLOCK_M query tokens of one frame, or of text, in one head.
@@ -92,8 +92,8 @@ def attention_kernel(
             of the copy or -1, and the bits of the float32 factor of the logits.
         lists: where in `segments` the list of text queries and of each frame's queries starts, int32; the next one is
             where it ends.
-        segments: (segments, 6) int32: kind, first frame, frames, angle or -1, whether the keys are of the copy, and the
-            bits of the float32 factor of positive logits.
+        segments: (segments, 7) int32: kind, first frame, frames, angle or -1, whether the keys are of the copy, and the
+            bits of two float32: the factor of positive logits, and what is added to the scaled ones.
         angles: (rows, PAIRS, 2) float32, cosines and sines.
         pair_of: (BLOCK_D,) int32: the pair of each channel, or -1.
         partners: (BLOCK_D, BLOCK_D) int8: see `rotate_back`.
@@ -140,7 +140,7 @@ def attention_kernel(
     weighted = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     stop = tl.load(lists + own_list + 1)
     for number in range(tl.load(lists + own_list), stop):
-        segment = segments + 6 * number
+        segment = segments + 7 * number
         kind, first_frame, frames = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
         keys, key_stride = key, key_token
         if COPIES:
@@ -148,6 +148,8 @@ def attention_kernel(
             keys, key_stride = tl.where(copied, copy, key), tl.where(copied, copy_token, key_token)
         if DECAYS:
             factor = tl.load(segment + 5).to(tl.float32, bitcast=True)
+        if BIASES:
+            shift = tl.load(segment + 6).to(tl.float32, bitcast=True) * (1.0 if MASK == ADDITIVE else LOG2E)
 
         # Which keys: `pieces` times the tokens low..high of `length` tokens; each frame is a piece where it is striped.
         striped = kind == 1
@@ -185,9 +187,15 @@ def attention_kernel(
             # Logits with a mask that is added are in natural units; in these, the smallest float32 must not overflow.
             factor_in = 1.0 if MASK == ADDITIVE else scale * LOG2E
             factor_out = LOG2E if MASK == ADDITIVE else 1.0
-            new_largest = tl.maximum(largest, tl.max(logits, 1) * factor_in)
+            own_largest = tl.max(logits, 1) * factor_in
+            if BIASES:
+                own_largest += shift
+            new_largest = tl.maximum(largest, own_largest)
             finite = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # else -inf minus -inf
-            weights = tl.exp2((logits * factor_in - finite[:, None]) * factor_out)
+            zero = finite
+            if BIASES:
+                zero = finite - shift  # one sum for each query, instead of one for each pair
+            weights = tl.exp2((logits * factor_in - zero[:, None]) * factor_out)
             kept_share = tl.exp2((largest - finite) * factor_out)
             total = total * kept_share + tl.sum(weights, 1)
             v = load_tokens(value + token * value_token, value_token, columns, channel, high - at, HEAD_DIM, BLOCK_D)
@@ -200,7 +208,7 @@ def attention_kernel(
         if ROTATES:
             # The queries of the next segment; the first one needs no rotation. Triton keeps what is carried over a loop
             # in shared memory, and what is rotated where it is used in registers, where there is no room for it.
-            rotation = tl.load(segment + 9, mask=number + 1 < stop, other=-1)
+            rotation = tl.load(segment + 10, mask=number + 1 < stop, other=-1)
             if (number + 1 < stop) & (rotation != rotated):
                 q = load_tokens(query, query_token, rows, channel, left, HEAD_DIM, BLOCK_D)
                 q = rotate_back(q, angles, first_angle + rotation * angle_step, pair_of, partners, PAIRS, BLOCK_D)

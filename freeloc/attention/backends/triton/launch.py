@@ -103,6 +103,7 @@ def _attend(
             ROTATES=tables.rotates,
             COPIES=tables.copies,
             DECAYS=tables.decays,
+            BIASES=tables.biases,
             NEGATIVE=scale < 0,
             BLOCK_M=config.queries,
             BLOCK_N=config.keys,

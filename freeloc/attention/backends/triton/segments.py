@@ -36,6 +36,7 @@ class Segment(NamedTuple):
         rotation: row of `Segments.angles`, or -1 for none.
         rotated_keys: 1 if the keys are those of the rotated copy.
         factor: factor on positive logits.
+        bias: what is added to the logits.
     """
 
     kind: int
@@ -44,6 +45,7 @@ class Segment(NamedTuple):
     rotation: int = -1
     rotated_keys: int = 0
     factor: float = 1.0
+    bias: float = 0.0
 
 
 TEXT = (Segment(FIRST_TEXT), Segment(LAST_TEXT))
@@ -57,20 +59,18 @@ class Segments:
         of_queries: a list of segments for text queries, then one for each query frame.
         angles: by which the queries rotate back, (rotations, ..., pairs) float64 radians.
         copy_angles: by which the copy of the keys is rotated back, (frames, ..., pairs); None if none is needed.
-        decays: whether any factor is not 1.
     """
 
     of_queries: list[list[Segment]]
     angles: Tensor
     copy_angles: Tensor | None
-    decays: bool
 
 
 def segments_of(prepared: PreparedPlan, tokens_per_frame: int) -> Segments:
     """The segments of a plan. A stripe as wide as a frame counts as dense."""
     if prepared.is_identity:
         everything = [[Segment(EVERYTHING)]] * (1 + prepared.frames)
-        return Segments(everything, prepared.frequencies.new_zeros(0, *prepared.frequencies.shape), None, False)
+        return Segments(everything, prepared.frequencies.new_zeros(0, *prepared.frequencies.shape), None)
     pairs = _Pairs.of(prepared, tokens_per_frame)
     runs = pairs.runs(copied=True)
     worth_it = sum(map(len, runs)) <= WORTH_A_COPY * pairs.count()
@@ -79,9 +79,8 @@ def segments_of(prepared: PreparedPlan, tokens_per_frame: int) -> Segments:
     rotates = (angles != 0).flatten(1).any(dim=1)
     row = iter(rows.where(rotates[rows], -1).tolist())
     turned = [[run._replace(rotation=next(row)) for run in own] for own in runs]
-    decays = any(segment.factor != 1 for own in runs for segment in own)
     of_frames = [_ordered(own, prepared.frames) for own in turned]
-    return Segments([[Segment(EVERYTHING)], *of_frames], angles, pairs.copy_angles() if worth_it else None, decays)
+    return Segments([[Segment(EVERYTHING)], *of_frames], angles, pairs.copy_angles() if worth_it else None)
 
 
 def _ordered(own: list[Segment], frames: int) -> list[Segment]:
@@ -104,6 +103,7 @@ class _Pairs:
     kind: Tensor
     codes: tuple[Tensor, Tensor]
     factor: Tensor
+    bias: Tensor
     positions: Tensor
     old: Tensor
     new: Tensor
@@ -125,13 +125,14 @@ class _Pairs:
         held = (plan.positions + moves_with_key * key).unique(return_inverse=True)[1]
         held = torch.arange(frames)[:, None] * (int(held.max()) + 1) + held
         factor = torch.ones_like(true) if plan.decay is None else plan.decay
-        return cls(kind, (moves, held), factor, plan.positions, old, new, moves_with_key)
+        bias = torch.zeros_like(true) if prepared.bias is None else prepared.bias
+        return cls(kind, (moves, held), factor, bias, plan.positions, old, new, moves_with_key)
 
     def runs(self, copied: bool) -> list[list[Segment]]:
         """The visible key frames of each query frame, in as few ranges as possible: greedily the longest next one."""
         breaks = [self._breaks(code) for code in self.codes[: 1 + copied]]
-        kinds, factors = self.kind.tolist(), self.factor.tolist()
-        return [list(_row_of_runs(*row)) for row in zip(kinds, factors, *breaks, strict=True)]
+        tables = (table.tolist() for table in (self.kind, self.factor, self.bias))
+        return [list(_row_of_runs(*row)) for row in zip(*tables, *breaks, strict=True)]
 
     def count(self) -> int:
         """The number of ranges without the copy."""
@@ -142,8 +143,8 @@ class _Pairs:
         return [[*(row.nonzero().flatten() + 1).tolist(), len(code)] for row in self._changes(code)]
 
     def _changes(self, code: Tensor) -> Tensor:
-        """Whether the kind, the angle or the factor of a key frame is another than that of the one before it."""
-        return torch.stack([table.diff(dim=1) != 0 for table in (self.kind, code, self.factor)]).any(dim=0)
+        """Whether the kind, angle, factor or bias of a key frame is another than that of the one before it."""
+        return torch.stack([table.diff(dim=1) != 0 for table in (self.kind, code, self.factor, self.bias)]).any(dim=0)
 
     def angles(self, runs: list[tuple[int, Segment]]) -> tuple[Tensor, Tensor]:
         """The distinct angles of ranges of key frames, (rotations, ..., pairs), and the row of each range."""
@@ -162,7 +163,7 @@ class _Pairs:
         return key.view(-1, *[1] * self.old.ndim) * (self.old - self.moves_with_key * self.new)
 
 
-def _row_of_runs(kinds: list[int], factors: list[float], *breaks: list[int]) -> Iterator[Segment]:
+def _row_of_runs(kinds: list[int], factors: list[float], biases: list[float], *breaks: list[int]) -> Iterator[Segment]:
     """The ranges of one query frame; `breaks` are those of the model's keys, and those of the copy."""
     at = 0
     while at < len(kinds):
@@ -170,5 +171,5 @@ def _row_of_runs(kinds: list[int], factors: list[float], *breaks: list[int]) -> 
         rotated_keys = int(stops[-1] > stops[0])
         if kinds[at] != NONE:
             kind = STRIPED_FRAMES if kinds[at] == STRIPED else DENSE_FRAMES
-            yield Segment(kind, at, stops[rotated_keys] - at, -1, rotated_keys, factors[at])
+            yield Segment(kind, at, stops[rotated_keys] - at, -1, rotated_keys, factors[at], biases[at])
         at = stops[rotated_keys]

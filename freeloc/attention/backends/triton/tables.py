@@ -28,6 +28,7 @@ class Tables:
     rotates: bool
     copies: bool
     decays: bool
+    biases: bool
 
     def to(self, device: torch.device) -> "Tables":
         """The same on a device."""
@@ -80,7 +81,9 @@ def _join(groups: tuple[HeadGroup, ...], tokens_per_frame: int, heads: int, head
         for own in found.of_queries:
             segments += own
             lists.append(len(segments))
-    table = torch.tensor([(*segment[:5], _bits(segment.factor)) for segment in segments], dtype=torch.int32)
+    table = torch.tensor(
+        [(*segment[:5], _bits(segment.factor), _bits(segment.bias)) for segment in segments], dtype=torch.int32
+    )
     every = torch.cat(angles)
     pair_of, partners = _channels(groups[0].plan, head_dim)
     return Tables(
@@ -94,6 +97,7 @@ def _join(groups: tuple[HeadGroup, ...], tokens_per_frame: int, heads: int, head
         rotates=bool((table[:, 3] >= 0).any()),
         copies=bool((table[:, 4] > 0).any()),
         decays=any(segment.factor != 1 for segment in segments),
+        biases=any(segment.bias != 0 for segment in segments),
     )
 
 
@@ -104,7 +108,7 @@ def _of_heads(group: HeadGroup, found: Segments, heads: int, tokens_per_frame: i
     slot = torch.arange(count, dtype=torch.int32) * several  # heads with frequencies of their own have own rows
     copy = torch.full_like(slot, -1) if found.copy_angles is None else slot + found.angles.flatten(0, -2).shape[0]
     step = count if several else 1
-    same = [step, ready.stripe_tokens(tokens_per_frame), _bits(ready.plan.logit_scale)]
+    same = [step, ready.stripe_tokens(tokens_per_frame), _bits(ready.scale_at(tokens_per_frame))]
     step_reach_scale = torch.tensor(same, dtype=torch.int32).expand(count, 3).T
     return torch.stack([torch.zeros_like(slot), slot, *step_reach_scale[:2], copy, step_reach_scale[2]], dim=-1)
 
