@@ -11,6 +11,7 @@ from freeloc.plans.tsa import derive_settings
 from freeloc.probing import Sensitivity
 from freeloc.profile.diff import differences
 from freeloc.profile.files import load_profile, measurements_path
+from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 from freeloc.untrusted import printable
@@ -51,8 +52,7 @@ def _described(profile: Profile) -> Iterator[str]:
         f"{model.trained_latent_frames} latent frames"
     )
     for name, defined in profile.policies.items():
-        given = ", ".join(f"{field}={json.dumps(value)}" for field, value in defined.settings.items())
-        yield f"{'policy':10} {name}: {defined.method}{', with ' + printable(given, None) if given else ''}"
+        yield f"{'policy':10} {name}: {defined.method}{_settings(profile, name)}"
     for policy, layers in profile.layers.items():
         yield f"{policy:10} {len(layers):3} layers: {' '.join(map(str, layers))}"
     for layer, groups in profile.heads.items():
@@ -64,6 +64,15 @@ def _described(profile: Profile) -> Iterator[str]:
     yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', derived'}"
     if profile.evidence:
         yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {printable(profile.evidence.rule, None)}"
+
+
+def _settings(profile: Profile, policy: str) -> str:
+    """The settings of a policy: the method's own label, or what the profile gives."""
+    resolved, given = resolve_policy(profile, policy), profile.policies[policy].settings
+    if resolved.method.label is not None:
+        return f": {printable(resolved.method.label(resolved.settings), None)}"
+    words = ", ".join(f"{field}={json.dumps(value)}" for field, value in given.items())
+    return f", with {printable(words, None)}" if words else ""
 
 
 def validate(arguments: argparse.Namespace) -> None:

@@ -80,6 +80,9 @@ class Method:
             field. By default the defaults of the schema.
         colour: colour in pictures, ``"#rrggbb"``; by default one derived from the name.
 
+        label: function from an instance of `settings` to a few words, for lists and pictures; by default what a profile
+            gives.
+
     Raises:
         FreelocError: if `settings`, `defaults` or `colour` is not as described.
     """
@@ -91,6 +94,7 @@ class Method:
     settings: type[BaseModel] | None = None
     defaults: Callable[[Any], BaseModel] | None = None
     colour: str = ""
+    label: Callable[[Any], str] | None = None
 
     def __post_init__(self) -> None:
         schema = self.settings
@@ -98,8 +102,9 @@ class Method:
             raise FreelocError(
                 f"method '{self.name}': expected settings as a class derived from pydantic.BaseModel, found {schema!r}"
             )
-        if self.defaults is not None and schema is None:
-            raise FreelocError(f"method '{self.name}': expected settings beside defaults, found None")
+        for name in ("defaults", "label"):
+            if getattr(self, name) is not None and schema is None:
+                raise FreelocError(f"method '{self.name}': expected settings beside {name}, found None")
         if self.colour and not re.fullmatch("#[0-9a-f]{6}", self.colour):
             raise FreelocError(
                 f"method '{self.name}': expected a colour like '#30408f', with lower-case digits, found '{self.colour}'"

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from freeloc.markers import hookimpl
 from freeloc.plans.baselines import BASELINES
+from freeloc.plans.combined import BALANCED, COMBINED
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.method import Method, ProfileLike
 from freeloc.plans.tsa import TsaSettings, derive_settings, tsa_plan, tsa_visibility
 from freeloc.plans.vrpr import VrprPart, vrpr_plan, vrpr_positions
+from freeloc.plans.windows import LVSA
 
 SOURCE = "FreeLOC, arXiv 2603.25209"
 
@@ -89,5 +91,5 @@ POLICIES = [
 
 @hookimpl
 def freeloc_methods() -> list[Method]:
-    """FreeLOC's own methods, and the baselines."""
-    return [*POLICIES, *BASELINES]
+    """FreeLOC's own methods, their combinations with others, and the baselines."""
+    return [*POLICIES, BALANCED, COMBINED, *BASELINES, LVSA]
