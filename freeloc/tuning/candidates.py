@@ -75,6 +75,9 @@ STEPS: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
 Assignment = tuple[Candidate, ...]
 """The candidate of each layer."""
 
+Assignment = tuple[Candidate, ...]
+"""The candidate of each layer."""
+
 UNIFORM: tuple[Candidate, ...] = (
     Candidate("none"),
     Candidate("vrpr"),
@@ -171,47 +174,3 @@ def from_data(data: Mapping[str, Any]) -> Assignment:
     """
     distinct = [Candidate(*policy) for policy in data["policies"]]
     return tuple(distinct[index] for index in data["layers"])
-
-
-def neighbours(candidate: Candidate, base: Profile) -> list[Candidate]:
-    """The same method with one number of `STEPS` changed by one step. Settings that do not fit the method are left out.
-
-    >>> from freeloc import load_profile
-    >>> neighbours(Candidate("tsa"), load_profile("wan2.1"))[:2]
-    [tsa dense_frames=4, tsa dense_frames=16]
-    """
-    resolved = resolve_policy(profile_of(base, uniform(candidate, base.model.layers)), candidate.name)
-    settings = {} if resolved.settings is None else resolved.settings.model_dump(mode="json")
-    found = []
-    for path, factors in STEPS:
-        value = settings
-        for step in path:
-            value = value.get(step) if isinstance(value, dict) else None
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        for factor in factors:
-            new = round(value * factor) if isinstance(value, int) else round(value * factor, 6)
-            other = candidate.changed(path, new, _renamed(candidate.name, ".".join(path), new))
-            if new != value and _fits(other, base):
-                found.append(other)
-    return found
-
-
-def _renamed(name: str, setting: str, value: float) -> str:
-    """A name that says which setting differs.
-
-    >>> _renamed("tsa dense_frames=4", "dense_frames", 2)
-    'tsa dense_frames=2'
-    """
-    kept = [part for part in name.split(" ") if not part.startswith(f"{setting}=")]
-    return " ".join([*kept, f"{setting}={value:g}"])
-
-
-def _fits(candidate: Candidate, base: Profile) -> bool:
-    """Whether a method accepts these settings."""
-    try:
-        profile = profile_of(base, uniform(candidate, base.model.layers))
-        policy_plans(profile, candidate.name, 2 * base.model.trained_latent_frames)
-    except FreelocError:
-        return False
-    return True

@@ -30,7 +30,7 @@ def tables_of(session: Session) -> dict[str, Table]:
     losses, base = search.losses, search.base
     clips = sorted({unit.clip for unit in search.units})
     everywhere = {one.name: uniform(one, layers) for one in search.candidates}
-    names = list(dict.fromkeys([base, *search.alternatives]))
+    names = list(dict.fromkeys([base, *search.tried]))
     single = {one.name: [with_layer(uniform(base, layers), layer, one) for layer in range(layers)] for one in names}
     by_layer = [_losses(losses, list(of_layers), session, clips) for of_layers in single.values()]
     other = sorted({unit.clip for one in session.held_out for unit in losses.of(one.assignment)} - set(clips))

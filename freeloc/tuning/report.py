@@ -91,7 +91,7 @@ def _all_layers(session: Session) -> str:
 def _single_layers(session: Session) -> str:
     search, layers = session.search, session.runner.profile.model.layers
     steps = {step.what: step for step in search.steps if step.stage == "single layers"}
-    names = [one.name for one in search.alternatives if one != search.base]
+    names = [one.name for one in search.tried if one != search.base]
     rows = []
     for layer in range(layers):
         own = [steps.get(f"{name} on layer {layer}") for name in names]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from freeloc.adapter.paths import argument_at
 from freeloc.adapter.spec import Adapter
-from freeloc.errors import ProbeError
+from freeloc.errors import PatchError, ProbeError
+from freeloc.patching import patch
 from freeloc.probing.calls import Call, watched
 from freeloc.probing.cells import Cell, Cells
 from freeloc.probing.denoising import Objective, objective_of
@@ -23,7 +24,7 @@ from freeloc.probing.places import Axes, argument_of, axes_of, motion_weight
 from freeloc.probing.subject import Subject
 from freeloc.profile.planning import layer_plans
 from freeloc.profile.schema import Profile
-from freeloc.tuning.candidates import Assignment, as_data, from_data, key_of, profile_of
+from freeloc.tuning.candidates import Assignment, Candidate, as_data, from_data, key_of, profile_of, uniform
 from freeloc.tuning.own_clips import FEWEST_STEPS, clean_of
 from freeloc.tuning.racing import Unit
 from freeloc.tuning.samples import measures_of, strip_of
@@ -130,6 +131,20 @@ class Runner:
         parts = _parts(self._axes.names)
         axis = next(index for index, part in enumerate(parts) if "f" in part)
         return axis, math.prod(self._axes.sizes[name] for name in parts[axis] if name != "f" and len(parts[axis]) > 1)
+
+    def refusal(self, candidate: Candidate) -> str:
+        """Why a candidate cannot be executed on this model; empty if it can.
+
+        Raises:
+            ProfileError, RegistryError: if there is no such method, or settings do not fit it.
+        """
+        profile = profile_of(self.profile, uniform(candidate, self.profile.model.layers))
+        for transformer, adapter in self.found:
+            try:
+                patch(transformer, profile, adapter=adapter).remove()
+            except PatchError as error:
+                return str(error)
+        return ""
 
     def _loss(self, assignment: Assignment, unit: Unit) -> Cell:
         call = self._call(unit.clip if len(self.prompts) > 1 else 0, unit.frames)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from freeloc.errors import ProbeError
-from freeloc.tuning.candidates import ON_ONE_LAYER, Assignment, Candidate, neighbours, uniform, with_layer
+from freeloc.tuning.candidates import Assignment, Candidate, uniform, with_layer
 from freeloc.tuning.clock import Clock
+from freeloc.tuning.defaults import neighbours
 from freeloc.tuning.losses import Losses
 from freeloc.tuning.racing import Paired, Rules, Unit, best, paired, race
 
@@ -51,7 +52,7 @@ class Search:
         clock: the budget.
         units: what to measure on, in order.
         candidates: what is tried on all layers, the simplest first.
-        alternatives: what is tried on one layer, the simplest first.
+        alternatives: what is tried on one layer, the simplest first, if all others have a candidate.
         layers: number of layers.
         rules: when an arm of a race stops.
     """
@@ -60,7 +61,7 @@ class Search:
     clock: Clock
     units: Sequence[Unit]
     candidates: Sequence[Candidate]
-    alternatives: Sequence[Candidate]
+    alternatives: Callable[[Candidate], Sequence[Candidate]]
     layers: int
     rules: Rules = Rules()
     steps: list[Step] = field(default_factory=list)
@@ -73,6 +74,8 @@ class Search:
     """Called at the begin of each stage."""
     standing: dict[Candidate, Paired] = field(default_factory=dict)
     """Each candidate on all layers, compared with the best one."""
+    tried: list[Candidate] = field(default_factory=list)
+    """What was tried on single layers."""
     base: Candidate = field(init=False)
     """The best candidate on all layers."""
 
@@ -108,10 +111,11 @@ class Search:
 
     def _single(self, base: Assignment) -> list[tuple[int, Candidate, Paired]]:
         """Stage 2: (layer, alternative, comparison) of the gains, the largest first; then what changes nothing."""
+        self.tried = list(dict.fromkeys(self.alternatives(self.base)))
         arms = [
             with_layer(base, layer, other)
             for layer in range(self.layers)
-            for other in self.alternatives
+            for other in self.tried
             if other != base[layer]
         ]
         units = self._units_of(base)
@@ -186,8 +190,8 @@ class Search:
         return [unit for unit in self.units if unit in known]
 
     def _simpler(self, first: Candidate, second: Candidate) -> bool:
-        order = [*self.alternatives, *self.candidates]
-        return order.index(first) < (order.index(second) if second in order else len(order))
+        order = [*self.tried, *self.candidates]
+        return order.index(first) < order.index(second)
 
     def _require_budget(self, arms: Sequence[Assignment]) -> None:
         """Time a unit of each length, and require that all candidates can be measured on a few clips.

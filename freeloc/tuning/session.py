@@ -8,6 +8,7 @@ from torch import Tensor
 
 from freeloc.errors import ProbeError
 from freeloc.tuning.candidates import Assignment, Candidate, uniform
+from freeloc.tuning.defaults import on_one_layer
 from freeloc.tuning.held_out import HARM, HeldOut, beats, compare
 from freeloc.tuning.losses import Losses
 from freeloc.tuning.own_clips import SAFE
@@ -65,7 +66,7 @@ class Session:
         runner: measures.
         work: saves and shares measurements.
         progress: shows the time.
-        candidates, alternatives, times, levels, videos, places: see `freeloc.tune`.
+        candidates, alternatives, also, times, levels, videos, places: see `freeloc.tune`.
         recorded: what the measurements depend on.
     """
 
@@ -73,7 +74,8 @@ class Session:
     work: Work
     progress: Progress
     candidates: Sequence[Candidate]
-    alternatives: Sequence[Candidate]
+    alternatives: Sequence[Candidate] | None
+    also: Sequence[Candidate]
     times: Sequence[int]
     levels: Sequence[float]
     videos: int
@@ -113,13 +115,30 @@ class Session:
         losses = Losses(runner, work, self.places, self.progress.update)
         tuning, others = halves(len(runner.clips), runner.seed)
         units = order(tuning, self.frames, self.levels, runner.seed)
-        self.search = Search(losses, work.clock, units, self.candidates, self.alternatives, model.layers)
+        candidates = self._supported([*self.candidates, *self.also])
+        self.search = Search(losses, work.clock, units, candidates, self._on_one_layer, model.layers)
         self.search.entered = self.progress.stage
         found = self.search.run()
         self.progress.stage("other clips")
         self._check(found, losses, order(others, self.frames, self.levels, runner.seed))
         self.progress.stage("sampled videos")
         self._ship()
+
+    def _on_one_layer(self, base: Candidate) -> list[Candidate]:
+        """What is tried on one layer if all others have `base`."""
+        given = on_one_layer(base) if self.alternatives is None else self.alternatives
+        return self._supported([*given, *self.also])
+
+    def _supported(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates that can be executed on this model; the others are noted with the reason."""
+        found = []
+        for one in dict.fromkeys(candidates):
+            if reason := self.runner.refusal(one):
+                note = f"'{one}' was left out: {reason}"
+                self.notes += [note] if note not in self.notes else []
+            else:
+                found.append(one)
+        return found
 
     def _sample_own_clips(self) -> None:
         clips = self.runner.clips
@@ -133,7 +152,7 @@ class Session:
         """Compare the choice with candidates on all layers, on the other clips, and take the best of all."""
         layers, base = self.runner.profile.model.layers, self.search.base
         mattered = sorted(self.search.survivors, key=lambda one: self.search.standing[one].mean)
-        usual = [one for one in self.candidates if one.name in (SAFE, "none")]
+        usual = [one for one in self.search.candidates if one.name in (SAFE, "none")]
         compared = {one.name: uniform(one, layers) for one in dict.fromkeys([base, *mattered[:MOST_COMPARED], *usual])}
         is_uniform = len(set(found)) == 1
         settings = compared if is_uniform else {CHOSEN: found} | compared
@@ -158,7 +177,7 @@ class Session:
     def _ship(self) -> None:
         """Sample videos of the choice, and back off where they break a limit."""
         layers, longest, base = self.runner.profile.model.layers, max(self.frames), self.search.base
-        safe = next((one for one in self.candidates if one.name == SAFE), base)
+        safe = next((one for one in self.search.candidates if one.name == SAFE), base)
         chain = {self.name: self.chosen}
         rest = base if without_windows(self.runner.profile, uniform(base, layers), safe, longest)[0] == base else safe
         chain.setdefault(WITHOUT_WINDOWS, without_windows(self.runner.profile, self.chosen, rest, longest))

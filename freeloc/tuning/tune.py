@@ -16,8 +16,9 @@ from freeloc.probing.subject import fingerprint, require_whole
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
 from freeloc.profile.schema import Profile
-from freeloc.tuning.candidates import ON_ONE_LAYER, UNIFORM, Candidate, candidates_of
+from freeloc.tuning.candidates import Candidate, candidates_of
 from freeloc.tuning.clock import Clock
+from freeloc.tuning.defaults import UNIFORM
 from freeloc.tuning.progress import Progress
 from freeloc.tuning.result import Tuned
 from freeloc.tuning.runner import Runner
@@ -40,7 +41,7 @@ def tune(
     times: Sequence[int] = (2, 4),
     levels: Sequence[float] = LEVELS,
     candidates: Sequence[Candidate] = UNIFORM,
-    alternatives: Sequence[Candidate] = ON_ONE_LAYER,
+    alternatives: Sequence[Candidate] | None = None,
     also: Sequence[str | Candidate] = (),
     videos: int = 4,
     places: float = 0.2,
@@ -87,7 +88,8 @@ def tune(
         times: lengths to tune for, in trained lengths; no longer than the clips.
         levels: noise levels, above 0 (clean) and up to 1 (noise).
         candidates: what is tried on all layers, the simplest first.
-        alternatives: what is tried on one layer at a time, the simplest first.
+        alternatives: what is tried on one layer at a time, the simplest first; by default changes of the best candidate on
+            all layers (`freeloc.tuning.defaults.on_one_layer`).
         also: more methods by name (``freeloc methods``), or candidates, tried on all layers and on single ones.
         videos: number of prompts for which whole videos are sampled at the end; 0 leaves this check out.
         places: weight of moving and detailed places in the loss (`freeloc.probing.places.motion_weight`), 0 to 1.
@@ -144,7 +146,8 @@ def tune(
         work=work,
         progress=Progress(work.clock, shown=True),
         candidates=[*candidates, *more],
-        alternatives=[*alternatives, *more],
+        alternatives=alternatives,
+        also=more,
         times=times,
         levels=levels,
         videos=videos,
