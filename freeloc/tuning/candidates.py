@@ -1,4 +1,4 @@
-"""Candidates: the policies that tuning chooses among, as data. Name any other method with ``freeloc.tune(also=...)``."""
+"""Candidates: the policies that tuning chooses among, as data."""
 
 import hashlib
 import json
@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from freeloc.errors import FreelocError, ProbeError
+from freeloc.errors import ProbeError
 from freeloc.profile.files import with_choice
-from freeloc.profile.planning import policy_plans
 from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import PolicyPart, Profile
 from freeloc.registry import registry
@@ -66,38 +65,8 @@ class Candidate:
         return Candidate(name, self.method, settings)
 
 
-STEPS: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = (
-    (("dense_frames",), (0.5, 2.0)),
-    (("striped_frames",), (0.5, 2.0)),
-)
-"""Numbers that tuning changes, by their path in the settings of a method, and the factors of a step."""
-
 Assignment = tuple[Candidate, ...]
 """The candidate of each layer."""
-
-Assignment = tuple[Candidate, ...]
-"""The candidate of each layer."""
-
-UNIFORM: tuple[Candidate, ...] = (
-    Candidate("none"),
-    Candidate("vrpr"),
-    Candidate("clip"),
-    Candidate("self-extend"),
-    Candidate("tsa"),
-    Candidate("sliding-window"),
-    Candidate("vrpr+tsa"),
-)
-"""What is tried on all layers, the simplest first: among those that differ by nothing, the first is chosen."""
-
-ON_ONE_LAYER: tuple[Candidate, ...] = (
-    Candidate("none"),
-    Candidate("vrpr"),
-    Candidate("clip"),
-    Candidate("tsa"),
-    Candidate("sliding-window"),
-    Candidate("vrpr+tsa"),
-)
-"""What is tried on one layer, among others that have the best of `UNIFORM`; the simplest first."""
 
 
 def candidates_of(also: Sequence[str | Candidate]) -> tuple[Candidate, ...]:
@@ -111,8 +80,8 @@ def candidates_of(also: Sequence[str | Candidate]) -> tuple[Candidate, ...]:
     for one in found:
         if registry().methods.get(one.method).noise:
             raise ProbeError(
-                f"expected methods that require no initial noise of their own, found '{one}': tuning measures losses on "
-                "real clips with plain noise"
+                f"expected methods that require no initial noise of their own, found '{one}': tuning measures "
+                "losses on real clips with plain noise"
             )
     return found
 

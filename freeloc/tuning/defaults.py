@@ -1,14 +1,14 @@
 """What tuning tries unless it is told otherwise, as data: on all layers, on single layers, and in small steps.
 
-Most are parts of `freeloc.plans.combined`, which are chosen on their own: positions, visible frames, balance, temperature.
+Most are parts of `freeloc.plans.combined`, which are chosen on their own: positions, visible frames, balance,
+temperature.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from freeloc.errors import FreelocError
-from freeloc.plans.combined import COMBINED
-from freeloc.plans.combined_settings import CombinedSettings
+from freeloc.plans.combined_settings import CombinedSettings, combined_label
 from freeloc.profile.planning import policy_plans
 from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import Profile
@@ -38,8 +38,7 @@ def parts(settings: Mapping[str, Any]) -> Candidate:
     for name, own in PLAIN.items():
         if own == settings:
             return Candidate(name)
-    assert COMBINED.label is not None  # noqa: S101
-    return Candidate(COMBINED.label(CombinedSettings.model_validate(settings)), "combined", settings)
+    return Candidate(combined_label(CombinedSettings.model_validate(settings)), "combined", settings)
 
 
 def factor(value: float) -> dict[str, Any]:
@@ -73,7 +72,7 @@ UNIFORM: tuple[Candidate, ...] = (
 """What is tried on all layers, the simplest first: among those that differ by nothing, the first is chosen."""
 
 SIMPLER: tuple[Candidate, ...] = (Candidate("none"), Candidate("vrpr"), Candidate("clip"))
-"""What is tried on one layer, before changes of what all others have: it is chosen if nothing else makes a difference."""
+"""What is tried on one layer before changes of what all others have. It is chosen if nothing makes a difference."""
 
 OTHER: tuple[Candidate, ...] = (Candidate("tsa"), Candidate("sliding-window"))
 """What is tried on one layer beside that: it leaves positions as they are."""

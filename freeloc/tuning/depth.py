@@ -15,7 +15,7 @@ from freeloc.probing.table import Table
 
 
 class Tune(Depth):
-    """The search of ``freeloc tune``: policies of single layers, by denoising loss. It is measured by that command only."""
+    """The search of ``freeloc tune``: policies of single layers, by denoising loss. Only that command measures it."""
 
     name: ClassVar[str] = "tune"
     rank: ClassVar[int] = 5

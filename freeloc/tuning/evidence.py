@@ -38,13 +38,13 @@ def tables_of(session: Session) -> dict[str, Table]:
     tables = {
         "tune.all layers": Table(
             _losses(losses, list(everywhere.values()), session, clips),
-            {"policies": [*everywhere]} | _axes(session, clips),
+            _axes(session, clips, policies=[*everywhere]),
         ),
         "tune.one layer": Table(
-            torch.stack(by_layer), {"policies": [*single], "layers": [*range(layers)]} | _axes(session, clips)
+            torch.stack(by_layer), _axes(session, clips, policies=[*single], layers=[*range(layers)])
         ),
         "tune.other clips": Table(
-            _losses(losses, list(settings.values()), session, other), {"settings": [*settings]} | _axes(session, other)
+            _losses(losses, list(settings.values()), session, other), _axes(session, other, settings=[*settings])
         ),
         "tune.choice": _choice(session.chosen),
     }
@@ -57,8 +57,8 @@ def tables_of(session: Session) -> dict[str, Table]:
     return tables
 
 
-def _axes(session: Session, clips: Sequence[int]) -> dict[str, list[Label]]:
-    return {
+def _axes(session: Session, clips: Sequence[int], **first: list[Label]) -> dict[str, list[Label]]:
+    return first | {
         "losses": [*BOTH],
         "lengths": [*session.frames],
         "levels": [*session.levels],

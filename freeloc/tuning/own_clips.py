@@ -1,7 +1,7 @@
 """Clips for those who have none: long videos of the model itself, made by a correction that is known to be safe.
 
-What is then measured is how well a policy predicts what that correction made. So it shows which layers are harmed, and less
-which would do better: a judge likes what made its examples.
+What is then measured is how well a policy predicts what that correction made. So it shows which layers are harmed,
+and less which would do better: a judge likes what made its examples.
 """
 
 import torch

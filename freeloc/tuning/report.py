@@ -61,8 +61,9 @@ def _summary(session: Session) -> str:
     if ours is not None and ours.name != search.base.name:
         score = ours.score
         lines.append(
-            f"On {score.clips} clips that nothing was chosen on, its loss differs from that of '{search.base.name}' on all "
-            f"layers by {percent(score)} (whole frames {percent(ours.whole)}, moving and detailed places "
+            f"On {score.clips} clips that nothing was chosen on, its loss differs from that of "
+            f"'{search.base.name}' on all layers by {percent(score)} (whole frames {percent(ours.whole)}, "
+            "moving and detailed places "
             f"{percent(ours.places)}), and is lower on {score.wins} of them."
         )
     vrpr = next((one for one in session.held_out if one.name == SAFE), None)
@@ -70,8 +71,9 @@ def _summary(session: Session) -> str:
         lines.append(f"There '{SAFE}' on all layers differs from '{search.base.name}' by {percent(vrpr.score)}.")
     if session.is_own:
         lines.append(
-            f"The clips are samples of the model itself, corrected by '{SAFE}'. A judge likes what made its examples: read "
-            f"the comparisons with '{SAFE}' as biased in its favour, and tune on real clips where you can."
+            f"The clips are samples of the model itself, corrected by '{SAFE}'. A judge likes what made its "
+            f"examples: read the comparisons with '{SAFE}' as biased in its favour, and tune on real clips "
+            "where you can."
         )
     if not session.shipping.measured:
         lines.append("No videos were sampled: a low loss does not exclude that videos freeze, drift or loop.")
@@ -99,8 +101,8 @@ def _single_layers(session: Session) -> str:
     if not steps:
         return ""
     said = (
-        f"All other layers have '{search.base.name}', and the loss is compared with having it on all. A star marks what is "
-        f"lower by more than {GAIN:g} standard errors; = marks no difference at all."
+        f"All other layers have '{search.base.name}', and the loss is compared with having it on all. A star "
+        f"marks what is lower by more than {GAIN:g} standard errors; = marks no difference at all."
     )
     picture = "![gains on single layers](one-layer.png)"
     return f"## Another policy on one layer\n\n{said}\n\n{table(['layer', *names], rows)}\n\n{picture}"
@@ -134,8 +136,8 @@ def _other_clips(session: Session) -> str:
     base = session.search.base.name
     head = [f"against '{base}' on all layers", "loss", "whole frames", "moving and detailed places", "lower on"]
     rule = (
-        f"A choice that differs between layers must be better than '{base}' by more than {WINS:g} standard error, and not "
-        f"worse on whole frames by more than {HARM:g}; both count more on few clips."
+        f"A choice that differs between layers must be better than '{base}' by more than {WINS:g} standard "
+        f"error, and not worse on whole frames by more than {HARM:g}; both count more on few clips."
     )
     return f"## The check on other clips\n\n{table(head, rows)}\n\n{rule}\n\n![losses on other clips](other-clips.png)"
 
@@ -151,8 +153,9 @@ def _videos(session: Session) -> str:
     limits = ["limit", *(f"{'at most' if one.most else 'at least'} {_limit(one.factor, one.plus)}" for one in LIMITS)]
     count = len(next(iter(measured.values())))
     said = (
-        f"Means over {count} prompts. Limits are relative to '{SHORT}', uncorrected, of the trained length, with the same "
-        "prompts; a limit is broken by more than one standard error. '1 x' is the value of the short samples."
+        f"Means over {count} prompts. Limits are relative to '{SHORT}', uncorrected, of the trained length, "
+        "ith the same prompts; a limit is broken by more than one standard error. '1 x' is the value of "
+        "the short samples."
     )
     head = ["setting", *(one.measure for one in LIMITS)]
     return f"## Sampled videos\n\n{said}\n\n{table(head, [*rows, limits])}\n\n![frames of sampled videos](videos.png)"
@@ -165,15 +168,16 @@ def _limit(factor: float, plus: float) -> str:
 def _how(session: Session, facts: ProbeFacts) -> str:
     search, clock = session.search, session.work.clock
     tuning = len({unit.clip for unit in search.units})
-    losses = search.losses
+    losses, model = search.losses, session.runner.profile.model
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     lines = [
         f"- clips: {len(session.runner.clips)}, {tuning} to choose on and the others to check on; seed {facts.seed}",
-        f"- latent frames: {', '.join(map(str, session.frames))}; trained on {session.runner.profile.model.trained_latent_frames}",
+        f"- latent frames: {', '.join(map(str, session.frames))}; trained on {model.trained_latent_frames}",
         f"- noise levels: {', '.join(f'{level:g}' for level in session.levels)}",
         f"- loss: {1 - losses.weight:g} x whole frames + {losses.weight:g} x moving and detailed places",
         f"- time: {clock.spent() / 60:.1f} of {clock.budget / 60:g} minutes, {session.work.processes} process"
         f"{'es' if session.work.processes > 1 else ''}; {losses.count} losses",
-        f"- weights: {facts.fingerprint[:12]}; versions: {', '.join(f'{name} {version}' for name, version in facts.versions.items())}",
+        f"- weights: {facts.fingerprint[:12]}; versions: {versions}",
         f"- command: `{printable(facts.command)}`",
         *(f"- {note}" for note in search.notes),
     ]

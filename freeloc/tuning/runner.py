@@ -107,8 +107,8 @@ class Runner:
         for clip in self.clips:
             if clip.ndim != len(_parts(self._axes.names)):
                 raise ProbeError(
-                    f"expected clips with the axes '{self._axes.names}', each one sample of the transformer's input without "
-                    f"the batch, found the shape {tuple(clip.shape)}"
+                    f"expected clips with the axes '{self._axes.names}', each one sample of the transformer's "
+                    f"input without the batch, found the shape {tuple(clip.shape)}"
                 )
             found.append(clip.shape[axis] // per_frame)
         return min(found)
@@ -139,11 +139,11 @@ class Runner:
             ProfileError, RegistryError: if there is no such method, or settings do not fit it.
         """
         profile = profile_of(self.profile, uniform(candidate, self.profile.model.layers))
-        for transformer, adapter in self.found:
-            try:
+        try:
+            for transformer, adapter in self.found:
                 patch(transformer, profile, adapter=adapter).remove()
-            except PatchError as error:
-                return str(error)
+        except PatchError as error:
+            return str(error)
         return ""
 
     def _loss(self, assignment: Assignment, unit: Unit) -> Cell:

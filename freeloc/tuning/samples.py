@@ -1,4 +1,4 @@
-"""Measures of sampled videos, and the limits within which a profile is shipped: a low loss may still freeze or drift."""
+"""Measures of sampled videos, and the limits within which a profile is shipped."""
 
 from dataclasses import dataclass
 

@@ -63,7 +63,7 @@ class Search:
     candidates: Sequence[Candidate]
     alternatives: Callable[[Candidate], Sequence[Candidate]]
     layers: int
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     steps: list[Step] = field(default_factory=list)
     """All that was tried, in order."""
     notes: list[str] = field(default_factory=list)
@@ -210,7 +210,8 @@ class Search:
             needed = (self.clock.spent() + seconds) / SHARES["uniform"] / 60
             raise ProbeError(
                 f"expected a budget that measures {len(arms)} candidates on {len(few)} clips in its first "
-                f"{SHARES['uniform']:.0%}, found {self.clock.budget / 60:g} minutes: one loss at {longest} latent frames "
-                f"takes {self.losses.seconds([first[longest]]):.2g} s. Give minutes={math.ceil(1.2 * needed * 10) / 10:g} "
+                f"{SHARES['uniform']:.0%}, found {self.clock.budget / 60:g} minutes: one loss at {longest} "
+                f"latent frames takes {self.losses.seconds([first[longest]]):.2g} s. Give "
+                f"minutes={math.ceil(1.2 * needed * 10) / 10:g} "
                 "or more, fewer candidates, fewer times, or more processes"
             )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from freeloc.adapter.spec import Adapter
@@ -80,16 +79,17 @@ def tune(
         clips: latents of four or more real videos, each one sample of the transformer's input without the batch
             (`freeloc.probing.encode` makes them), of 4 times the trained length, or of what there is. None: samples of
             the model itself, one for each prompt, corrected by ``vrpr``; they show less, and the profile says so.
-        run: (prompt, latent frames) -> video of that length, (frames, height, width, 3) in 0..1, or a pipeline's output.
-            It must do the same each time, so it must seed its noise. With ``videos=0`` it need only call the transformer.
-        minutes: the budget. What was found until then is checked and returned. A measurement is never cut off, so the end
-            may be late by one.
+        run: (prompt, latent frames) -> video of that length, (frames, height, width, 3) in 0..1, or a pipeline's
+            output. It must do the same each time, so it must seed its noise. With ``videos=0`` it need only call the
+            transformer.
+        minutes: the budget. What was found until then is checked and returned. A measurement is never cut off, so the
+            end may be late by one.
         prompts: one for all clips, or one for each.
         times: lengths to tune for, in trained lengths; no longer than the clips.
         levels: noise levels, above 0 (clean) and up to 1 (noise).
         candidates: what is tried on all layers, the simplest first.
-        alternatives: what is tried on one layer at a time, the simplest first; by default changes of the best candidate on
-            all layers (`freeloc.tuning.defaults.on_one_layer`).
+        alternatives: what is tried on one layer at a time, the simplest first; by default changes of the best
+            candidate on all layers (`freeloc.tuning.defaults.on_one_layer`).
         also: more methods by name (``freeloc methods``), or candidates, tried on all layers and on single ones.
         videos: number of prompts for which whole videos are sampled at the end; 0 leaves this check out.
         places: weight of moving and detailed places in the loss (`freeloc.probing.places.motion_weight`), 0 to 1.

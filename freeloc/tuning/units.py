@@ -1,4 +1,4 @@
-"""What losses are measured on: two halves of the clips, several lengths, and noise levels, in an order fixed by a seed."""
+"""What losses are measured on: two halves of the clips, several lengths, and noise levels, in a fixed order."""
 
 import itertools
 import random
@@ -19,8 +19,8 @@ def require_clips(clips: int, prompts: Sequence[object], own: bool) -> None:
     """
     if own and clips < FEWEST:
         raise ProbeError(
-            f"expected at least {FEWEST} prompts without clips, which are then samples of the model, one for each prompt, "
-            f"found {clips}"
+            f"expected at least {FEWEST} prompts without clips, which are then samples of the model, one for "
+            f"each prompt, found {clips}"
         )
     if clips < FEWEST:
         raise ProbeError(

@@ -1,8 +1,8 @@
 """Work: measurements that are saved as soon as they are done, and shared by several processes through a folder.
 
-One process leads: it searches, and posts rounds of tasks. The others follow: they measure tasks of the posted round until
-the leader is done. A task is claimed by creating a file, so none is measured twice, and a process that dies costs no more
-than the task it had.
+One process leads: it searches, and posts rounds of tasks. The others follow: they measure tasks of the posted round
+until the leader is done. A task is claimed by creating a file, so none is measured twice, and a process that dies
+costs no more than the task it had.
 """
 
 import json
@@ -79,7 +79,8 @@ class Work(Cells):
 
         Args:
             tasks: the tasks, the most important first.
-            share: the share of the budget that may be spent by the end. A task that is likely to end later is not begun.
+            share: the share of the budget that may be spent by the end. A task that is likely to end later is not
+                begun.
             after: called after each task.
 
         Returns:
