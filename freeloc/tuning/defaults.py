@@ -4,7 +4,7 @@ Most are parts of `freeloc.plans.combined`, which are chosen on their own: posit
 temperature.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from freeloc.errors import FreelocError
@@ -80,18 +80,26 @@ OTHER: tuple[Candidate, ...] = (Candidate("tsa"), Candidate("sliding-window"))
 CHANGES: tuple[dict[str, Any], ...] = (CLIP, WINDOW, WINDOW_AND_FIRST, TIERS)
 """Parts that are tried on one layer in place of those that all others have."""
 
+FEW = 3
+"""How many of the best candidates on all layers are also tried on one."""
+
 FACTORS = (0.95, 1.05, 1.1)
 """Factors on all logits that are tried on one layer, beside the factor that all others have."""
 
 
-def on_one_layer(base: Candidate) -> tuple[Candidate, ...]:
-    """What is tried on one layer if all others have `base`: the simpler ones, `base`, and changes of it.
+def on_one_layer(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """What is tried on one layer if all others have the first of these candidates, the best on all layers.
 
-    >>> on_one_layer(Candidate("vrpr"))[:3], on_one_layer(Candidate("riflex"))[-1]
-    ((none, vrpr, clip), sliding-window)
+    These are simpler ones, the first few of the ranking, and changes of the best that has the parts of ``combined``.
+
+    >>> on_one_layer([Candidate("tsa"), Candidate("vrpr"), Candidate("self-extend")])[3:7]
+    (tsa, self-extend, clip, vrpr, window)
+
+    Args:
+        ranked: candidates on all layers, the best first.
     """
-    settings = _parts_of(base)
-    found = [*SIMPLER, base]
+    found = [*SIMPLER, *ranked[:FEW]]
+    settings = next((own for own in map(_parts_of, ranked) if own is not None), None)
     if settings is not None:
         own = settings.get("temperature", {}).get("factor", 1.0)
         found += [parts(settings | change) for change in CHANGES]

@@ -52,7 +52,8 @@ class Search:
         clock: the budget.
         units: what to measure on, in order.
         candidates: what is tried on all layers, the simplest first.
-        alternatives: what is tried on one layer, the simplest first, if all others have a candidate.
+        alternatives: what is tried on one layer, the simplest first; a function of the candidates that are left, the
+            best on all layers first.
         layers: number of layers.
         rules: when an arm of a race stops.
     """
@@ -61,7 +62,7 @@ class Search:
     clock: Clock
     units: Sequence[Unit]
     candidates: Sequence[Candidate]
-    alternatives: Callable[[Candidate], Sequence[Candidate]]
+    alternatives: Callable[[Sequence[Candidate]], Sequence[Candidate]]
     layers: int
     rules: Rules = field(default_factory=Rules)
     steps: list[Step] = field(default_factory=list)
@@ -78,6 +79,11 @@ class Search:
     """What was tried on single layers."""
     base: Candidate = field(init=False)
     """The best candidate on all layers."""
+
+    @property
+    def ranked(self) -> list[Candidate]:
+        """The candidates that no race has stopped, the best first."""
+        return sorted(self.survivors, key=lambda one: (one != self.base, self.standing[one].mean))
 
     def run(self) -> Assignment:
         """All stages.
@@ -111,7 +117,7 @@ class Search:
 
     def _single(self, base: Assignment) -> list[tuple[int, Candidate, Paired]]:
         """Stage 2: (layer, alternative, comparison) of the gains, the largest first; then what changes nothing."""
-        self.tried = list(dict.fromkeys(self.alternatives(self.base)))
+        self.tried = list(dict.fromkeys(self.alternatives(self.ranked)))
         arms = [
             with_layer(base, layer, other)
             for layer in range(self.layers)
@@ -199,9 +205,10 @@ class Search:
         Raises:
             ProbeError: if they cannot.
         """
-        few = self.units[: min(self.rules.least, len({unit.clip for unit in self.units}))]
         first = {unit.frames: unit for unit in reversed(self.units)}
-        known = [self.losses.measure([(arms[0], unit)], SHARES["uniform"]) for unit in first.values()]
+        # The first measurement of a length also records a call, so the second counts as well.
+        known = [self.losses.measure([(arm, unit)], SHARES["uniform"]) for arm in arms[:2] for unit in first.values()]
+        few = self.units[: min(self.rules.least, len({unit.clip for unit in self.units}))]
         missing = [unit for arm in arms for unit in few if unit not in self.losses.of(arm)]
         seconds = self.losses.seconds(missing)
         allowed = self.clock.left(SHARES["uniform"])

@@ -124,9 +124,9 @@ class Session:
         self.progress.stage("sampled videos")
         self._ship()
 
-    def _on_one_layer(self, base: Candidate) -> list[Candidate]:
-        """What is tried on one layer if all others have `base`."""
-        given = on_one_layer(base) if self.alternatives is None else self.alternatives
+    def _on_one_layer(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        """What is tried on one layer if all others have the first of these."""
+        given = on_one_layer(ranked) if self.alternatives is None else self.alternatives
         return self._supported([*given, *self.also])
 
     def _supported(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -151,7 +151,7 @@ class Session:
     def _check(self, found: Assignment, losses: Losses, units: Sequence[Unit]) -> None:
         """Compare the choice with candidates on all layers, on the other clips, and take the best of all."""
         layers, base = self.runner.profile.model.layers, self.search.base
-        mattered = sorted(self.search.survivors, key=lambda one: self.search.standing[one].mean)
+        mattered = self.search.ranked
         usual = [one for one in self.search.candidates if one.name in (SAFE, "none")]
         compared = {one.name: uniform(one, layers) for one in dict.fromkeys([base, *mattered[:MOST_COMPARED], *usual])}
         is_uniform = len(set(found)) == 1
