@@ -144,27 +144,30 @@ STEPS = (
 """The steps of the last stage."""
 
 
-def neighbours(candidate: Candidate, base: Profile) -> list[Candidate]:
-    """The same method with one number of `STEPS` changed by one step. Settings that do not fit the method are left out.
+def neighbours(candidate: Candidate, base: Profile) -> dict[tuple[tuple[str, ...], float], Candidate]:
+    """The same method with one number of `STEPS` changed by one step: by the path of the number and the factor.
+
+    Settings that do not fit the method are left out.
 
     >>> from freeloc import load_profile
-    >>> neighbours(Candidate("balanced"), load_profile("wan2.1"))[:2]
-    [vrpr, balance 0.25, x 1.0248, vrpr, balance 0.25, x 1.07625]
+    >>> neighbours(Candidate("balanced"), load_profile("wan2.1"))[("temperature", "factor"), 1.025]
+    vrpr, balance 0.25, x 1.076
     """
     own = _parts_of(candidate)
     start = candidate if own is None else Candidate("parts", "combined", own)
     resolved = resolve_policy(profile_of(base, uniform(start, base.model.layers)), start.name)
     settings = {} if resolved.settings is None else resolved.settings.model_dump(mode="json")
-    found = []
+    found = {}
     for step in STEPS:
         value = _number(settings, step, base.model.trained_latent_frames)
         if value is None:
             continue
         for by in step.factors:
-            new = max(1, round(value * by)) if isinstance(value, int) else round(value * by, 6)
+            new = max(1, round(value * by)) if isinstance(value, int) else round(value * by, 3)
             other = start.changed(step.path, new, _renamed(candidate.name, ".".join(step.path), new))
             if new != value and _fits(other, base):
-                found.append(other if own is None else parts(_without_unit(dict(other.settings))))
+                named = other if own is None else parts(_without_unit(dict(other.settings)))
+                found[step.path, by] = named
     return found
 
 

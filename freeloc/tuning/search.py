@@ -20,6 +20,9 @@ from freeloc.tuning.racing import Paired, Rules, Unit, best, paired, race
 SHARES = {"uniform": 0.30, "single layers": 0.50, "together": 0.65, "settings": 0.72}
 """By which share of the budget each stage ends; the rest is for the checks. A stage that ends early leaves its time."""
 
+MOST_STEPS = 4
+"""Most steps of one number in one direction."""
+
 GAIN = 2.0
 """A change is kept if it is better by more than this many standard errors. Other clips check it again."""
 
@@ -154,27 +157,28 @@ class Search:
 
     def _settings(self, chosen: Assignment) -> Assignment:
         """Stage 4: small steps of the numbers of each policy, on all layers that have it."""
-        for one in dict.fromkeys(chosen):
-            current, done = one, False
-            while not done:
-                done = True
-                for other in neighbours(current, self.losses.profile):
-                    changed = tuple(other if own == current else own for own in chosen)
-                    if self._try("settings", f"{other} for {current}", changed, chosen):
-                        chosen, current, done = changed, other, False
+        for current in dict.fromkeys(chosen):
+            moved: set[tuple[str, ...]] = set()
+            for path, by in neighbours(current, self.losses.profile):
+                if path in moved:  # the other direction, where we come from
+                    continue
+                for _ in range(MOST_STEPS):
+                    other = neighbours(current, self.losses.profile).get((path, by))
+                    if other is None:
                         break
+                    changed = tuple(other if own == current else own for own in chosen)
+                    if not self._try("settings", f"{other} for {current}", changed, chosen):
+                        break
+                    chosen, current = changed, other
+                    moved.add(path)
         return chosen
 
     def _try(self, stage: str, what: str, changed: Assignment, chosen: Assignment, may_be_equal: bool = False) -> bool:
         """Whether a change is an improvement on all units, or, where that is enough, no change at all."""
         units = self._units_of(chosen)
-        known = len(self.losses.of(changed))
         alive = race([changed], units, self.losses.scores, self._measure(stage), chosen, self.rules)
         apart = self._apart(changed, chosen)
-        complete = len([unit for unit in units if unit in self.losses.of(changed)]) == len(units)
-        if alive and not complete:
-            if len(self.losses.of(changed)) > known or not self.notes:
-                self.notes.append(f"Time ran out in the stage '{stage}', before '{what}' was measured on all clips.")
+        if alive and not self.losses.of(changed).keys() >= set(units):  # time ran out
             return False
         same = apart.is_nothing() and apart.clips > 1
         kept = (may_be_equal and same) or (bool(alive) and apart.is_better(GAIN))
@@ -185,7 +189,14 @@ class Search:
         return kept
 
     def _measure(self, stage: str) -> Callable[[Sequence[tuple[Assignment, Unit]]], bool]:
-        return lambda tasks: self.losses.measure(tasks, SHARES[stage])
+        def measure(tasks: Sequence[tuple[Assignment, Unit]]) -> bool:
+            complete = self.losses.measure(tasks, SHARES[stage])
+            note = f"Time ran out in the stage '{stage}', after {SHARES[stage]:.0%} of the budget."
+            if not complete and note not in self.notes:
+                self.notes.append(note)
+            return complete
+
+        return measure
 
     def _apart(self, first: Assignment, second: Assignment) -> Paired:
         return paired(self.losses.scores(first), self.losses.scores(second))

@@ -9,7 +9,7 @@ from torch import Tensor
 from freeloc.errors import ProbeError
 from freeloc.tuning.candidates import Assignment, Candidate, uniform
 from freeloc.tuning.defaults import on_one_layer
-from freeloc.tuning.held_out import HARM, HeldOut, beats, compare
+from freeloc.tuning.held_out import HARM, SHARE, HeldOut, beats, compare
 from freeloc.tuning.losses import Losses
 from freeloc.tuning.own_clips import SAFE
 from freeloc.tuning.progress import Progress
@@ -159,6 +159,8 @@ class Session:
         if is_uniform:  # it may have settings that no candidate has
             settings = {found[0].name: found} | compared
         self.held_out = compare(losses, units, settings, base.name)
+        if sum(unit in losses.of(found) for unit in units) < len(units):
+            self.notes.append(f"Time ran out in the check on other clips, after {SHARE:.0%} of the budget.")
         best = min((one for one in self.held_out if one.name in compared), key=lambda one: one.score.mean, default=None)
         name, assignment = next(iter(settings.items()))
         ours = self.held_out[0]

@@ -1,8 +1,8 @@
 """A model whose weights are set by hand, so that the best policy of each of its three layers is known.
 
 Each layer denoises channels of its own, by one attention over all frames. Layer 0 averages over the whole clip: its
-attention does not depend on positions. Layer 1 averages over near frames, which alone are alike, and whose rotation comes
-round again after 12 frames: far frames do harm. Layer 2 averages over frames with the same code, near or far, but its
+attention does not depend on positions. Layer 1 averages over near frames, which alone are alike; far
+frames do harm. Layer 2 averages over frames with the same code, near or far, but its
 attention is not sharp enough.
 """
 
@@ -10,19 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import make_profile
 from torch import Tensor, nn
 
+from freeloc import Profile
 from freeloc.adapter import Adapter, AttentionSite, Kernel, TemporalRope, TokenGrid
 
-TRAINED, CODES, THETA = 5, 3, 4.0
+TRAINED, CODES, THETA = 5, 4, 4.0
 BLIND, LOCAL, CROWDED = 0, 1, 2
 HEAD_DIM = 12
-LEVELS = (0.3, 0.5)
 
-KERNEL = Kernel(
-    function="kernel", layout="b h l d", arguments=("q", "k", "v"), query="q", key="k", value="v"
-)
+KERNEL = Kernel(function="kernel", layout="b h l d", arguments=("q", "k", "v"), query="q", key="k", value="v")
 ADAPTER = Adapter(
     name="constructed",
     family="constructed",
@@ -87,14 +84,14 @@ def turn(query: Tensor, frames: int) -> Tensor:
     return torch.cat([turned, query[..., 4:]], dim=-1)
 
 
-def clips(count: int = 12, frames: int = 4 * (TRAINED - 1) + 1) -> Tensor:
+def clips(count: int = 8, frames: int = 4 * (TRAINED - 1) + 1) -> Tensor:
     """Clips (count, 3 + codes, frames, 2, 2) that the three layers denoise."""
     generator = torch.Generator().manual_seed(1)
     steady = torch.randn(count, 1, 1, generator=generator).expand(-1, 1, frames)
     steps, walk = torch.randn(count, frames, generator=generator), [torch.zeros(count)]
     for frame in range(frames):
         walk.append(0.6 * walk[-1] + 0.8 * steps[:, frame])
-    code = torch.randint(CODES, (count, frames), generator=generator)
+    code = torch.arange(frames).remainder(CODES).expand(count, -1)  # alike are frames that are far apart
     of_code = torch.randn(count, CODES, generator=generator).gather(1, code)
     codes = 4 * F.one_hot(code, CODES).float().mT
     channels = torch.cat([steady, torch.stack(walk[1:], dim=-1)[:, None], of_code[:, None], codes], dim=1)
@@ -112,7 +109,17 @@ def run_of(model: nn.Module) -> Any:
     return run
 
 
-PROFILE = make_profile({"vrpr": [0, 1, 2]}, trained_latent_frames=TRAINED).model_copy(update={"adapter": "constructed"})
-PROFILE = PROFILE.model_copy(
-    update={"model": PROFILE.model.model_copy(update={"name": "constructed", "heads": 1, "head_dim": HEAD_DIM})}
+PROFILE = Profile.model_validate(
+    {
+        "adapter": "constructed",
+        "model": {
+            "name": "constructed",
+            "layers": 3,
+            "heads": 1,
+            "head_dim": HEAD_DIM,
+            "trained_latent_frames": TRAINED,
+        },
+        "layers": {"vrpr": [BLIND, LOCAL, CROWDED]},
+        "provenance": {"kind": "default", "source": "a test"},
+    }
 )

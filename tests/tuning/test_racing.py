@@ -57,7 +57,7 @@ def test_units_of_one_clip_are_one_sample() -> None:
     assert not alone.is_better(0.0)
     nothing = paired({}, {Unit(0, 9, 0.1): 2.0})
     assert nothing.clips == 0
-    assert not nothing.is_worse(0.0, 0) and not nothing.is_better(0.0) and not nothing.is_nothing()
+    assert not any([nothing.is_worse(0.0, 0), nothing.is_better(0.0), nothing.is_nothing()])
 
 
 def test_hopeless_arms_stop_after_the_fewest_clips() -> None:
