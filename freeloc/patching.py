@@ -1,5 +1,6 @@
 """`patch` corrects a model for long videos, and `unpatch` undoes it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,35 +16,48 @@ from freeloc.discovery import components, transformers_of
 from freeloc.errors import FreelocError, PatchError
 from freeloc.interception import context
 from freeloc.interception.hooks import ModelHook, patched_models, take_off
+from freeloc.interception.noise import InitialNoise, axes_of, by_hand
 from freeloc.interception.patched import Correction
+from freeloc.interception.pipeline_noise import NAME, PreparedLatents, put_on
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
-from freeloc.profile.planning import plans_of_call, require_noise, require_settings, resolve_method
+from freeloc.profile.planning import noise_method, plans_of_call, require_settings, resolve_method
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
-from freeloc.report import Report
+from freeloc.report import NoiseReport, Report
 from freeloc.uncorrected import require_all_described
 
 
 class Patch:
     """A correction that stays on a model until `remove`, or until the end of its ``with`` block."""
 
-    def __init__(self, hooks: list[ModelHook], profile: Profile, left: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        hooks: list[ModelHook],
+        profile: Profile,
+        left: Sequence[str] = (),
+        noise: NoiseReport | None = None,
+        latents: PreparedLatents | None = None,
+    ) -> None:
         self.profile = profile
         self._hooks = hooks
         self._left = list(left)
+        self._noise = noise
+        self._latents = latents
 
     def remove(self) -> None:
         """Leave the model as it was before `patch`. Idempotent."""
+        if self._latents is not None:
+            self._latents.take_off()
         for hook in self._hooks:
             hook.remove()
 
     def report(self) -> Report:
         """What ran so far: per layer the method, calls, frames, positions, density, backend and uncorrected calls."""
         label = f"{self.profile.model.name}, {self.profile.provenance.kind}"
-        return Report(label, [hook.report() for hook in self._hooks], self._left)
+        return Report(label, [hook.report() for hook in self._hooks], self._left, copy.deepcopy(self._noise))
 
     def __enter__(self) -> "Patch":
         if any(hook.is_removed for hook in self._hooks):
@@ -63,6 +77,7 @@ def patch(
     adapter: Adapter | None = None,
     method: str | Method | PlanFunction | None = None,
     backend: str | Backend = "auto",
+    noise: str | Method | None = "auto",
     noise_prepared: bool = False,
     reference_frames: int | tuple[int, int] | None = None,
     leave_uncorrected: Sequence[str] = (),
@@ -90,7 +105,11 @@ def patch(
             ``"auto"`` chooses, among the backends that support a call, the one with the highest priority.
         reference_frames: how many latent frames of each call are reference images: before the video, or a pair (before,
             after). They are not counted in its length. By default what the adapter or the pipeline says.
-        noise_prepared: True if sampling starts from the noise that the method requires (`Method.noise`: FreeNoise).
+        noise: from which initial noise videos beyond the trained length start. ``"auto"``: that of the method or the
+            profile, if it has noise of its own (FreeNoise), else that of the pipeline. Or a method with noise of its
+            own, to start any other method or profile from it; or None, to ignore `Profile.noise`. The patch prepares
+            the noise in ``prepare_latents`` of a pipeline, also that of `latents` that the pipeline is given.
+        noise_prepared: True if the caller prepares that noise: then the patch does not.
         leave_uncorrected: what is left as it is, and named in the report: components of a pipeline, such as
             ``["controlnet"]``, paths of modules, with ``*`` for any one name; or arguments of the transformer that hold
             the output of a network elsewhere. By default attention that may be over the video, and that no adapter
@@ -104,19 +123,20 @@ def patch(
         AdapterError: if no adapter describes the model, or without a profile its trained length is not known; or if
             more modules may attend over the video than those that are described.
         RegistryError: if no method or backend has that name.
-        PatchError: if the model is patched already, or does not support what the profile or method asks for; or if a
-            method requires noise of its own and `noise_prepared` is not given.
+        PatchError: if the model is patched already, or does not support what the profile or method asks for; or if
+            noise of a method's own is to be prepared, and it is no pipeline with ``prepare_latents``.
     """
     resolve_method(method)
-    require_noise(method, noise_prepared)
     backends, references = backends_named(backend), _references(reference_frames)
     found = transformers_of(model_or_pipeline, adapter, leave_uncorrected)
     left = require_all_described(model_or_pipeline, found, leave_uncorrected)
     loaded = load_profile(profile) if profile is not None else fitting_profile(*found[0], any_layers=method is not None)
     require_fit(loaded, found)
     require_settings(method, loaded)
-    if method is None:
-        require_noise(loaded, noise_prepared)
+    initial = noise_method(loaded, method, "auto" if noise_prepared and noise is None else noise)
+    prepared = None
+    if initial is not None and not noise_prepared:
+        prepared = _prepared_by_patch(model_or_pipeline, initial, loaded, found[0][1])
     chosen = _Chosen(loaded, method)
     correction = Correction(
         loaded.model.name,
@@ -126,16 +146,38 @@ def patch(
         trained_frames=loaded.model.trained_latent_frames,
         references=references,
         allowed=left.arguments,
+        noise=prepared,
     )
     hooks = install(found, correction)
+    told = NoiseReport(initial.name, loaded.model.trained_latent_frames, by_caller=True) if initial else None
     try:
         for hook in hooks:
             hook.require_executable(2 * loaded.model.trained_latent_frames)
-        return Patch(hooks, loaded, left.names)
+        latents = put_on(model_or_pipeline, prepared, hooks[0].model)
+        return Patch(hooks, loaded, left.names, prepared.report if prepared else told, latents)
     except BaseException:
+        if prepared is not None:
+            prepared.is_removed = True
         for hook in hooks:
             hook.remove()
         raise
+
+
+def _prepared_by_patch(model: object, method: Method, profile: Profile, adapter: Adapter) -> InitialNoise:
+    """The noise that a patch is to prepare.
+
+    Raises:
+        PatchError: if the model is no pipeline in which it can.
+    """
+    trained, axes = profile.model.trained_latent_frames, axes_of(adapter)
+    if not callable(getattr(model, NAME, None)):
+        optional = ", or noise=None to start from plain noise" if profile.noise == method.name else ""
+        raise PatchError(
+            f"the initial noise of '{method.name}' is prepared in {NAME} of a pipeline: expected such a pipeline, or "
+            f"noise_prepared=True{optional}, found {type(model).__name__}, which has no {NAME}. "
+            f"{by_hand(method, trained, axes)}"
+        )
+    return InitialNoise(method, trained, axes)
 
 
 def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) -> list[ModelHook]:
@@ -171,9 +213,13 @@ def unpatch(model_or_pipeline: object) -> None:
     """Remove every patch from a model or pipeline, including hooks that interrupted calls left behind. Idempotent."""
     context.close_dead()
     leave_cpu()
+    if isinstance(latents := getattr(model_or_pipeline, NAME, None), PreparedLatents):
+        latents.take_off()
     for part in components(model_or_pipeline).values():
         for module in part.modules():
             for model in list(patched_models(module)):
+                if model.correction.noise is not None:
+                    model.correction.noise.is_removed = True
                 take_off(module, model)
 
 

@@ -129,6 +129,46 @@ class TransformerReport:
 
 
 @dataclass
+class NoiseReport:
+    """Which videos started from the initial noise of a method that has one of its own.
+
+    Attributes:
+        method: the method whose noise it is.
+        window: trained length in latent frames. Up to it the noise is that of the pipeline, and then it repeats.
+        by_caller: whether the caller prepares it (``noise_prepared=True``), so that nothing is known here.
+        prepared: calls of ``prepare_latents`` whose noise was prepared, by number of latent frames.
+        given: those of them in which the pipeline was called with ``latents``, and these were prepared.
+        within: calls whose noise was left as it was, since the video is not longer than the window.
+    """
+
+    method: str
+    window: int
+    by_caller: bool = False
+    prepared: Counter[int] = field(default_factory=Counter)
+    given: Counter[int] = field(default_factory=Counter)
+    within: Counter[int] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """The lines of a printed report."""
+        if self.by_caller:
+            return [f"initial noise of {self.method}: prepared by your code, as noise_prepared=True says"]
+        lines = [
+            f"prepared for {frames} latent frames, in windows of {self.window} ({_times(count)}"
+            f"{f', of which {given} from latents that were given' if (given := self.given[frames]) else ''})"
+            for frames, count in sorted(self.prepared.items())
+        ]
+        lines += [
+            f"left as it was for {frames} latent frames, which are not longer than in training ({_times(count)})"
+            for frames, count in sorted(self.within.items())
+        ]
+        return [f"initial noise of {self.method}: {line}" for line in lines or ["not prepared yet"]]
+
+
+def _times(count: int) -> str:
+    return f"{count} time{'' if count == 1 else 's'}"
+
+
+@dataclass
 class Report:
     """What ran since the patch was made. Printing it shows a table, and a line for everything that was not corrected.
 
@@ -136,11 +176,13 @@ class Report:
         profile: name of the model in the profile, and the kind of its provenance.
         models: for each transformer of the pipeline, in order, what happened in it.
         left: what `leave_uncorrected` of `freeloc.patch` names, with its class.
+        noise: what the initial noise was, if a method has one of its own.
     """
 
     profile: str
     models: list[TransformerReport]
     left: list[str] = field(default_factory=list)
+    noise: NoiseReport | None = None
 
     @property
     def transformers(self) -> list[list[LayerReport]]:
@@ -175,6 +217,7 @@ class Report:
         ]
         reasons = sum((layer.untouched for layer in self.layers), Counter[str]())
         lines += [f"not corrected: {calls} calls, {reason}" for reason, calls in reasons.items()]
+        lines += self.noise.lines() if self.noise else []
         lines += [f"left uncorrected, as asked: {', '.join(self.left)}"] if self.left else []
         shares = sorted({layer.share for layer in self.layers if layer.share})
         lines += [f"shared by several processes: {share}" for share in shares]

@@ -43,7 +43,7 @@ def check_version(found: Any, newest: int, where: str, kind: str = "") -> None:
     """
     if type(found) is not int or not 1 <= found <= newest:
         is_newer = type(found) is int and found > newest
-        expected = " or ".join(map(str, range(1, newest + 1)))
+        expected = " or ".join(part for part in (", ".join(map(str, range(1, newest))), str(newest)) if part)
         newer = ". A newer file needs a newer freeloc: pip install --upgrade freeloc" if is_newer else ""
         raise FreelocError(f"{where}: expected {kind}schema_version {expected}, found {brief(found)}{newer}")
 

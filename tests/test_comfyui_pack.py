@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 import freeloc
 from freeloc.errors import FreelocError
 from freeloc.metrics import MEASURES
+from freeloc.profile.files import with_choice
 from freeloc.registry import registry
 from freeloc.tiny.model import load_transformer
 from freeloc.tiny.synthetic import clips
@@ -128,6 +129,15 @@ def test_methods_that_require_noise_of_their_own_are_not_offered(pack):
     assert noisy
     assert set(methods) == set(registry().methods.owners) - noisy - {"none"}
     assert len(methods) == len(set(methods))
+
+
+def test_profiles_that_require_noise_of_their_own_are_refused(pack):
+    choosing, plain = part(pack, "choosing"), freeloc.load_profile("tiny-wan")
+    noisy = with_choice(plain, plain.layers, noise="freenoise")
+    with pytest.raises(FreelocError, match="noise of 'freenoise', which other nodes of ComfyUI make"):
+        choosing.require_plain_noise(noisy, choosing.AS_PROFILE)
+    choosing.require_plain_noise(noisy, "vrpr")
+    choosing.require_plain_noise(plain, choosing.AS_PROFILE)
 
 
 def test_copies_of_a_network_on_several_devices_are_patched_together(pack):

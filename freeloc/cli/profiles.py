@@ -62,6 +62,8 @@ def _described(profile: Profile) -> Iterator[str]:
     yield f"{'VRPR':10} flooring by {profile.vrpr.flooring}; lengths with settings of their own: {lengths}"
     tsa = profile.tsa or derive_settings(model.trained_latent_frames)
     yield f"{'TSA':10} {tsa}{'' if profile.tsa else ', derived'}"
+    if profile.noise:
+        yield f"{'noise':10} initial noise of {profile.noise}"
     if profile.evidence:
         yield f"{'evidence':10} sha256 {profile.evidence.sha256[:12]}..., {printable(profile.evidence.rule, None)}"
 

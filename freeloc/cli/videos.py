@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import FreelocError
@@ -18,47 +20,72 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Compare methods on the tiny model."""
+    """Compare methods on a tiny model."""
     try:
+        from freeloc.tiny.losses import bench_losses
         from freeloc.tiny.results import bench as run_bench
+        from freeloc.tiny.settings import loss_settings
         from freeloc.tiny.sizes import full, quick, single_layers
     except ImportError as error:
         raise FreelocError(f'the bench requires more packages ({error}): pip install "freeloc[bench]"') from error
-    long = arguments.full or arguments.layers
-    folder = arguments.output or Path("freeloc-bench-full" if long else "freeloc-bench")
-    size = single_layers() if arguments.layers else full() if arguments.full else quick()
-    size = size.with_others(arguments.also)
+    long, model = arguments.full or arguments.layers, arguments.model
+    name = f"freeloc-bench{'-full' if long else ''}{'' if model == 'tiny-wan' else f'-{model}'}"
+    folder = arguments.output or Path(name)
+    if arguments.losses:
+        settings = loss_settings(arguments.settings, arguments.also, model)
+        print(bench_losses(folder, settings, model, arguments.times, arguments.clips, arguments.workers))
+        print(f"\nwritten: {folder / 'losses.csv'}")
+        return
+    size = (single_layers if arguments.layers else full if arguments.full else quick)(model)
+    size = size.with_only(arguments.settings).with_others(arguments.also)
     results = folder / "layers" if arguments.layers else folder
-    print(run_bench(folder, size, arguments.workers, results))
+    print(run_bench(folder, size, arguments.workers, results, arguments.part))
     print(f"\nwritten: {results}")
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print all measures of video files: a row per measure, a column per file."""
-    from freeloc.metrics.measures import MEASURES
+    from freeloc.metrics.measures import MEASURES, OF_MOTION, pairs_with_texture
     from freeloc.metrics.video import read_video
     from freeloc.pictures import drift_chart, write
 
     found: list[dict[str, float]] = []
-    videos = {}
+    videos, textured = {}, []
     for path in arguments.videos:
         video = read_video(path)
         if arguments.drift_chart:
             videos[str(path)] = [video]
         try:
             found.append({name: function(video) for name, function in MEASURES.items()})
+            textured.append(pairs_with_texture(video))
         except FreelocError as error:
             raise FreelocError(f"{path}: {error}") from error
     if arguments.drift_chart:
         write(drift_chart(videos), arguments.drift_chart)
     names = [str(path) for path in arguments.videos]
     if arguments.json:
-        print(json.dumps([{"file": name, **row} for name, row in zip(names, found, strict=True)]))
+        print(json.dumps([_as_json(*row) for row in zip(names, found, textured, strict=True)]))
         return
     width = max(12, *(len(name) + 2 for name in names))
     print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
     for name in MEASURES:
-        print(f"{name:20}" + "".join(f"{row[name]:{width}.4f}" for row in found))
+        print(f"{name:20}" + "".join(f"{_shown(row[name]):>{width}}" for row in found))
+    for name, (pairs, of_all) in zip(names, textured, strict=True):
+        if pairs < of_all:
+            print(
+                f"{name}: {' and '.join(OF_MOTION)} are measured in {pairs} of {of_all} pairs of frames; the others "
+                "have no texture, and no motion can be seen in them"
+            )
+
+
+def _shown(value: float) -> str:
+    return "no texture" if math.isnan(value) else f"{value:.4f}"
+
+
+def _as_json(name: str, row: dict[str, float], textured: tuple[int, int]) -> dict[str, Any]:
+    """The measures of one file; null where no frames have texture, since JSON has no NaN."""
+    values = {measure: None if math.isnan(value) else value for measure, value in row.items()}
+    return {"file": name, **values, "pairs of frames": textured[1], "pairs with texture": textured[0]}
 
 
 def add(commands: Commands) -> None:
@@ -71,19 +98,29 @@ def add(commands: Commands) -> None:
     command.add_argument("--method", help="one method on every layer (freeloc methods), instead of the profile")
     command.set_defaults(run=demo)
 
-    command = commands.add_parser("bench", help="compare methods on the tiny model; continues after an interruption")
-    command.add_argument("--output", type=Path, help="folder to write to, freeloc-bench or freeloc-bench-full")
+    command = commands.add_parser("bench", help="compare methods on a tiny model; continues after an interruption")
+    command.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="only these settings: methods, profiles, names in the tables"
+    )
+    command.add_argument("--model", default="tiny-wan", help="tiny-wan (synthetic hills) or tiny-film (a real film)")
+    command.add_argument("--output", type=Path, help="folder to write to, by default freeloc-bench...")
     sizes = command.add_mutually_exclusive_group()
     sizes.add_argument("--full", action="store_true", help="all settings, more clips, up to 8x; runs for hours")
     sizes.add_argument(
         "--layers", action="store_true", help="another policy on one layer at a time, at 4x; runs for hours"
     )
+    sizes.add_argument(
+        "--losses", action="store_true", help="no videos: the denoising loss on true long clips, in minutes"
+    )
+    command.add_argument("--times", type=positive, nargs="+", default=[4], help="lengths of --losses, by default 4")
+    command.add_argument("--clips", type=positive, default=16, help="clips of --losses, by default 16")
+    command.add_argument("--part", nargs="+", default=[], metavar="NAME", help="only these parts of --full")
     command.add_argument(
         "--also",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="more methods (freeloc methods), or profiles of the tiny model",
+        help="more settings: methods (freeloc methods), or profiles of the model",
     )
     command.add_argument(
         "--workers", type=positive, default=1, help="number of processes; two or more have one thread each"

@@ -21,6 +21,7 @@ from freeloc.errors import AdapterError, LayoutError
 from freeloc.interception import context
 from freeloc.interception.compiled import NOTHING, Traced
 from freeloc.interception.context import ForwardContext, Grid, Read
+from freeloc.interception.noise import InitialNoise
 from freeloc.interception.rotation import TOLERANCE, Rotation, TableRows, fit_rotation, rotation_steps
 from freeloc.interception.run_by import submodule_of
 from freeloc.interception.watch import Observer
@@ -56,6 +57,7 @@ class Correction:
         references: reference images before and after the frames of the video, if the user has told their number.
         allowed: arguments of the transformer that are not refused, although its grid says so (`Beside.argument`).
         needs_all_heads: whether calls with a part of the heads, in models that several processes share, are an error.
+        noise: what videos beyond the trained length must start from, if a method has noise of its own.
     """
 
     label: str
@@ -68,6 +70,7 @@ class Correction:
     references: tuple[int, int] | None = None
     allowed: frozenset[str] = frozenset()
     needs_all_heads: bool = False
+    noise: InitialNoise | None = None
 
 
 class PatchedModel:
@@ -228,7 +231,10 @@ class PatchedModel:
         """How long the video of a call is."""
         spacing = rotation.positions_per_frame / self.trained_step if self.trained_step else 1.0
         spacing = spacing if spacing > 0 else 1.0  # all frames at one time: then only their number counts
-        return VideoLength(grid[0], read.first, read.last, 1.0 if abs(spacing - 1) < 1e-3 else round(spacing, 6))
+        length = VideoLength(grid[0], read.first, read.last, 1.0 if abs(spacing - 1) < 1e-3 else round(spacing, 6))
+        if self.correction.noise is not None:
+            self.correction.noise.require(length)
+        return length
 
     def rotation(self, tables: list[torch.Tensor], step: float, rows: TableRows) -> Rotation:
         """How far the model rotates each latent frame, by its rotary tables."""

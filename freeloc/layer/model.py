@@ -19,7 +19,7 @@ from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.length import VideoLength
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile_of, require_shape
-from freeloc.profile.planning import plans_of_call
+from freeloc.profile.planning import noise_method, plans_of_call
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
 
@@ -217,8 +217,13 @@ class ModelAttention:
         seen, model = sorted(self._seen.get(frames, ())), self.profile.model
         return (
             f"freeloc: {frames} latent frames, trained on {self.trained_frames}: corrected {len(seen)} of "
-            f"{model.layers} layers ({_ranges(seen) or 'none'}), profile {self.name or model.name}"
+            f"{model.layers} layers ({_ranges(seen) or 'none'}), profile {self.name or model.name}{self._noise()}"
         )
+
+    def _noise(self) -> str:
+        """What to say of initial noise that the profile asks for."""
+        method = noise_method(self.profile)
+        return f"; the initial noise of {method.name} is not prepared here" if method else ""
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -1,5 +1,6 @@
 """Measures of long videos, and scorers: named functions that score a video."""
 
+from freeloc.metrics.distances import frame_features, frechet_distance, motion_features
 from freeloc.metrics.measures import (
     MEASURES,
     colour_spread,
@@ -10,12 +11,10 @@ from freeloc.metrics.measures import (
     drift_curve,
     dynamic_degree,
     flicker,
-    frame_features,
-    frechet_distance,
     frozen_share,
     loop_strength,
-    motion_features,
     motion_smoothness,
+    pairs_with_texture,
     sharpness,
 )
 from freeloc.metrics.scorers import Scorer
@@ -37,5 +36,6 @@ __all__ = [
     "loop_strength",
     "motion_features",
     "motion_smoothness",
+    "pairs_with_texture",
     "sharpness",
 ]

@@ -8,11 +8,10 @@ and compare each with its value for real videos.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from freeloc.errors import FreelocError
-from freeloc.metrics.motion import between, inner, motion_field, working_size
+from freeloc.metrics.motion import MOST_TEXTURED, between, inner, motion_field, textured_pairs, working_size
 
 BRIGHTNESS = torch.tensor([0.299, 0.587, 0.114])
 """Weights of red, green and blue in brightness (ITU-R BT.601)."""
@@ -26,7 +25,7 @@ def sharpness(video: Tensor) -> float:
     >>> sharpness(torch.full((2, 8, 8, 3), 0.5))
     0.0
     """
-    grey = _brightness(checked(video))
+    grey = brightness(checked(video))
     across = (grey[:, 1:-1, 2:] - 2 * grey[:, 1:-1, 1:-1] + grey[:, 1:-1, :-2]).abs()
     down = (grey[:, 2:, 1:-1] - 2 * grey[:, 1:-1, 1:-1] + grey[:, :-2, 1:-1]).abs()
     return float((across + down).mean())
@@ -38,7 +37,7 @@ def contrast(video: Tensor) -> float:
     >>> contrast(torch.full((2, 8, 8, 3), 0.5))
     0.0
     """
-    return float(_brightness(checked(video)).flatten(1).std(dim=1, unbiased=False).mean())
+    return float(brightness(checked(video)).flatten(1).std(dim=1, unbiased=False).mean())
 
 
 def dynamic_degree(video: Tensor) -> float:
@@ -49,10 +48,17 @@ def dynamic_degree(video: Tensor) -> float:
 
     >>> dynamic_degree(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     0.0
+    >>> dynamic_degree(torch.full((4, 16, 16, 3), 0.5))
+    nan
+
+    Returns:
+        The mean over pairs of frames with texture (`freeloc.metrics.motion.textured_pairs`); NaN if none has any: in
+        plain frames no motion can be seen, and noise looks like a lot of it.
     """
     small = working_size(checked(video, frames=2))
-    length = inner(motion_field(small)).square().sum(dim=-1).sqrt().flatten(1)  # (frames - 1, pixels)
-    largest = length.topk(max(1, round(0.05 * length.shape[1])), dim=1).values
+    field = motion_field(small)[textured_pairs(small)]
+    length = inner(field).square().sum(dim=-1).sqrt().flatten(1)  # (pairs, pixels)
+    largest = length.topk(max(1, round(MOST_TEXTURED * length.shape[1])), dim=1).values
     return 100 * float(largest.mean()) / min(small.shape[1:3])
 
 
@@ -63,9 +69,17 @@ def motion_smoothness(video: Tensor) -> float:
 
     >>> motion_smoothness(torch.rand(1, 16, 16, 3).expand(4, -1, -1, -1))
     1.0
+    >>> motion_smoothness(torch.full((4, 16, 16, 3), 0.5))
+    nan
+
+    Returns:
+        The mean over frames that have texture, as their neighbours have (`freeloc.metrics.motion.textured_pairs`); NaN
+        if there is none.
     """
     small = working_size(checked(video, frames=3))
-    return 1 - float((between(small) - small[1:-1]).abs().mean())
+    pairs = textured_pairs(small)
+    difference = (between(small) - small[1:-1]).abs().mean(dim=(1, 2, 3))
+    return 1 - float(difference[pairs[1:] & pairs[:-1]].mean())
 
 
 def flicker(video: Tensor) -> float:
@@ -146,6 +160,19 @@ def drift(video: Tensor, bins: int = 8) -> float:
     return float((histogram[:quarter].mean(dim=0) - histogram[-quarter:].mean(dim=0)).abs().sum(dim=-1).mean() / 2)
 
 
+def pairs_with_texture(video: Tensor) -> tuple[int, int]:
+    """How many pairs of neighbouring frames have enough texture for the measures of motion, and how many there are.
+
+    >>> pairs_with_texture(torch.cat([torch.full((2, 16, 16, 3), 0.5), torch.rand(3, 16, 16, 3)]))
+    (2, 4)
+    """
+    pairs = textured_pairs(working_size(checked(video, frames=2)))
+    return int(pairs.sum()), len(pairs)
+
+
+OF_MOTION = ("dynamic degree", "motion smoothness")
+"""Measures that are NaN where no frames have texture."""
+
 MEASURES: dict[str, Callable[[Tensor], float]] = {
     "sharpness": sharpness,
     "contrast": contrast,
@@ -200,50 +227,6 @@ def denoising_loss(
     return torch.stack(losses)
 
 
-def frame_features(video: Tensor, cells: int = 4) -> Tensor:
-    """Appearance of each frame, (frames, 5 cells ** 2): mean colour, contrast and edges per cell of a grid.
-
-    >>> frame_features(torch.rand(3, 16, 20, 3)).shape
-    torch.Size([3, 80])
-    """
-    video = checked(video)
-    frames, grey = video.movedim(-1, 1), _brightness(video)[:, None]
-    mean = F.adaptive_avg_pool2d(grey, cells)
-    spread = (F.adaptive_avg_pool2d(grey.square(), cells) - mean.square()).clamp(min=0).sqrt()
-    across = F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1))
-    down = F.pad((grey[..., 1:, :] - grey[..., :-1, :]).abs(), (0, 0, 0, 1))
-    parts = [F.adaptive_avg_pool2d(frames, cells), spread, F.adaptive_avg_pool2d(across + down, cells)]
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-
-def motion_features(video: Tensor, cells: int = 4) -> Tensor:
-    """Motion of each frame, (frames - 1, 2 cells ** 2): mean motion per cell of a grid, in pixels of the working size.
-
-    >>> motion_features(torch.rand(3, 16, 20, 3)).shape
-    torch.Size([2, 32])
-    """
-    field = motion_field(working_size(checked(video, frames=2))).movedim(-1, 1)
-    return F.adaptive_avg_pool2d(field, cells).flatten(1)
-
-
-def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Distance of two sets of features (count, channels), as of two normal distributions (Dowson and Landau 1982; FID).
-
-    |m - m'|**2 + tr(S + S' - 2 (S S') ** 0.5). It is biased upwards for small sets, so compare only sets of equal size.
-
-    >>> features = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
-    >>> round(frechet_distance(features, features + 1), 4), abs(round(frechet_distance(features, features), 4))
-    (4.0, 0.0)
-    """
-    means, covariances = zip(
-        *((part.double().mean(dim=0), part.double().T.cov()) for part in (features, others)), strict=True
-    )
-    root = _root(covariances[0])
-    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
-    traces = covariances[0].trace() + covariances[1].trace()
-    return float((means[0] - means[1]).square().sum() + traces - 2 * cross)
-
-
 def checked(video: Tensor, frames: int = 1) -> Tensor:
     """Check a video, and return it as float32 on the CPU.
 
@@ -263,7 +246,8 @@ def checked(video: Tensor, frames: int = 1) -> Tensor:
     return video.detach().cpu().float()
 
 
-def _brightness(video: Tensor) -> Tensor:
+def brightness(video: Tensor) -> Tensor:
+    """Brightness of each pixel, (frames, height, width)."""
     return video @ BRIGHTNESS
 
 
@@ -272,10 +256,3 @@ def _histograms(video: Tensor, bins: int) -> Tensor:
     video = working_size(video)
     index = (video * bins).long().clamp(max=bins - 1)  # (frames, height, width, channels)
     return torch.stack([(index == number).float().mean(dim=(1, 2)) for number in range(bins)], dim=-1)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """Square root of a symmetric positive matrix."""
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root

@@ -100,7 +100,7 @@ def sensitivity_map(sensitivity: MeasurementsLike, table: str) -> "Figure":
     return figure
 
 
-def layer_bars(rows: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> "Figure":
+def layer_bars(rows: Mapping[str, tuple[Tensor, Tensor]], title: str = "", remark: str = "") -> "Figure":
     """A row of bars for each name: a value per layer, with its standard error where there is one.
 
     >>> import torch
@@ -111,6 +111,7 @@ def layer_bars(rows: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> "F
     Args:
         rows: (layers,) values and (layers,) standard errors by name. A value that is NaN has no bar.
         title: title of the picture.
+        remark: a sentence below the bars.
 
     Raises:
         FreelocError: if matplotlib is not installed.
@@ -126,4 +127,6 @@ def layer_bars(rows: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> "F
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_ylabel(printable(name, 40), parse_math=False)
         axes.set(xlabel="layer", xticks=ticks(layers))
+    if remark:
+        figure.supxlabel(printable(remark), fontsize="small", parse_math=False, wrap=True)
     return figure

@@ -5,57 +5,67 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
+from freeloc.errors import ProbeError
 from freeloc.probing.statistics import mean_and_error
+
+LOSSES = ("both", "whole", "moving")
+"""The losses by which depth ``loss`` can decide."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How sensitive a layer must be to get a correction, and which correction it gets.
+    """Which layers get a correction, and which one. VRPR is what a layer has until something better was measured.
 
-    Depths ``local`` and ``output`` compare layers: a layer is sensitive if its number is at least a share of the mean
-    over layers. Depths ``loss`` and ``video`` measure harm and benefit: a difference counts if it is larger than a
-    number of standard errors.
-
-    - ``local``, ``output``, ``video``: VRPR if the layer is sensitive to positions, VRPR and TSA if it is sensitive to
-      context, none if it is sensitive to neither.
+    - ``local``, ``output``, and depths of plugins by default: a layer is left alone if its sensitivity to positions is
+      below `position` times the mean over layers, else it gets VRPR. They never give TSA, or another window: that a
+      window changes much does not say that it helps.
+    - ``video``: the same, where the fall of the score is below that share by more than `errors` standard errors.
     - ``loss``: each policy was measured on one layer while all others had the base policy (VRPR, unless other policies
-      were given). The layer gets the policy with the lowest loss, if that is lower than the base policy's by more than
-      `errors`; else the base policy. If VRPR was not measured, as on a model without RoPE, the base is ``none``.
+      were given; ``none`` on a model without RoPE). There are two losses: over whole frames, and weighted by how much
+      places move and have detail. A policy is better if it lowers one of them by more than `errors` standard errors,
+      and raises neither by more than one standard error. The layer gets the better policy with the largest sum of both
+      falls, each as a share of the base policy's loss; the base policy if none is better.
 
-    >>> print(Rule(position=0.8, for_context="sliding-window"))
-    position=0.8, context=1.0, errors=3.0, scorer=None, for_context=sliding-window
+    Standard errors of few samples are uncertain, so there `errors` are more of them:
+    `freeloc.probing.statistics.threshold`.
+
+    >>> print(Rule(position=0.2, for_position="riflex"))
+    position=0.2, errors=3.0, scorer=None, loss=both, for_position=riflex
 
     Args:
-        position, context: thresholds, as shares of the mean.
+        position: threshold, as a share of the mean.
         errors: threshold, in standard errors.
         scorer: the scorer of ``video`` that decides; by default the first.
-        for_neither, for_position, for_context, without_rope: policies that ``local``, ``output`` and ``video`` choose
-            for a layer that is sensitive to neither, to positions, to context, and to context in a model without RoPE.
+        loss: the loss of ``loss`` that decides: ``"both"`` as above, ``"whole"`` or ``"moving"`` by one of them alone.
+        for_neither, for_position: policies for a layer that is left alone, and for one that is sensitive to positions.
+
+    Raises:
+        ProbeError: if `loss` is another word.
     """
 
-    position: float = 0.5
-    context: float = 1.0
+    position: float = 0.1
     errors: float = 3.0
     scorer: str | None = None
+    loss: str = "both"
     for_neither: str = "none"
     for_position: str = "vrpr"
-    for_context: str = "vrpr+tsa"
-    without_rope: str = "tsa"
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ProbeError(f"expected Rule(loss=...) to be one of {', '.join(LOSSES)}, found {self.loss!r}")
 
     def __str__(self) -> str:
-        thresholds = ("position", "context", "errors", "scorer")
+        thresholds = ("position", "errors", "scorer", "loss")
         shown = [(part.name, getattr(self, part.name), part.default) for part in fields(self)]
         return ", ".join(f"{name}={value}" for name, value, usual in shown if name in thresholds or value != usual)
 
-    def policy(self, position: bool, context: bool, has_rope: bool) -> str:
-        """The policy of a layer that is or is not sensitive to positions and to context.
+    def policy(self, position: bool) -> str:
+        """The policy of a layer that is or is not sensitive to positions.
 
-        >>> Rule().policy(position=True, context=False, has_rope=True)
+        >>> Rule().policy(position=True)
         'vrpr'
         """
-        if context:
-            return self.for_context if has_rope else self.without_rope
-        return self.for_position if position and has_rope else self.for_neither
+        return self.for_position if position else self.for_neither
 
 
 USUAL = Rule()
@@ -70,10 +80,11 @@ class Summary:
         position, context: ``local``: difference of logits under shifts; change of entropy by the window. ``output``:
             change of the output. ``loss``: rise of the loss if the layer has no correction instead of VRPR; fall of the
             loss if it has VRPR and TSA instead (without RoPE, TSA instead of none). ``video``: fall of the score. NaN
-            where nothing was measured, such as positions of a model without RoPE.
+            where nothing was measured, such as positions of a model without RoPE. Only ``loss`` chooses by context.
         position_error, context_error: standard errors over clips or prompts; NaN if there is only one.
         more: other measures by name, each with its standard errors. ``loss``: fall of the loss with each measured
-            policy other than ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa``.
+            policy other than ``none``, ``vrpr``, ``tsa`` and ``vrpr+tsa``, and all of these for the loss on moving
+            places, ``"position, moving"``.
     """
 
     position: Tensor

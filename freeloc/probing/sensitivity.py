@@ -1,11 +1,13 @@
 """Sensitivity: the measurements of a probe, with summaries, a choice of policies, and a profile from it."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from freeloc.errors import ProbeError
@@ -32,7 +34,7 @@ class Sensitivity(Measurements):
         return self.text()
 
     def text(self, profile: Profile | None = None) -> str:
-        """A line per layer: how sensitive it is, and its policy. If there is no policy, it says why. Never raises.
+        """A line per layer: how sensitive it is ± standard error, and its policy, or why there is none. Never raises.
 
         Args:
             profile: the profile whose policies are shown; by default those that `to_profile` would choose.
@@ -41,22 +43,22 @@ class Sensitivity(Measurements):
         title = f"{printable(facts.profile.model.name)}, {' and '.join(map(str, facts.latent_frames))} latent frames"
         try:
             depth = self._depth(None)
-            columns = {name: _by_layer(values) for name, (values, _) in depth.summarize(self).columns().items()}
+            columns = {name: _numbers(*pair) for name, pair in depth.summarize(self).columns().items()}
         except Exception as error:  # a plugin's depth may fail in any way on the tables of a file
             return f"{title}\n{_why(error)}"
-        why = []
+        below = [depth.remark] if depth.remark else []
         try:
             chosen = depth.choose(self, USUAL) if profile is None else _policies_of(profile)
         except Exception as error:  # the numbers are shown anyway
-            chosen, why = [], [f"no policy: {_why(error)}"]
-        widths = {name: max(10, len(printable(name))) for name in columns}
+            chosen, below = [], [f"no policy: {_why(error)}"]
+        widths = {name: max(10, len(printable(name)), *map(len, shown)) for name, shown in columns.items()}
         head = " ".join(f"{printable(name):>{width}}" for name, width in widths.items())
         lines = [f"{title}, depth {depth.name}", f"{'layer':>5} {head}  policy"]
         rows = itertools.zip_longest(zip(*columns.values(), strict=False), chosen, fillvalue=())
         for layer, (numbers, own) in enumerate(rows):
-            text = " ".join(f"{value:{width}.4g}" for value, width in zip(numbers, widths.values(), strict=False))
+            text = " ".join(f"{value:>{width}}" for value, width in zip(numbers, widths.values(), strict=False))
             lines.append(f"{layer:5} {text}  {_shown(own)}")
-        return "\n".join(lines + why)
+        return "\n".join(lines + below)
 
     def summary(self, depth: str | Depth | None = None, heads: bool = False, scorer: str | None = None) -> Summary:
         """How sensitive each layer or head is to positions and to context: see `Summary`.
@@ -195,10 +197,12 @@ class Sensitivity(Measurements):
         )
 
 
-def _by_layer(values: Tensor) -> list[float]:
-    """A number per layer: means over all other axes."""
-    found: list[float] = values.flatten(1).mean(dim=1).tolist() if values.ndim > 1 else values.tolist()
-    return found
+def _numbers(values: Tensor, errors: Tensor) -> list[str]:
+    """A number per layer, with its standard error if there is one; a mean over heads, without."""
+    if values.ndim > 1:
+        values, errors = values.flatten(1).mean(dim=1), torch.full_like(values.flatten(1)[:, 0], torch.nan)
+    both = zip(values.tolist(), errors.tolist(), strict=True)
+    return [f"{value:.4g} ± {error:.2g}" if math.isfinite(error) else f"{value:.4g}" for value, error in both]
 
 
 def _policies_of(profile: Profile) -> list[list[str]]:

@@ -185,4 +185,5 @@ def with_choice(
     used = {*layers, *(policy for own in heads.values() for policy in own)}
     policies = {name: policy for name, policy in profile.policies.items() if name in used}
     content = profile.model_dump() | {"policies": policies, "layers": layers, "heads": heads}
-    return validated(content | {"schema_version": version_for(policies, layers, heads)} | changes, where)
+    version = version_for(policies, layers, heads, changes.get("noise", profile.noise))
+    return validated(content | {"schema_version": version} | changes, where)

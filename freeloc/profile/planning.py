@@ -7,7 +7,7 @@ from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.length import VideoLength, plan_of_length, plans_of_length
 from freeloc.plans.method import Method, PlanFunction, Plans
-from freeloc.profile.policies import resolve_policy, resolved_with
+from freeloc.profile.policies import noise_named, resolve_policy, resolved_with
 from freeloc.profile.schema import Policy, Profile
 from freeloc.registry import registry
 
@@ -187,28 +187,36 @@ def require_settings(method: str | Method | PlanFunction | None, profile: Profil
             resolved_with(profile, own)
 
 
-def require_noise(method_or_profile: str | Method | PlanFunction | Profile | None, noise_prepared: bool) -> None:
-    """Refuse a method that requires noise of its own where that noise is not prepared: it would be another method.
+def noise_method(
+    profile: Profile, method: str | Method | PlanFunction | None = None, noise: str | Method | None = "auto"
+) -> Method | None:
+    """The method from whose initial noise long videos start; None if they start from that of the sampling code.
+
+    >>> from freeloc import load_profile
+    >>> noise_method(load_profile("wan2.1")), noise_method(load_profile("wan2.1"), "freenoise").name
+    (None, 'freenoise')
 
     Args:
-        method_or_profile: the method, or the profile whose methods count.
-        noise_prepared: whether the caller prepared the method's noise.
+        profile: its `noise`, and that of the methods of its layers and heads, counts if there is no `method`.
+        method: the method that replaces its choice.
+        noise: ``"auto"``, or what replaces `Profile.noise`: a method with noise of its own, or None.
 
     Raises:
-        PatchError: if it is not prepared. The message says how to prepare it.
+        ProfileError: if no method with noise of its own has this name.
+        PatchError: if methods require different noise, or one requires noise and `noise` is None.
     """
-    for method in methods_used(method_or_profile):
-        if method.noise and not noise_prepared:
-            raise PatchError(
-                f"the method '{method.name}' requires initial noise of its own, which freeloc.patch cannot make: "
-                f"expected noise_prepared=True, found False. Make it where the latents are made, from latents (batch, "
-                f"channels, frames, height, width), then pass noise_prepared=True:\n    {_noise_line(method)}\n"
-                f"    freeloc.patch(..., noise_prepared=True)"
-            )
-
-
-def _noise_line(method: Method) -> str:
-    name = getattr(method.noise, "__qualname__", "<")
-    plain = name.isidentifier()
-    first = f"from {method.noise.__module__} import {name}; " if plain else ""
-    return f"{first}latents = {name if plain else 'method.noise'}(latents, trained_latent_frames, generator)"
+    required = [own for own in methods_used(profile if method is None else method) if own.noise is not None]
+    chosen = (profile.noise if method is None else None) if noise == "auto" else noise
+    if chosen is not None:
+        found = chosen if isinstance(chosen, Method) and chosen.noise is not None else None
+        required.append(found or noise_named(chosen.name if isinstance(chosen, Method) else chosen))
+    functions = list(dict.fromkeys(own.noise for own in required))
+    if len(functions) > 1:
+        names = " and ".join(dict.fromkeys(own.name for own in required))
+        raise PatchError(f"expected one method with initial noise of its own, found {names}: one video has one noise")
+    if required and noise is None:
+        raise PatchError(
+            f"the method '{required[0].name}' requires initial noise of its own, and is another method without it: "
+            "expected noise='auto', found None. If your code prepares it, say noise_prepared=True"
+        )
+    return required[-1] if required else None

@@ -69,6 +69,27 @@ def resolved_with(profile: Profile, method: Method) -> Resolved:
         ) from None
 
 
+def noise_named(name: str) -> Method:
+    """The registered method of this name, which has initial noise of its own.
+
+    >>> noise_named("freenoise").name
+    'freenoise'
+
+    Raises:
+        ProfileError: if there is none, or its noise is that of every other method.
+    """
+    try:
+        method = registry().methods.get(name)
+    except RegistryError as error:
+        raise ProfileError(f"expected the name of a method with initial noise of its own: {error}") from error
+    if method.noise is None:
+        known = ", ".join(name for name, _, own in registry().methods.things() if own.noise is not None)
+        raise ProfileError(
+            f"expected the name of a method with initial noise of its own ({known}), found '{name}', which has none"
+        )
+    return method
+
+
 def wrong_policies(profile: Profile) -> str:
     """The first ten problems of a profile's policies, one per line; empty if there are none."""
     found = [line for name in profile.policies for line in _wrong_definition(profile, name)]
@@ -78,6 +99,11 @@ def wrong_policies(profile: Profile) -> str:
                 resolve_policy(profile, name)
             except ProfileError as error:
                 found += [f"  {line}" for line in f"layers or heads: {error}".split("\n")]
+    if profile.noise is not None:
+        try:
+            noise_named(profile.noise)
+        except ProfileError as error:
+            found.append(f"  noise: {error}")
     longest = 200 if len(found) > 3 else 600
     lines = [line if len(line) <= longest else f"{line[:longest]}..." for line in found[:MOST_LINES]]
     more = [f"  and {len(found) - MOST_LINES} more"] if len(found) > MOST_LINES else []

@@ -24,8 +24,8 @@ from freeloc.plans.tsa import TsaSettings
 from freeloc.plans.vrpr import VrprPart
 from freeloc.profile.text import as_json
 
-SCHEMA_VERSION = 2
-"""The newest version of the schema. Version 1 supports the `POLICIES` only; its files are still read."""
+SCHEMA_VERSION = 3
+"""The newest version of the schema. Version 1 supports the `POLICIES` only; files of all versions are read."""
 
 LARGEST_FILE = 1_000_000
 """Largest size of a profile's file, in bytes."""
@@ -141,7 +141,8 @@ class Profile(_Part):
     (30, 'vrpr+tsa', 'vrpr', 'published')
 
     Attributes:
-        schema_version: version of this format. Version 2 adds `policies`, and supports any registered method.
+        schema_version: version of this format. Version 2 adds `policies`, and supports any registered method. Version 3
+            adds `noise`.
         adapter: name or family of the adapter that describes the model.
         model: the properties that the model must have.
         policies: methods with settings of their own, by names that `layers` and `heads` can use.
@@ -151,11 +152,13 @@ class Profile(_Part):
         vrpr: settings of VRPR, for policies without settings of their own.
         tsa: settings of TSA, for policies without settings of their own; by default
             `freeloc.plans.tsa.derive_settings`.
+        noise: name of a registered method with noise of its own, such as ``freenoise``, from which videos beyond the
+            trained length start, whatever the policies of the layers are; None for that of the policies.
         provenance: where the profile comes from.
         evidence: the measurements, if there are any.
     """
 
-    schema_version: Literal[1, 2] = 1
+    schema_version: Literal[1, 2, 3] = 1
     adapter: Name
     model: ModelFacts
     policies: Annotated[dict[PolicyName, PolicyPart], Field(max_length=MOST_POLICIES)] = {}
@@ -163,6 +166,7 @@ class Profile(_Part):
     heads: dict[Number, dict[PolicyName, Places]] = {}
     vrpr: VrprPart = VrprPart()
     tsa: TsaSettings | None = None
+    noise: PolicyName | None = None
     provenance: Provenance
     evidence: Evidence | None = None
 
@@ -180,6 +184,14 @@ class Profile(_Part):
                     f"Input should be 'none', 'vrpr', 'tsa' or 'vrpr+tsa', found '{name}'; "
                     'other methods and policies need "schema_version": 2'
                 )
+        return value
+
+    @field_validator("noise")
+    @classmethod
+    def _noise_known_to_the_version(cls, value: str | None, info: ValidationInfo) -> str | None:
+        version = info.data.get("schema_version", SCHEMA_VERSION)
+        if value is not None and version < 3:
+            raise ValueError(f'noise needs "schema_version": 3, found {version}')
         return value
 
     @model_validator(mode="after")
@@ -251,7 +263,7 @@ class Profile(_Part):
         """
         path = Path(path)
         content = self.model_dump(exclude_none=True)
-        content["schema_version"] = version_for(self.policies, self.layers, self.heads)
+        content["schema_version"] = version_for(self.policies, self.layers, self.heads, self.noise)
         for name in ("policies", "heads"):
             if not content[name]:
                 del content[name]
@@ -271,11 +283,17 @@ class Profile(_Part):
             raise ProfileError(f"cannot write the profile {str(path)!r}: {error}") from error
 
 
-def version_for(policies: Iterable[str], layers: Iterable[str], heads: Mapping[str, Iterable[str]]) -> int:
-    """The oldest version of the schema that supports these policies.
+def version_for(
+    policies: Iterable[str], layers: Iterable[str], heads: Mapping[str, Iterable[str]], noise: str | None = None
+) -> int:
+    """The oldest version of the schema that supports these policies and this noise.
 
     >>> version_for([], ["vrpr", "none"], {}), version_for([], ["vrpr"], {"3": ["riflex"]})
     (1, 2)
+    >>> version_for([], ["vrpr"], {}, "freenoise")
+    3
     """
+    if noise is not None:
+        return 3
     names = {*layers, *(name for group in heads.values() for name in group)}
     return 1 if not list(policies) and names <= set(POLICIES) else 2

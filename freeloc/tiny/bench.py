@@ -1,33 +1,28 @@
-"""``freeloc bench``: compares methods on the tiny model, at 1 to 8 times the trained length, from the same noise.
+"""``freeloc bench``: compares methods on a tiny model, at 1 to 8 times the trained length, from the same noise.
 
 Each cell (length, setting, four clips) is saved as soon as it is done. An interrupted bench continues where it stopped,
 and a bench with more clips reuses the existing ones.
 """
 
-import functools
-import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-import freeloc
 from freeloc.errors import FreelocError
 from freeloc.files import replacing
 from freeloc.metrics import measures as metrics
 from freeloc.metrics import motion
-from freeloc.tiny import judge, measures, scores, synthetic
-from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, long_frames, noise, sample
+from freeloc.tiny import judge, losses, measures
+from freeloc.tiny.models import TinyModel, digest, model_named
 from freeloc.tiny.parallel import parallel
 from freeloc.tiny.sizes import TRUE, Size
-from freeloc.tiny.synthetic import PROMPTS, clips, to_latents
 
 CHUNK = 4
 """Number of clips that are sampled together and share a file."""
@@ -38,7 +33,7 @@ FIRST_SEED = 10_000
 LOSS_CLIPS = 12
 """Number of first clips on which the denoising loss is measured: it varies little, and needs five calls per clip."""
 
-MEASURED_BY = (metrics, motion, measures, scores, judge.WEIGHTS, synthetic)
+MEASURED_BY = (metrics, motion, measures, judge.WEIGHTS)
 """The code and weights that determine the measures of a video. If they change, videos are measured again."""
 
 
@@ -50,16 +45,22 @@ class Cell:
     times: int
     setting: str
     first: int
+    model: str = "tiny-wan"
 
     @property
     def path(self) -> Path:
         """Path of the videos; the measures are in a .json file beside it."""
-        return self.folder / f"{self.times}x" / self.setting.replace(" ", "-") / f"{self.first:03}.safetensors"
+        return self.folder / f"{self.times}x" / losses.folder_name(self.setting) / f"{self.first:03}.safetensors"
 
     @property
     def latent_frames(self) -> int:
         """Length of the videos, in latent frames."""
-        return long_frames(self.times)
+        return self.of.long_frames(self.times)
+
+    @property
+    def of(self) -> TinyModel:
+        """The model."""
+        return model_named(self.model)
 
     @property
     def indices(self) -> range:
@@ -68,24 +69,18 @@ class Cell:
 
     @property
     def prompts(self) -> list[str]:
-        """One prompt per clip; after sixty clips they repeat."""
-        order = torch.randperm(len(PROMPTS), generator=torch.Generator().manual_seed(FIRST_SEED)).tolist()
-        return [PROMPTS[order[index % len(PROMPTS)]] for index in self.indices]
-
-    def true_clips(self, seed: int = FIRST_SEED) -> Tensor:
-        """True clips of these prompts, (clips, 3, latent_frames, height, width)."""
-        generator = torch.Generator().manual_seed(seed + self.first)
-        return clips(self.prompts, self.latent_frames, generator)
+        """One prompt per clip."""
+        return self.of.prompts(self.indices)
 
     def video(self) -> Tensor:
-        """The saved videos, with the shape of `true_clips`."""
+        """The saved videos, (clips, 3, latent_frames, height, width)."""
         return load_file(self.path)["video"].float() / 255
 
 
 def cells(folder: Path, size: Size) -> list[Cell]:
     """All cells by part; the first clips of all settings come before further clips of any."""
     every = [
-        Cell(folder, part.times, name, first)
+        Cell(folder, part.times, name, first, size.model)
         for part in size.parts
         for first in range(0, part.clips, CHUNK)
         for name in (TRUE, *part.names)
@@ -94,19 +89,21 @@ def cells(folder: Path, size: Size) -> list[Cell]:
     return list(dict.fromkeys(every))
 
 
-def run(folder: Path, size: Size, workers: int = 1) -> list[dict[str, Any]]:
+def run(folder: Path, size: Size, workers: int = 1, parts: Collection[str] = ()) -> list[dict[str, Any]]:
     """Sample and measure what is not saved yet; return a row of measures per clip.
 
     Args:
         folder: folder of the results.
         size: how much to measure.
         workers: processes; two or more have one thread each.
+        parts: names of the parts to run. Of the others, only what is saved is returned. By default all parts.
 
     Raises:
         FreelocError: if the folder holds a bench of other weights or settings.
     """
     _require_same(folder, size)
-    every = cells(folder, size)
+    wanted = set(cells(folder, size.only(parts)))
+    every = [cell for cell in cells(folder, size) if cell in wanted or cell.path.exists()]
     rows = []
     with parallel(workers) as run_all, tqdm(total=len(every), unit="cell") as progress:
         for cell, found in zip(every, run_all(finish, every, repeat(size)), strict=True):
@@ -120,23 +117,13 @@ def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
     """Rows of a cell, read from disk if they exist."""
     if not cell.path.exists():
         _save(cell, _make(cell, size))
-    path, measured_by = cell.path.with_suffix(".json"), _digest(*MEASURED_BY)
+    path, measured_by = cell.path.with_suffix(".json"), digest(*MEASURED_BY)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if found.get("measured by") != measured_by:
         found = {"measured by": measured_by, "rows": _scored(cell, size)}
         _write(path, json.dumps(found))
     rows: list[dict[str, Any]] = found["rows"]
     return rows
-
-
-_pipeline = functools.cache(load_pipeline)
-
-
-@functools.cache
-def _digest(*modules: ModuleType | Path) -> str:
-    """Digest of the source files of modules, and of other files."""
-    paths = [module if isinstance(module, Path) else Path(str(module.__file__)) for module in modules]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def _write(path: Path, text: str) -> None:
@@ -147,14 +134,14 @@ def _write(path: Path, text: str) -> None:
 
 def _make(cell: Cell, size: Size) -> Tensor:
     """The videos of a cell, (clips, 3, latent_frames, height, width)."""
+    model = cell.of
     if cell.setting == TRUE:
-        return cell.true_clips()
+        return model.true_clips(cell.indices, cell.latent_frames)
     setting = size.settings[cell.setting]
-    initial = noise((FIRST_SEED + index for index in cell.indices), cell.latent_frames)
-    if setting.noise:
-        initial = setting.noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(FIRST_SEED + cell.first))
-    with freeloc.patch(_pipeline(), setting.profile, method=setting.method, noise_prepared=True):
-        return sample(_pipeline(), cell.prompts, initial, size.steps, size.guidance)
+    initial = model.noise([FIRST_SEED + index for index in cell.indices], cell.latent_frames)
+    initial = setting.prepared(initial, model.frames_axis, FIRST_SEED + cell.first)
+    with setting.patched(model.pipeline) as after_step:
+        return model.sample(cell.prompts, initial, size.steps, size.guidance, after_step)
 
 
 def _save(cell: Cell, video: Tensor) -> None:
@@ -167,26 +154,23 @@ def _save(cell: Cell, video: Tensor) -> None:
 def _scored(cell: Cell, size: Size) -> list[dict[str, Any]]:
     """Rows of measures of the clips of a cell."""
     rows: list[dict[str, Any]] = [
-        {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt} | scores.of_clip(video, prompt)
+        {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt}
+        | {name: measure(video, prompt) for name, measure in cell.of.measures.items()}
         for index, prompt, video in zip(cell.indices, cell.prompts, cell.video(), strict=True)
     ]
-    if cell.setting == TRUE:
+    if cell.setting == TRUE or cell.first >= LOSS_CLIPS:
         return rows
-    if cell.first >= LOSS_CLIPS:
-        return rows
-    setting, generator = size.settings[cell.setting], torch.Generator().manual_seed(FIRST_SEED + cell.first)
-    transformer, clean = _pipeline().transformer, to_latents(cell.true_clips(seed=1))
-    with freeloc.patch(transformer, setting.profile, method=setting.method, noise_prepared=True):
-        losses = scores.denoising_loss(transformer, clean, cell.prompts, generator)
-    return [row | {"denoising loss": loss} for row, loss in zip(rows, losses.tolist(), strict=True)]
+    setting = size.settings[cell.setting]
+    found = [losses.saved(losses.LossCell(cell.folder, cell.times, setting, row["clip"], cell.model)) for row in rows]
+    return [row | own for row, own in zip(rows, found, strict=True)]
 
 
 def _require_same(folder: Path, size: Size) -> None:
-    """Refuse to mix videos of different weights, datasets, steps or plans in one folder."""
+    """Refuse to mix videos of different weights, true clips, steps or plans in one folder."""
     requested = {name for part in size.parts for name in part.names}
     used = {name: setting.fingerprint for name, setting in size.settings.items() if name in requested}
-    expected: dict[str, Any] = {"weights": _digest(WEIGHTS), "dataset": _digest(synthetic), "steps": size.steps}
-    expected |= {"guidance": size.guidance}
+    expected: dict[str, Any] = {"model": size.model, "weights or true clips": model_named(size.model).digest}
+    expected |= {"steps": size.steps, "guidance": size.guidance}
     path, known = folder / "bench.json", {}
     if path.exists():
         found = json.loads(path.read_text())

@@ -64,13 +64,14 @@ def pan_accuracy(video: Tensor, prompt: str) -> float:
     return float((land_motion(video) == PANS[prompt.split()[2]]).float().mean())
 
 
-def _general(measure: Callable[[Tensor], float]) -> Callable[[Tensor, str], float]:
+def without_prompt(measure: Callable[[Tensor], float]) -> Callable[[Tensor, str], float]:
+    """A measure of `freeloc.metrics` as one of a video (3, frames, height, width) and a prompt."""
     return lambda video, prompt: measure(video.movedim(0, -1))
 
 
 MEASURES: dict[str, Callable[[Tensor, str], float]] = {
     "identity": identity,
     "land as prompted": pan_accuracy,
-    **{name: _general(measure) for name, measure in metrics.MEASURES.items()},
+    **{name: without_prompt(measure) for name, measure in metrics.MEASURES.items()},
 }
 """The two measures of this dataset, and the general ones of `freeloc.metrics`."""

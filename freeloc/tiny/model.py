@@ -1,7 +1,8 @@
 """The tiny model: diffusers' WanTransformer3DModel and WanPipeline, small enough to sample on a CPU in seconds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -87,7 +88,13 @@ def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
 
 
 def sample(
-    pipeline: WanPipeline, prompts: list[str], initial: Tensor, steps: int = 12, guidance: float = 3.0, title: str = ""
+    pipeline: WanPipeline,
+    prompts: list[str],
+    initial: Tensor,
+    steps: int = 12,
+    guidance: float = 3.0,
+    title: str = "",
+    after_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Sample videos (clips, 3, latent_frames, height, width) in 0..1 from prompts and noise.
 
@@ -98,6 +105,7 @@ def sample(
         steps: number of denoising steps.
         guidance: scale of classifier-free guidance; 1 means no guidance, in half the time.
         title: title of the progress bar; without a title there is none.
+        after_step: called after each denoising step with its number.
     """
     pipeline.set_progress_bar_config(desc=f"{title:>14}", disable=not title)
     latents = pipeline(
@@ -107,6 +115,19 @@ def sample(
         guidance_scale=guidance,
         num_inference_steps=steps,
         output_type="latent",
+        callback_on_step_end=step_callback(after_step),
         **pipeline_size(initial.shape[2]),
     ).frames
     return to_video(latents)
+
+
+def step_callback(after_step: Callable[[int], None] | None) -> Callable[..., dict[str, Any]] | None:
+    """A function of the number of a step in the form of diffusers' ``callback_on_step_end``."""
+    if after_step is None:
+        return None
+
+    def callback(pipeline: object, step: int, timestep: object, changed: dict[str, Any]) -> dict[str, Any]:
+        after_step(step)
+        return {}
+
+    return callback

@@ -20,9 +20,6 @@ from freeloc.tiny.synthetic import PROMPTS, clips, to_latents
 SEED = 600_000
 """Random seed of noise and clips."""
 
-ON_VRPR: tuple[tuple[str, str], ...] = (("vrpr", "none"), ("vrpr", "tsa"), ("vrpr", "vrpr+tsa"))
-"""The comparisons for single heads. There are many heads, so only what a choice requires is measured."""
-
 
 def judged(measure: Callable[[Tensor, str], float]) -> Callable[[Tensor, str], float]:
     """A measure of the synthetic dataset as a scorer's function."""
@@ -46,7 +43,7 @@ def depths(count: int, times: int) -> dict[str, tuple[Depth, list[str]]]:
         "local": (Local(), order[:3]),
         "output": (Output(steps=(0, 3, 6, 9)), order[:2]),
         "loss": (Loss(list(latents)), order[:count]),
-        "heads": (Loss(list(latents), levels=(0.5, 0.85), compared=ON_VRPR, heads=True), order[:count]),
+        "heads": (Loss(list(latents), levels=(0.5, 0.85), heads=True), order[:count]),
         "video": (Video(scorers), order[:6]),
     }
 

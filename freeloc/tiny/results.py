@@ -1,5 +1,6 @@
 """The output of the bench: printed tables, CSV files, a figure per measure, contact sheets and a GIF."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from freeloc.pictures import curves, drift_chart, scatter, write
 from freeloc.pictures.charts import Point
 from freeloc.tiny import scores
 from freeloc.tiny.bench import Cell, cells, run
+from freeloc.tiny.models import model_named
 from freeloc.tiny.pictures import contact_sheet, side_by_side
 from freeloc.tiny.sizes import TRUE, Size
 
@@ -32,22 +34,37 @@ CHOICE = "layer-wise"
 """The setting in which each layer has the policy of the shipped profile."""
 
 
-def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None) -> str:
-    """Run what is missing in `folder`, write the output to `results` (by default `folder`), and return the tables."""
+def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None, parts: Collection[str] = ()) -> str:
+    """Run what is missing in `folder`, write the output to `results` (by default `folder`), and return the tables.
+
+    Args:
+        folder: folder of the videos and their measures.
+        size: how much to measure.
+        workers: processes; two or more have one thread each.
+        results: folder of the output.
+        parts: names of the parts to run; of the others, the output has what is saved. By default all parts.
+    """
     order = [(times, name) for times in size.lengths for name in size.clips_at(times)]
-    rows = run(folder, size, workers)
+    rows = run(folder, size, workers, parts)
     rows.sort(key=lambda row: (order.index((row["times"], row["setting"])), row["clip"]))
-    lines = scores.summary(rows) + _over_clips(folder, size)
+    saved = [cell for cell in cells(folder, size) if cell.path.exists()]
+    lengths = sorted({cell.times for cell in saved})
+    lines = scores.summary(rows) + _over_clips(saved)
     results = results or folder
     results.mkdir(parents=True, exist_ok=True)
     scores.write_csv(results / "clips.csv", rows)
     scores.write_csv(results / "summary.csv", lines)
     figures(lines, results)
-    for times in size.lengths:
-        trade_off(lines, times, results)
-    drift_curves(folder, size, results)
-    pictures(folder, size, results)
-    return "\n\n".join(tables(rows, lines, size.lengths))
+    for times in lengths:
+        here = [cell for cell in saved if cell.times == times]
+        trade_off(lines, times, results, model_named(size.model).motion)
+        drift_curve(here, results / f"{times}x-drift-curve.png")
+        sheets([cell for cell in here if cell.first == 0], results)
+        if times == lengths[len(lengths) // 2]:
+            side_by_side(
+                {cell.setting: cell.video()[:2] for cell in here if cell.first == 0}, results / f"{times}x.gif"
+            )
+    return "\n\n".join(tables(rows, lines, lengths))
 
 
 def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: list[int]) -> list[str]:
@@ -67,20 +84,22 @@ def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: lis
     return found
 
 
-def _over_clips(folder: Path, size: Size) -> list[dict[str, Any]]:
+def _over_clips(saved: list[Cell]) -> list[dict[str, Any]]:
     """Lines of the measures that compare a set of clips with a second set of true clips.
 
     They depend on the number of clips. So only settings with the largest number at a length have them.
     """
     groups: dict[tuple[int, str], list[Cell]] = {}
-    for cell in cells(folder, size):
+    for cell in saved:
         groups.setdefault((cell.times, cell.setting), []).append(cell)
     lines, reference = [], {}
     for (times, setting), several in groups.items():
         if len(several) < len(groups[times, TRUE]):
             continue
         if times not in reference:
-            reference[times] = scores.Features.of(torch.cat([cell.true_clips(seed=2) for cell in several]))
+            clips = [index for cell in several for index in cell.indices]
+            true = several[0].of.true_clips(clips, several[0].latent_frames, part="tune")
+            reference[times] = scores.Features.of(true)
         videos = torch.cat([cell.video() for cell in several])
         for name, (value, error) in scores.over_clips(videos, reference[times]).items():
             line = {"times": times, "setting": setting, "measure": name, "clips": len(videos)}
@@ -99,11 +118,7 @@ def table(lines: list[dict[str, Any]], times: int, title: str) -> str:
     rows = [[title, "clips", *names]]
     for setting, count in clips.items():
         rows.append([setting, str(count), *(found.get((setting, name), "") for name in names)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return scores.markdown(rows)
 
 
 def figures(lines: list[dict[str, Any]], folder: Path) -> None:
@@ -124,35 +139,28 @@ def figures(lines: list[dict[str, Any]], folder: Path) -> None:
         write(figure, folder / f"{measure.replace(' ', '-')}.png")
 
 
-def trade_off(lines: list[dict[str, Any]], times: int, folder: Path) -> None:
-    """Write a PNG: motion of the land against drift of colours, a point per setting."""
+def trade_off(lines: list[dict[str, Any]], times: int, folder: Path, motion: str) -> None:
+    """Write a PNG: a measure of motion against drift of colours, a point per setting."""
     found: dict[str, dict[str, Point]] = {}
     for line in lines:
         if line["times"] == times:
             found.setdefault(line["setting"], {})[line["measure"]] = line["mean"], line["error"]
-    points = {name: (of["drift"], of["land as prompted"]) for name, of in found.items()}
-    write(scatter(points, "drift", "land as prompted", bold=TRUE), folder / f"{times}x-trade-off.png")
+    points = {name: (of["drift"], of[motion]) for name, of in found.items()}
+    write(scatter(points, "drift", motion, bold=TRUE), folder / f"{times}x-trade-off.png")
 
 
-def drift_curves(folder: Path, size: Size, results: Path) -> None:
-    """Write a PNG per length: change of colours by distance in frames, mean over clips."""
-    for times in size.lengths:
-        videos: dict[str, list[Tensor]] = {name: [] for name in size.clips_at(times)}
-        for cell in cells(folder, size):
-            if cell.times == times:
-                videos[cell.setting].extend(cell.video().movedim(1, -1))
-        write(drift_chart(videos, bold=TRUE), results / f"{times}x-drift-curve.png")
+def drift_curve(here: list[Cell], path: Path) -> None:
+    """Write a PNG: change of colours by distance in frames, mean over clips of one length."""
+    videos: dict[str, list[Tensor]] = {cell.setting: [] for cell in here}
+    for cell in here:
+        videos[cell.setting].extend(cell.video().movedim(1, -1))
+    write(drift_chart(videos, bold=TRUE), path)
 
 
-def pictures(folder: Path, size: Size, results: Path) -> None:
-    """Write contact sheets of the first two clips at every length, and a GIF of them at the middle length."""
-    lengths = size.lengths
-    for times in lengths:
-        first = [Cell(folder, times, name, 0) for name in size.clips_at(times)]
-        videos = {cell.setting: cell.video() for cell in first}
-        for clip in range(2):
-            prompt = first[0].prompts[clip].replace(" ", "-")
-            rows = {setting: video[clip : clip + 1] for setting, video in videos.items()}
-            contact_sheet(rows, results / f"{times}x-{clip}-{prompt}.png")
-        if times == lengths[len(lengths) // 2]:
-            side_by_side({name: video[:2] for name, video in videos.items()}, results / f"{times}x.gif")
+def sheets(first: list[Cell], results: Path) -> None:
+    """Write contact sheets of the first two clips of these cells, one per setting at one length."""
+    videos = {cell.setting: cell.video() for cell in first}
+    for clip in range(2):
+        words = [f"{first[0].times}x", str(clip), *first[0].prompts[clip].split()]
+        rows = {setting: video[clip : clip + 1] for setting, video in videos.items()}
+        contact_sheet(rows, results / f"{'-'.join(words)}.png")

@@ -7,37 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from freeloc.metrics import measures as metrics
-from freeloc.tiny.measures import MEASURES
-from freeloc.tiny.synthetic import prompt_embeds
-
-SIGMAS = (0.3, 0.5, 0.7, 0.85, 0.95)
-"""Noise levels of the denoising loss."""
+from freeloc import metrics
 
 OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
 """Measures of a set of clips."""
-
-
-def of_clip(video: Tensor, prompt: str) -> dict[str, float]:
-    """All measures of one video (3, frames, height, width)."""
-    return {name: measure(video, prompt) for name, measure in MEASURES.items()}
-
-
-def denoising_loss(
-    transformer: WanTransformer3DModel, latents: Tensor, prompts: list[str], generator: torch.Generator
-) -> Tensor:
-    """Loss on true clips (clips, 3, frames, height, width), mean over noise levels, (clips,)."""
-    embeds = prompt_embeds(prompts)
-
-    @torch.no_grad()
-    def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
-        found: Tensor = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
-        return found
-
-    return metrics.denoising_loss(predict, latents, SIGMAS, generator).mean(dim=0)
 
 
 class Features(NamedTuple):
@@ -99,7 +74,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
     """Per length, setting and measure: mean, standard error, number of clips, and the paired difference to `baseline`.
 
     Clips of the same number have the same prompt and, except for true clips, the same noise. So differences are
-    computed clip by clip.
+    computed clip by clip. Values that are NaN, such as motion in a video without texture, are left out.
     """
     values: dict[tuple[int, str], dict[str, dict[int, float]]] = {}
     for row in rows:
@@ -109,6 +84,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
     lines = []
     for (times, setting), measures in values.items():
         for name, by_clip in measures.items():
+            by_clip = {clip: value for clip, value in by_clip.items() if not math.isnan(value)}
             mean, error = mean_and_error(list(by_clip.values()))
             line = {
                 "times": times,
@@ -119,7 +95,7 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
                 "error": error,
             }
             base = values.get((times, baseline), {}).get(name, {})
-            paired = [value - base[clip] for clip, value in by_clip.items() if clip in base]
+            paired = [value - base[clip] for clip, value in by_clip.items() if not math.isnan(base.get(clip, math.nan))]
             if paired and setting != baseline:
                 line["difference"], line["difference error"] = mean_and_error(paired)
             lines.append(line)
@@ -135,3 +111,18 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A Markdown table with columns of even width; the first row is the head.
+
+    >>> print(markdown([["setting", "clips"], ["direct", "4"]]))
+    | setting | clips |
+    | ------- | ----- |
+    | direct  | 4     |
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in lines
+    )

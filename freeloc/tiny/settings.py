@@ -1,69 +1,32 @@
 """The settings that the bench compares: every method by name, and good, random and bad choices of layers."""
 
-import hashlib
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from freeloc.errors import FreelocError
 from freeloc.plans.baselines import BASELINES
-from freeloc.plans.frame_plan import FramePlan
-from freeloc.plans.method import Method
+from freeloc.plans.windows import LVSA
 from freeloc.probing import Sensitivity
 from freeloc.profile.files import load_profile, measurements_path, with_choice
-from freeloc.profile.planning import methods_used, resolve_method
 from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.registry import registry
-from freeloc.tiny.model import long_frames
+from freeloc.tiny.losses import BASELINE
+from freeloc.tiny.setting import NOISE_OF, Setting
 
 WITHOUT_VRPR, WITH_TSA = "VRPR on all but layer {}", "VRPR, and TSA on layer {}"
 """Names of settings with another policy on one layer."""
 
+EVERYWHERE = ("tsa", "vrpr", "vrpr+tsa", "balanced")
+"""Methods on every layer, whose settings are named "... everywhere"."""
+
+NOISY = ("direct", "vrpr everywhere", "balanced everywhere", "layer-wise", "tuned")
+"""Settings that are also measured from the initial noise of FreeNoise."""
+
 HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
 """A profile of the tiny model with a policy for each head, chosen by ``freeloc.tiny.probes heads``."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to generate long videos: a profile, or a method in place of its choice of layers."""
-
-    name: str
-    profile: Profile
-    method: Method | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the plans of all layers at 2, 4 and 8 times the trained length, and the noise function's name."""
-        digest = hashlib.sha256()
-        _, plan_of = resolve_method(self.method)
-        for times in (2, 4, 8):
-            for layer in range(self.profile.model.layers):
-                plans = plan_of(self.profile, layer, long_frames(times))
-                for plan in [plans] if isinstance(plans, FramePlan) else plans:
-                    optional = [table for table in (plan.decay, plan.bias) if table is not None]
-                    for table in (plan.positions, plan.visibility, *optional):
-                        digest.update(table.numpy().tobytes())
-                    digest.update(repr((plan.stripe, plan.logit_scale, plan.frequencies)).encode())
-        noise = self.noise
-        return f"{digest.hexdigest()[:16]} {noise.__name__ if noise else ''}".strip()
-
-    @property
-    def noise(self) -> Callable[[Tensor, int, torch.Generator], Tensor] | None:
-        """The function that changes the initial noise, if there is one.
-
-        Raises:
-            FreelocError: if methods of different layers require different noise.
-        """
-        own = {method.noise: method.name for method in methods_used(self.method or self.profile) if method.noise}
-        if len(own) > 1:
-            raise FreelocError(
-                f"{self.name}: expected one method that changes the initial noise, found {' and '.join(own.values())}"
-            )
-        return next(iter(own), None)
 
 
 def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
@@ -118,14 +81,14 @@ def wrong(profile: Profile, losses: dict[Policy, Tensor]) -> Profile:
     return with_layers(profile, [chosen[layer] for layer in range(profile.model.layers)])
 
 
-def single_layer_settings() -> dict[str, Setting]:
+def single_layer_settings(model: str = "tiny-wan") -> dict[str, Setting]:
     """Settings with another policy on one layer, by name. In whole videos they show what probes predict.
 
     >>> setting = single_layer_settings()["VRPR on all but layer 3"]
     >>> setting.profile.layers
     {'vrpr': [0, 1, 2, 4, 5, 6, 7], 'none': [3]}
     """
-    chosen = load_profile("tiny-wan")
+    chosen = load_profile(model)
     layers = range(chosen.model.layers)
     kinds: dict[str, Policy] = {WITHOUT_VRPR: "none", WITH_TSA: "vrpr+tsa"}
     settings = {}
@@ -136,43 +99,71 @@ def single_layer_settings() -> dict[str, Setting]:
     return settings
 
 
-def all_settings() -> dict[str, Setting]:
+def all_settings(model: str = "tiny-wan") -> dict[str, Setting]:
     """Every setting of the bench, by name. Of settings with the same plans and noise, only the first is included."""
-    chosen = load_profile("tiny-wan")
-    settings = [Setting(method.name, chosen, method) for method in BASELINES]
-    settings += [
-        Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in ("tsa", "vrpr", "vrpr+tsa")
-    ]
-    settings.append(Setting("layer-wise", chosen))
-    if HEAD_CHOICE.exists():
-        settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
-    settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
-    measured = measurements_path("tiny-wan")
-    if measured:
-        settings.append(Setting("wrong layers", wrong(chosen, measured_losses(Sensitivity.load(measured)))))
     different: dict[str, Setting] = {}
-    for setting in settings:
+    for setting in _every_setting(model).values():
         different.setdefault(setting.fingerprint, setting)
     return {setting.name: setting for setting in different.values()}
 
 
-def setting_of(name: str) -> Setting:
-    """The setting of a method's name, or of a profile of the tiny model in a form that `load_profile` supports.
+def _every_setting(model: str) -> dict[str, Setting]:
+    """Every setting by name, also those that are the same under another name."""
+    chosen = load_profile(model)
+    settings = [Setting(method.name, chosen, method) for method in [*BASELINES, LVSA]]
+    settings += [Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in EVERYWHERE]
+    settings.append(Setting("layer-wise", chosen))
+    if f"{model}-tuned" in registry().profiles.owners:
+        settings.append(Setting("tuned", load_profile(f"{model}-tuned")))
+    if HEAD_CHOICE.exists() and model == "tiny-wan":
+        settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
+    settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
+    measured = measurements_path(model)
+    if measured:
+        settings.append(Setting("wrong layers", wrong(chosen, measured_losses(Sensitivity.load(measured)))))
+    noise = registry().methods.get("freenoise")
+    settings += [setting.with_noise_of(noise) for setting in settings if setting.name in NOISY]
+    return {setting.name: setting for setting in settings}
 
-    >>> setting_of("riflex").name, setting_of("profiles/tiny-wan.json").name
-    ('riflex', 'tiny-wan')
+
+def setting_of(name: str, model: str = "tiny-wan") -> Setting:
+    """A setting by name: one of `all_settings`, a method's name, or a profile in a form that `load_profile` supports.
+
+    Any of them may be followed by ``, noise of METHOD``.
+
+    >>> setting_of("riflex").name, setting_of("profiles/tiny-wan.json").name, setting_of("vrpr").name
+    ('riflex', 'tiny-wan', 'vrpr everywhere')
+    >>> setting_of("layer-wise, noise of freenoise").noise.name
+    'freenoise'
 
     Raises:
         FreelocError: if there is none, or the profile is for another model.
     """
-    own = load_profile("tiny-wan")
+    base, separator, noisy = name.partition(NOISE_OF)
+    if separator:
+        return setting_of(base, model).with_noise_of(registry().methods.get(noisy))
+    known, own = _every_setting(model), load_profile(model)
+    for usual in (name, f"{name} everywhere"):
+        if usual in known:
+            return known[usual]
     if not ("/" in name or name.endswith(".json") or name in registry().profiles.owners):
-        method = registry().methods.get(name, way_out="; or give a profile of the tiny model")
+        method = registry().methods.get(name, way_out=f"; or give a profile of {model}")
         return Setting(name, own, method)
     profile = load_profile(name)
     if (profile.model.layers, profile.model.heads) != (own.model.layers, own.model.heads):
         raise FreelocError(
-            f"expected a profile of the tiny model, {own.model.layers} layers of {own.model.heads} heads, found "
+            f"expected a profile of {model}, {own.model.layers} layers of {own.model.heads} heads, found "
             f"{profile.model.layers} of {profile.model.heads} in {name}"
         )
     return Setting(Path(name).stem, profile)
+
+
+def loss_settings(names: Sequence[str], also: Sequence[str], model: str) -> list[Setting]:
+    """The settings of `freeloc bench --losses`: those of these names, by default all with different plans, and others.
+
+    The one that they are compared with is always there, and comes first.
+    """
+    usual = [] if names else [setting for setting in all_settings(model).values() if setting.noise is None]
+    wanted = [setting_of(BASELINE, model), *(setting_of(name, model) for name in names), *usual]
+    wanted += [setting_of(name, model) for name in also]
+    return list({setting.name: setting for setting in wanted}.values())

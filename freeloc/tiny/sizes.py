@@ -1,15 +1,17 @@
 """How much `freeloc bench` measures: settings, lengths and numbers of clips."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from freeloc.errors import FreelocError
-from freeloc.tiny.settings import Setting, all_settings, setting_of, single_layer_settings
+from freeloc.tiny.models import TinyModel, model_named
+from freeloc.tiny.setting import Setting
+from freeloc.tiny.settings import all_settings, setting_of, single_layer_settings
 
 TRUE = "true clips"
-"""The setting without a model: clips of the synthetic dataset."""
+"""The setting without a model: true clips."""
 
 
 class Part(NamedTuple):
@@ -19,11 +21,13 @@ class Part(NamedTuple):
         times: length, in trained lengths.
         clips: number of clips, rounded up to a multiple of four.
         names: names of settings. Settings that do not exist are ignored.
+        part: name of the part of the bench that this belongs to, for ``--part``.
     """
 
     times: int
     clips: int
     names: tuple[str, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,44 @@ class Size:
         steps: number of denoising steps.
         guidance: scale of classifier-free guidance.
         others: additional methods and profiles, by the names that `setting_of` supports.
+        model: name of the model.
     """
 
     parts: tuple[Part, ...]
     steps: int = 8
     guidance: float = 3.0
     others: tuple[str, ...] = ()
+    model: str = "tiny-wan"
 
     def with_others(self, names: Sequence[str]) -> "Size":
         """The same, with these methods and profiles added beyond the trained length, on the largest number of clips."""
-        added = tuple(setting_of(name).name for name in names)
-        parts = [Part(times, self.clips_at(times)[TRUE], added) for times in self.lengths if times > 1]
-        return replace(self, parts=(*self.parts, *parts), others=(*self.others, *names))
+        return replace(self, parts=(*self.parts, *self._added(names)), others=(*self.others, *names))
+
+    def with_only(self, names: Sequence[str]) -> "Size":
+        """Only these settings beyond the trained length; the same size if there are none."""
+        alone = tuple(part for part in self.parts if part.times == 1)
+        return replace(self, parts=(*alone, *self._added(names)), others=tuple(names)) if names else self
+
+    def only(self, parts: Collection[str]) -> "Size":
+        """The parts with these names; all if there are none.
+
+        Raises:
+            FreelocError: if there is no part of a name.
+        """
+        known = list(dict.fromkeys(part.part for part in self.parts if part.part))
+        for name in parts:
+            if name not in known:
+                raise FreelocError(f"expected one of the parts {', '.join(known) or '(none)'}, found '{name}'")
+        return replace(self, parts=tuple(part for part in self.parts if part.part in parts)) if parts else self
+
+    def _added(self, names: Sequence[str]) -> list[Part]:
+        added = tuple(setting_of(name, self.model).name for name in names)
+        return [Part(times, self.clips_at(times)[TRUE], added) for times in self.lengths if times > 1]
 
     @property
     def settings(self) -> dict[str, Setting]:
         """All settings, by name."""
-        return _settings(self.others)
+        return _settings(self.model, self.others)
 
     @property
     def lengths(self) -> list[int]:
@@ -79,36 +104,42 @@ ALONE = Part(1, 48, ("direct",))
 """At the trained length, only the unchanged model is measured."""
 
 
-def quick() -> Size:
+def quick(model: str = "tiny-wan") -> Size:
     """A few clips of the most important settings, up to 4 times the trained length. It runs for minutes."""
-    return Size((ALONE._replace(clips=4), Part(2, 4, SOME), Part(4, 4, SOME)))
+    return _of(model_named(model), (ALONE._replace(clips=4), Part(2, 4, SOME), Part(4, 4, SOME)))
 
 
-def full() -> Size:
+def full(model: str = "tiny-wan") -> Size:
     """Every setting, with most clips of the most important ones at 4 times the trained length. It runs for hours."""
-    methods = tuple(name for name in all_settings() if name not in (*SOME, *CHOICES))
-    return Size(
-        (
-            ALONE,
-            Part(4, 48, SOME),
-            Part(4, 16, CHOICES),
-            Part(2, 24, SOME),
-            Part(4, 8, methods),
-            Part(2, 8, methods),
-            Part(8, 4, ("direct", "sliding-window", "layer-wise")),
-        )
+    methods = tuple(name for name in all_settings(model) if name not in (*SOME, *CHOICES))
+    parts = (
+        ALONE,
+        Part(4, 48, SOME),
+        Part(4, 16, CHOICES),
+        Part(2, 24, SOME),
+        Part(4, 8, methods),
+        Part(2, 8, methods),
+        Part(8, 4, ("direct", "sliding-window", "layer-wise")),
     )
+    return _of(model_named(model), parts)
 
 
-def single_layers() -> Size:
+def single_layers(model: str = "tiny-wan") -> Size:
     """Another policy on one layer at a time, at 4 times the trained length. It runs for hours."""
-    return Size((Part(4, 8, ("vrpr everywhere", *single_layer_settings())),))
+    return _of(model_named(model), (Part(4, 8, ("vrpr everywhere", *single_layer_settings(model))),))
+
+
+def _of(model: TinyModel, parts: tuple[Part, ...]) -> Size:
+    """These parts, with no more clips than there are true ones, and as the model is sampled."""
+    fewer = tuple(part._replace(clips=min(part.clips, model.most_clips)) for part in parts)
+    return Size(fewer, model.steps, model.guidance, model=model.name)
 
 
 @functools.cache
-def _settings(others: tuple[str, ...]) -> dict[str, Setting]:
-    found = all_settings() | single_layer_settings()
-    for setting in map(setting_of, others):
+def _settings(model: str, others: tuple[str, ...]) -> dict[str, Setting]:
+    found = all_settings(model) | single_layer_settings(model)
+    for name in others:
+        setting = setting_of(name, model)
         if found.setdefault(setting.name, setting).fingerprint != setting.fingerprint:
             raise FreelocError(f"two settings have the name '{setting.name}': rename the file of one of them")
     return found

@@ -23,7 +23,7 @@ DTYPES = [torch.float16, torch.bfloat16]
 FRAMES, HEIGHT, WIDTH, HEADS = 41, 30, 52, 2
 ROPE = TemporalRope(channels=lambda head_dim: head_dim - 4 * (head_dim // 6))
 """Wan's: 44 of 128 channels for time."""
-METHODS = ("vrpr", "tsa", "vrpr+tsa", "sliding-window", "none")
+METHODS = ("vrpr", "tsa", "vrpr+tsa", "sliding-window", "balanced", "none")
 PLANS = {method: policy_plan(freeloc.load_profile("wan2.1"), method, FRAMES) for method in METHODS}
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 

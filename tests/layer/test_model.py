@@ -5,6 +5,7 @@ from conftest import make_profile
 import freeloc
 from freeloc import FreelocError, attend_layer
 from freeloc.layer import ModelAttention
+from freeloc.profile.files import with_choice
 
 GRID = (9, 2, 3)
 SOME_HEADS = {"2": {"tsa": [1]}}
@@ -80,6 +81,13 @@ def test_it_says_once_for_each_length_what_was_corrected(model, tensors):
         "freeloc: 9 latent frames, trained on 4: corrected 3 of 4 layers (0-2), profile small, default"
     ]
     assert "corrected 0 of 4 layers (none)" in model.report(5)
+
+
+def test_it_says_that_it_does_not_prepare_noise(tensors):
+    plain = freeloc.load_profile("wan2.1")
+    for changed, noise in ((plain, ""), (with_choice(plain, plain.layers, noise="freenoise"), "freenoise")):
+        said = ModelAttention(changed, None).report(frames=41)
+        assert said.endswith("; the initial noise of freenoise is not prepared here") is bool(noise)
 
 
 def test_a_process_with_some_of_the_layers_says_so_in_its_second_forward(model, tensors):

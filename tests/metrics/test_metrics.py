@@ -1,6 +1,8 @@
 """The measures, on videos with exactly one defect, on clips of the synthetic dataset and on a photograph."""
 
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -8,9 +10,8 @@ import torch.nn.functional as F
 from matplotlib import cbook
 from PIL import Image
 
-from freeloc import FreelocError
+from freeloc import FreelocError, metrics
 from freeloc.cli import main
-from freeloc.metrics import measures as metrics
 from freeloc.metrics import motion
 from freeloc.metrics.measures import MEASURES
 from freeloc.metrics.video import read_video
@@ -150,6 +151,78 @@ def test_the_motion_field_is_the_exhaustive_search():
             assert found[row, column].tolist() == best
 
 
+def grey(noise: float = 0.0, frames: int = 24) -> torch.Tensor:
+    """Plain grey with noise of this deviation in levels of 8 bits, rounded to them."""
+    generator = torch.Generator().manual_seed(0)
+    video = 0.5 + noise / 255 * torch.randn(frames, 48, 64, 3, generator=generator)
+    return (video * 255).round() / 255
+
+
+def compressed(video, folder, quality):
+    """The video through H.264."""
+    import av
+
+    with av.open(folder / "video.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": str(quality)})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in (video * 255).round().byte().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return read_video(folder / "video.mp4")
+
+
+def assert_motion_is_not_measured(video):
+    found = {name: measure(video) for name, measure in MEASURES.items()}
+    assert {name for name, value in found.items() if math.isnan(value)} == {"dynamic degree", "motion smoothness"}
+    assert metrics.pairs_with_texture(video) == (0, len(video) - 1)
+    assert metrics.motion_features(video).shape == (0, 32)
+    assert math.isnan(metrics.frechet_distance(metrics.motion_features(video), metrics.motion_features(photo_pan())))
+
+
+@pytest.mark.parametrize("noise", [0, 1, 3])
+def test_no_motion_is_measured_in_grey(noise):
+    assert_motion_is_not_measured(grey(noise))
+
+
+@pytest.mark.parametrize("quality", [10, 23])
+def test_no_motion_is_measured_in_the_noise_of_a_codec(tmp_path, quality):
+    assert_motion_is_not_measured(compressed(grey(noise=5), tmp_path, quality))
+
+
+def test_without_that_noise_would_be_large_motion():
+    """So this is what the threshold is for."""
+    field = motion.inner(motion.motion_field(grey(noise=3, frames=3)))
+    largest = field.square().sum(dim=-1).sqrt().flatten(1).topk(93, dim=1).values
+    assert 100 * largest.mean() / 48 > 10 > metrics.dynamic_degree(photo_pan(frames=3)) > 4
+
+
+@pytest.mark.parametrize("video", VIDEOS.values(), ids=VIDEOS)
+def test_motion_is_measured_in_true_videos_also_of_little_contrast(video):
+    faint = (torch.lerp(video(), video().mean().expand_as(video()), 0.9) * 255).round() / 255
+    for moving in (video(), faint):
+        assert metrics.pairs_with_texture(moving) == (len(moving) - 1, len(moving) - 1)
+        assert metrics.motion_features(moving).shape == (len(moving) - 1, 32)
+    assert metrics.dynamic_degree(faint) == pytest.approx(metrics.dynamic_degree(video()), rel=0.3)
+
+
+def test_a_video_that_fades_to_grey_is_measured_until_then():
+    pan, plain = photo_pan(frames=12), grey(noise=3, frames=13)
+    faded = torch.cat([pan, plain])
+    assert metrics.pairs_with_texture(faded) == (11, 24)
+    assert metrics.dynamic_degree(faded) == pytest.approx(metrics.dynamic_degree(pan))
+    assert metrics.motion_smoothness(faded) == pytest.approx(metrics.motion_smoothness(pan))
+    assert torch.equal(metrics.motion_features(faded), metrics.motion_features(pan))
+
+
+def test_texture_is_its_definition():
+    video = torch.rand(2, 20, 24, 3, generator=torch.Generator().manual_seed(0))
+    blocks = [video[:, y : y + 7, x : x + 7].double() for y in range(14) for x in range(18)]
+    deviations = torch.stack([block.var(dim=(1, 2), unbiased=False).mean(dim=-1).sqrt() for block in blocks], dim=1)
+    expected = deviations.sort(dim=1, descending=True).values[:, round(0.05 * len(blocks)) - 1]
+    assert torch.allclose(motion.texture(video), expected)
+    assert motion.texture(video[:, :4, :5]).shape == (2,)  # smaller than a block
+
+
 def test_large_videos_are_measured_at_a_working_size():
     large = F.interpolate(photo_pan(5).movedim(-1, 1), scale_factor=4, mode="bilinear").movedim(1, -1).clamp(0, 1)
     assert metrics.dynamic_degree(large) == pytest.approx(metrics.dynamic_degree(photo_pan(5)), rel=0.3)
@@ -278,6 +351,28 @@ def test_the_command_measures_files(files, capsys):
         name: pytest.approx(measure(read_video(files / "pan.mkv"))) for name, measure in MEASURES.items()
     }
     assert (still["frozen share"], still["dynamic degree"]) == (1, 0)
+
+
+def test_the_command_says_where_frames_have_no_texture(tmp_path, capsys):
+    from freeloc.metrics.video import write_video
+
+    for name, video in (("grey.mp4", grey(noise=2, frames=8)), ("pan.mp4", photo_pan(frames=8))):
+        write_video(tmp_path / name, video)
+    write_video(tmp_path / "fades.mp4", torch.cat([photo_pan(frames=8), grey(frames=8)]))
+    names = [str(tmp_path / name) for name in ("grey.mp4", "pan.mp4", "fades.mp4")]
+    assert main(["measure", *names]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for name in ("dynamic degree", "motion smoothness"):
+        line = next(line for line in printed if line.startswith(name))
+        assert line.count("no texture") == 1
+        assert re.fullmatch(rf"{name} +no texture +\d+\.\d{{4}} +\d+\.\d{{4}}", line)
+    assert [line.split(": ")[0] for line in printed if "no motion can be seen in them" in line] == [names[0], names[2]]
+    assert f"{names[2]}: dynamic degree and motion smoothness are measured in 7 of 15 pairs of frames" in printed[-1]
+    assert main(["measure", *names, "--json"]) == 0
+    plain, pan, _ = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (plain["dynamic degree"], plain["motion smoothness"], plain["pairs with texture"]) == (None, None, 0)
+    assert pan["dynamic degree"] > 3
+    assert (pan["pairs with texture"], pan["pairs of frames"]) == (7, 7)
 
 
 def test_files_of_the_same_name_have_a_column_each(files, capsys):

@@ -8,8 +8,10 @@ from pydantic import BaseModel
 
 from freeloc import FramePlan, FreelocError
 from freeloc.plans.baselines import BASELINES
+from freeloc.plans.combined import BALANCED, COMBINED
 from freeloc.plans.method import Method, colour_of
 from freeloc.plans.policies import POLICIES, freeloc_methods
+from freeloc.plans.windows import LVSA
 from freeloc.profile.schema import POLICIES as NAMES
 
 
@@ -31,6 +33,7 @@ def identity(profile, layer, frames):
         ({"settings": int}, "expected settings as a class derived from pydantic.BaseModel, found <class 'int'>"),
         ({"settings": Empty()}, "expected settings as a class derived from pydantic.BaseModel, found Empty()"),
         ({"defaults": lambda profile: Empty()}, "expected settings beside defaults, found None"),
+        ({"label": str}, "expected settings beside label, found None"),
         ({"colour": "red"}, "expected a colour like '#30408f', with lower-case digits, found 'red'"),
         ({"colour": "#ABCDEF"}, "expected a colour like '#30408f', with lower-case digits, found '#ABCDEF'"),
     ],
@@ -58,4 +61,4 @@ def test_a_colour_of_a_name_is_neither_white_nor_black_nor_grey(name):
 
 def test_freelocs_own_methods_are_the_policies_of_version_1():
     assert [method.name for method in POLICIES] == list(NAMES)
-    assert freeloc_methods() == [*POLICIES, *BASELINES]
+    assert freeloc_methods() == [*POLICIES, BALANCED, COMBINED, *BASELINES, LVSA]

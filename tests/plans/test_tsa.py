@@ -226,7 +226,10 @@ def test_a_function_or_a_method_is_used_as_it_is():
 
 @pytest.mark.parametrize("method", ["vrpr + tsa", "VRPR", "", "nothing"])
 def test_an_unknown_method_is_refused_with_the_known_ones(method):
-    with pytest.raises(RegistryError, match=f"no method is named '{re.escape(method)}'.*known: clip, direct, .*vrpr"):
+    with pytest.raises(
+        RegistryError,
+        match=f"no method is named '{re.escape(method)}'.*known: balanced, clip, combined, direct, .*vrpr",
+    ):
         resolve_method(method)
 
 

@@ -50,7 +50,8 @@ def test_channels_beside_the_video_are_kept() -> None:
     def run() -> None:
         model(**wan_inputs(9, batch=1) | {"hidden_states": torch.full((1, 6, 9, 6, 10), 2.0)})
 
-    found = freeloc.probe(model, run, Loss(clips(), levels=(0.5,)), profile=PROFILE)
+    depth = Loss(clips(), levels=(0.5,), compared=[("none", "vrpr")])
+    found = freeloc.probe(model, run, depth, profile=PROFILE)
     clean = clips()[0][None]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(500))
     both = torch.cat([(clean + noise) / 2, torch.full((1, 2, 9, 6, 10), 2.0)], dim=1)

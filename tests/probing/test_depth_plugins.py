@@ -133,7 +133,8 @@ def test_a_plugin_depth_by_name_from_measurement_to_choice(plugged: Registry, mo
     lines = str(found).splitlines()
     assert lines[0] == "small, 9 latent frames, depth narrowed"
     assert lines[1].split() == ["layer", "context", "policy"]
-    assert lines[2 + most].split() == [str(most), f"{change[most]:.4g}", "riflex"]
+    error = found.summary().context_error[most]
+    assert lines[2 + most].split() == [str(most), f"{change[most]:.4g}", "±", f"{error:.2g}", "riflex"]
     figure = found.picture("narrowed")
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx(change.tolist())
     write(figure, tmp_path / "narrowed.png")
@@ -156,7 +157,7 @@ def test_the_highest_rank_decides_unless_another_is_requested(plugged: Registry,
     both = probed(model, "local").merge(probed(model, "narrowed"))
     assert both.depths == ["local", "narrowed"]
     assert str(both).startswith("small, 9 latent frames, depth narrowed")
-    assert set(both.to_profile(depth="local").layers) <= {"none", "vrpr", "vrpr+tsa"}
+    assert set(both.to_profile(depth="local").layers) <= {"none", "vrpr"}
     assert both.compare(both)["narrowed", "narrowed"][1] == 1
 
 
@@ -239,7 +240,7 @@ ONE_PROMPT = {"layers": [0, 1, 2, 3], "heads": [0, 1], "prompts": ["a"]}
         (made_up(video_score=Table(torch.zeros(1), {"layers": [0]})), "'video.base' was not measured"),
         (
             made_up(loss_value=losses(torch.full((2, 4, 3), torch.nan))),
-            "no policy: expected losses with rest on all other layers",
+            "expected losses with vrpr, or with one other policy, on all other layers, found nothing: measure",
         ),
         (made_up(loss_value=losses(torch.rand(2, 4, 1))), "no policy: expected at least 2 clips"),
         (
@@ -254,18 +255,18 @@ ONE_PROMPT = {"layers": [0, 1, 2, 3], "heads": [0, 1], "prompts": ["a"]}
                 local_logits=Table(torch.ones(2, 2, 1), ONE_PROMPT | {"layers": [0, 1]}),
                 local_change=Table(torch.ones(4, 2, 1), ONE_PROMPT),
             ),
-            "no policy: ",
+            "small, 9 latent frames, depth local",
         ),
     ],
 )
 def test_printing_never_raises(plugged: Registry, found: Sensitivity, words: str) -> None:
-    assert words.replace("with rest", "with vrpr") in str(found)
+    assert words in str(found)
 
 
 def test_policies_other_than_the_default_ones() -> None:
     values = torch.tensor([[9.0, 9.0], [0.0, 9.0], [0.0, 0.0], [9.0, 9.0]])[:, :, None]
     found = made_up(local_change=Table(torch.ones(4, 2, 1), ONE_PROMPT), local_logits=Table(values, ONE_PROMPT))
-    rule = Rule(context=2, for_position="riflex", for_neither="sliding-window")
+    rule = Rule(for_position="riflex", for_neither="sliding-window")
     profile = found.to_profile(rule=rule)
     assert profile.layers == {"sliding-window": [2], "riflex": [0, 1, 3]}
     assert "for_neither=sliding-window, for_position=riflex" in profile.provenance.notes

@@ -110,27 +110,36 @@ def of_local(change: list[float], logits: list[float]) -> Sensitivity:
     return made_up(local_change=Table(by_layer[0], axes), local_logits=Table(by_layer[1], axes))
 
 
-def of_video(window: list[list[float]]) -> Sensitivity:
-    """Scores under a window, (layers, prompts), beside 1 where nothing is perturbed."""
-    prompts = [*"abc"[: len(window[0])]]
-    scores = torch.tensor(window)[None, :, None]
-    axes = {"scorers": ["x"], "layers": [0, 1, 2, 3], "perturbations": ["window"], "prompts": prompts}
+def of_video(scores: list[list[float]], perturbation: str = "+3") -> Sensitivity:
+    """Scores under a perturbation, (layers, prompts), beside 1 where nothing is perturbed."""
+    prompts = [*"abcdefgh"[: len(scores[0])]]
+    both = torch.tensor(scores)[None, :, None].expand(1, 4, 2, len(prompts))
+    axes = {"scorers": ["x"], "layers": [0, 1, 2, 3], "perturbations": [perturbation, "window"], "prompts": prompts}
     base = Table(torch.ones(1, len(prompts)), {"scorers": ["x"], "prompts": prompts})
-    return made_up(video_base=base, video_score=Table(scores, axes))
+    return made_up(video_base=base, video_score=Table(both, axes))
 
 
-def of_loss(**values: list[list[float]]) -> Sensitivity:
-    """Losses (layers, clips) by rest and policy."""
-    axes = {"rest": [*POLICIES], "policies": [*POLICIES], "layers": [0, 1, 2, 3], "levels": [0.5], "clips": [0, 1, 2]}
-    table = torch.full((4, 4, 4, 1, 3), torch.nan)
-    for pair, losses in values.items():
-        rest, policy = pair.split("_")
-        table[POLICIES.index(rest), POLICIES.index(policy)] = torch.tensor(losses)[:, None]
-    return made_up(loss_value=Table(table, axes))
+Losses = dict[tuple[str, str], list[list[float]]]
+"""Losses (layers, clips) by rest and policy."""
+
+
+def of_loss(whole: Losses, moving: Losses | None = None) -> Sensitivity:
+    """Both losses; by default the same on moving places as on whole frames."""
+    tables = {}
+    for name, values in (("loss_value", whole), ("loss_moving", whole if moving is None else moving)):
+        clips = [*range(len(next(iter(values.values()))[0]))]
+        axes = {"rest": [*dict.fromkeys(rest for rest, _ in values)]}
+        axes |= {"policies": [policy for policy in POLICIES if any(policy in pair for pair in values)]}
+        table = torch.full((len(axes["rest"]), len(axes["policies"]), 4, 1, len(clips)), torch.nan)
+        for (rest, policy), losses in values.items():
+            table[axes["rest"].index(rest), axes["policies"].index(policy)] = torch.tensor(losses)[:, None]
+        tables[name] = Table(table, axes | {"layers": [0, 1, 2, 3], "levels": [0.5], "clips": clips})
+    return made_up(**tables)
 
 
 NAN = torch.nan
 
+VRPR, TSA, ON_NONE = ("vrpr", "vrpr"), ("vrpr", "tsa"), ("none", "none")
 
 ONES = [[1.0, 1.0, 1.0]] * 4
 
@@ -141,17 +150,24 @@ FALLS = [[0.5, 0.5, 0.5], [1.5, 1.5, 1.5], [0.5, 1.5, 1.0], [0.9, 0.9, 0.9]]
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (of_local([1, 2, NAN, NAN], [1, 2, 3, 4]), "the sensitivity to context of every layer, found none for layer 2"),
         (of_local([1, 2, 3, 4], [1, NAN, 3, 4]), "the sensitivity to positions of every layer, found none for layer 1"),
         (of_local([1, 2, 3, 4], [1, 2, 3, torch.inf]), "to positions of every layer, found none for layer 3"),
         (
             of_video([[1.0, NAN], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
-            "to context of every layer, found none for layer 0",
+            "to positions of every layer, found none for layer 0",
         ),
         (of_video([[0.5]] * 4), "expected at least 2 prompts, for a standard error, found 1"),
-        (of_loss(vrpr_vrpr=ONES), "losses with vrpr on all other layers to choose from, found those of vrpr"),
-        (of_loss(tsa_tsa=ONES, tsa_none=FALLS), "losses with none on all other layers .* found those of nothing"),
-        (of_loss(vrpr_vrpr=ONES, vrpr_tsa=[*FALLS[:3], [NAN, 1, 1]]), "loss with tsa of every layer, .* layer 3"),
+        (
+            of_loss({VRPR: ONES}),
+            r"loss with another policy on one layer and vrpr on all others, .*: measure it with freeloc.probing.Loss\(",
+        ),
+        (
+            of_loss({VRPR: ONES, TSA: ONES, ("none", "vrpr+tsa"): ONES}),
+            r"loss with none and with vrpr\+tsa on one layer and vrpr on all others, which was not measured: measure "
+            r"it with freeloc.probing.Loss\(clips, compared=\[\('vrpr', 'none'\), \('vrpr', 'tsa'\), \('vrpr', 'vrp",
+        ),
+        (of_loss({VRPR: ONES, TSA: [*FALLS[:3], [NAN, 1, 1]]}), "loss with tsa of every layer, .* layer 3"),
+        (of_loss({VRPR: ONES, TSA: ONES}, {VRPR: ONES, TSA: [[NAN] * 3] * 4}), "loss with tsa on one layer and vrpr"),
     ],
 )
 def test_no_policy_is_chosen_without_a_number(found: Sensitivity, words: str) -> None:
@@ -161,18 +177,98 @@ def test_no_policy_is_chosen_without_a_number(found: Sensitivity, words: str) ->
     assert "no policy: expected " in str(found)
 
 
-def test_a_choice_is_made_where_missing_numbers_are_expected() -> None:
-    assert of_video([[0.5, 0.51], [1.0, 1.1], [1.5, 0.4], [0.1, 0.11]]).to_profile().layers == {
-        "none": [1, 2],
-        "tsa": [0, 3],
-    }
-    on_vrpr = of_loss(vrpr_vrpr=ONES, vrpr_tsa=FALLS).to_profile()
+def test_losses_of_several_other_policies_are_no_base() -> None:
+    found = of_loss({("none", "none"): ONES, ("none", "tsa"): ONES, ("tsa", "tsa"): ONES, ("tsa", "none"): ONES})
+    words = (
+        r"expected losses with vrpr, or with one other policy, on all other layers, found none and tsa: measure them "
+        r"with freeloc.probing.Loss\(clips, compared=\[\('vrpr', 'none'\), .*\]\)"
+    )
+    with pytest.raises(ProbeError, match=words):
+        found.to_profile()
+    assert "expected losses with vrpr, or" in str(found)
+
+
+def test_loss_chooses_what_was_measured_to_be_better() -> None:
+    on_vrpr = of_loss({VRPR: ONES, TSA: FALLS}).to_profile()
     assert on_vrpr.layers == {"vrpr": [1, 2], "tsa": [0, 3]}
     assert "on 3 clips, 9 latent frames" in on_vrpr.provenance.notes
-    on_nothing = of_loss(none_none=ONES, none_tsa=FALLS)
+    on_nothing = of_loss({ON_NONE: ONES, ("none", "tsa"): FALLS})
     assert on_nothing.to_profile().layers == {"none": [1, 2], "tsa": [0, 3]}
     assert on_nothing.summary().context.tolist() == pytest.approx([0.5, -0.5, 0, 0.1], abs=1e-6)
-    assert "on 1 prompt, 9 latent frames" in of_local([1, 2, 3, 4], [1, 2, 3, 4]).to_profile().provenance.notes
+    assert on_nothing.summary().more["context, moving"][0].tolist() == pytest.approx([0.5, -0.5, 0, 0.1], abs=1e-6)
+
+
+def test_neither_loss_may_rise() -> None:
+    """Layers: lower by both; by one, and within the error by the other; by one, but higher by the other; by neither."""
+    same, lower, higher = [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.1, 1.1, 1.1, 1.1]
+    unclear = [1.3, 0.8, 1.2, 0.8]
+    whole = {VRPR: [same] * 4, TSA: [lower, unclear, higher, unclear]}
+    moving = {VRPR: [same] * 4, TSA: [lower, lower, lower, unclear]}
+    for first, second in ((whole, moving), (moving, whole)):
+        assert of_loss(first, second).to_profile().layers == {"vrpr": [2, 3], "tsa": [0, 1]}
+    found = of_loss(whole, moving)
+    assert found.to_profile(rule=Rule(loss="whole")).layers == {"vrpr": [1, 2, 3], "tsa": [0]}
+    assert found.to_profile(rule=Rule(loss="moving")).layers == {"vrpr": [3], "tsa": [0, 1, 2]}
+    assert "loss=both" in found.to_profile().provenance.notes
+    with pytest.raises(ProbeError, match=r"Rule\(loss=...\) to be one of both, whole, moving, found 'mving'"):
+        Rule(loss="mving")
+
+
+def test_the_largest_sum_of_both_falls_decides() -> None:
+    """A third of a small loss is more than a tenth of a large one."""
+
+    def at(value: float) -> list[list[float]]:
+        return [[value] * 3] * 4
+
+    both = ("vrpr", "vrpr+tsa")
+    whole = {VRPR: at(1.0), TSA: at(0.99), both: at(0.98)}
+    moving = {VRPR: at(9.0), TSA: at(6.0), both: at(8.0)}
+    assert of_loss(whole, moving).to_profile().layers == {"tsa": [0, 1, 2, 3]}
+
+
+def test_files_without_the_loss_on_moving_places_are_not_silently_read_in_half() -> None:
+    both = of_loss({VRPR: ONES, TSA: FALLS})
+    old = Sensitivity({"loss.value": both.table("loss.value")}, both.facts)
+    with pytest.raises(ProbeError, match=r"table 'loss.moving', which was not measured: .*Rule\(loss='whole'\)"):
+        old.to_profile()
+    assert old.to_profile(rule=Rule(loss="whole")).layers == {"vrpr": [1, 2], "tsa": [0, 3]}
+    assert "no policy: expected the loss on moving places" in str(old)
+
+
+@pytest.mark.parametrize("samples", [2, 4, 8])
+def test_chance_is_not_taken_for_a_better_policy(samples: int) -> None:
+    """Of 4000 comparisons without any difference, as few are better by chance with few clips as with many."""
+    generator = torch.Generator().manual_seed(samples)
+    better = 0
+    for _ in range(1000):
+        noise = (1 + 0.01 * torch.randn(4, samples, generator=generator)).tolist()
+        layers = of_loss({VRPR: [[1.0] * samples] * 4, TSA: noise}).to_profile(rule=Rule(errors=2)).layers
+        better += len(layers.get("tsa", []))
+    assert better < 0.035 * 4000  # 2.3 % of the normal distribution; 15 % beyond 2 standard errors of 2 samples
+
+
+def test_video_leaves_alone_only_what_is_measured_not_to_matter() -> None:
+    """Layers: the score falls; it does not; it may or may not; it falls."""
+    scores = [[0.5, 0.5, 0.51, 0.5], [1.0, 1.0, 1.0, 1.0], [1.5, 0.4, 1.0, 1.0], [0.1, 0.1, 0.1, 0.11]]
+    assert of_video(scores).to_profile().layers == {"vrpr": [0, 2, 3], "none": [1]}
+    unaffected = of_video([[1.0] * 4] * 4)  # by a score that reacts to nothing
+    assert unaffected.to_profile().layers == {"vrpr": [0, 1, 2, 3]}
+
+
+def test_only_loss_gives_tsa() -> None:
+    """However much a window changes."""
+    changes = [9.0, 1.0, 1.0, 1.0]
+    found = of_local(changes, [1, 2, 0, 4])
+    assert found.to_profile().layers == {"none": [2], "vrpr": [0, 1, 3]}
+    assert "on 1 prompt, 9 latent frames" in found.to_profile().provenance.notes
+    printed = str(found).splitlines()
+    assert printed[2].split() == ["0", "1", "9", "vrpr"]
+    assert printed[-1].startswith("context is shown, not used: ")
+    assert printed[-1] in found.picture().get_supxlabel()
+    without_rope = of_local(changes, [0, 0, 0, 0])
+    assert without_rope.to_profile().layers == {"none": [0, 1, 2, 3]}
+    assert of_local([1, 2, NAN, NAN], [1, 2, 3, 4]).to_profile().layers == {"vrpr": [0, 1, 2, 3]}
+    assert of_video([[0.1] * 4] * 4).to_profile().layers == {"vrpr": [0, 1, 2, 3]}
 
 
 def test_a_layer_that_computes_no_numbers_is_named() -> None:
@@ -201,8 +297,8 @@ def test_the_choice_for_heads_is_printed() -> None:
     axes = {"layers": [0, 1, 2, 3], "heads": [0, 1], "steps": [0], "prompts": ["a"]}
     values = torch.tensor([[9.0, 9.0], [0.0, 9.0], [0.0, 0.0], [9.0, 9.0]])[:, :, None, None]
     found = made_up(local_change=Table(torch.ones(4, 2, 1, 1), axes), local_logits=Table(values, axes))
-    still = found.to_profile(rule=Rule(context=2), heads=True)
-    assert [line.split(maxsplit=3)[3] for line in found.text(still).splitlines()[2:]] == [
+    still = found.to_profile(heads=True)
+    assert [line.split(maxsplit=3)[3] for line in found.text(still).splitlines()[2:6]] == [
         "vrpr",
         "none x1, vrpr x1",
         "none",

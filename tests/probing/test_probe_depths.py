@@ -128,13 +128,17 @@ def test_loss(built: Any, heads: bool) -> None:
     assert sensitive(context, 1e-7) == [ANY, UNIFORM, BLIND]
     table = found.table("loss.head value" if heads else "loss.value")
     measured = table.values.isfinite().flatten(2).all(dim=2)
-    pairs = {(rest, policy) for rest, policy in COMPARED} | {(policy, policy) for policy in table.axes["rest"]}
-    names = table.axes["rest"]
-    assert {(names[i], names[j]) for i, j in measured.nonzero().tolist()} == pairs
+    rests, names = table.axes["rest"], table.axes["policies"]
+    assert {(rests[i], names[j]) for i, j in measured.nonzero().tolist()} == {("vrpr", "vrpr"), *COMPARED}
+    assert measured.all()  # a choice is made from all that is measured, and all that it reads is measured
+    found.to_profile(depth="loss", heads=heads)
 
 
 def test_loss_is_the_mean_squared_error_of_the_velocity(built: Any) -> None:
-    found = freeloc.probe(built, run_of(built), Loss(clips(), levels=(0.4,)), profile=PROFILE, seed=3)
+    policies = ("none", "vrpr", "tsa", "vrpr+tsa")
+    pairs = [(rest, policy) for rest in policies for policy in policies if rest != policy]
+    depth = Loss(clips(), levels=(0.4,), compared=pairs)
+    found = freeloc.probe(built, run_of(built), depth, profile=PROFILE, seed=3)
     table = found.table("loss.value")
     clean = clips()[1][None]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3 + 1_000_003 + 400))
@@ -142,7 +146,7 @@ def test_loss_is_the_mean_squared_error_of_the_velocity(built: Any) -> None:
         "hidden_states": 0.6 * clean + 0.4 * noise,
         "timestep": torch.tensor([400.0]),
     }
-    for policy in ("none", "vrpr", "tsa", "vrpr+tsa"):
+    for policy in policies:
         with freeloc.patch(built, PROFILE.model_copy(update={"layers": {policy: [0, 1, 2, 3]}})):
             expected = (built(**inputs)[0] - (noise - clean)).square().mean()
         own = table.at(rest=policy, policies=policy, layers=2, levels=0.4, clips="001").values
@@ -169,12 +173,12 @@ def test_video(built: Any) -> None:
 
 
 def test_the_chosen_profile(local: Sensitivity) -> None:
-    profile = local.to_profile(rule=Rule(position=0.1, context=0.1))
-    assert [profile.policy(layer) for layer in range(4)] == ["vrpr+tsa", "vrpr+tsa", "vrpr", "vrpr+tsa"]
+    profile = local.to_profile()
+    assert [profile.policy(layer) for layer in range(4)] == ["vrpr", "none", "vrpr", "none"]
     assert profile.provenance.kind == "probed"
     assert "position=0.1" in profile.provenance.notes
-    strict = local.to_profile(rule=Rule(position=1e9, context=1e9))
+    strict = local.to_profile(rule=Rule(position=1e9))
     assert strict.layers == {"none": [0, 1, 2, 3]}
-    by_head = local.to_profile(rule=Rule(position=0.1, context=0.1), heads=True)
+    by_head = local.to_profile(heads=True)
     assert by_head.layers == profile.layers
     assert by_head.heads == {}

@@ -63,17 +63,20 @@ def test_every_depth(example: Example) -> None:
         message = next(inputs[name] for name in TIMES if name in inputs)
         objective = flow(timesteps=1) if message.max() <= 1 else None
         loss = probe(Loss(clips, levels=(0.5,), compared=compared, argument=example.video, objective=objective))
-        values = loss.table("loss.value").at(rest="none").values[:, :, 0]
-        assert values[[0, 2]].isfinite().all()  # none, tsa
-        assert not torch.equal(values[0], values[2])
+        for table in ("loss.value", "loss.moving"):
+            values = loss.table(table).at(rest="none")
+            none, tsa = (values.at(policies=policy).values[:, 0] for policy in ("none", "tsa"))
+            assert none.isfinite().all()
+            assert tsa.isfinite().all()
+            assert not torch.equal(none, tsa)
         found = loss.merge(found)
 
     video = probe(Video(["contrast"], shifts=(2,)), ("a", "b"))
     assert video.table("video.score").values.isfinite().all()
-    expected = {"none", "vrpr", "vrpr+tsa"} if has_rope else {"none", "tsa"}
     for depth in found.depths:
         chosen = found.to_profile(depth=depth)
-        assert set(chosen.layers) <= (expected if depth == "local" else {"none", "tsa"})
+        by_positions = {"none", "vrpr"} if has_rope else {"none"}
+        assert set(chosen.layers) <= ({"none", "tsa"} if depth == "loss" else by_positions)
         with freeloc.patch(model, chosen, adapter=adapter):
             run()
 

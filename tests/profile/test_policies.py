@@ -19,7 +19,7 @@ from freeloc.plans.tsa import TsaSettings, tsa_plan
 from freeloc.plans.vrpr import vrpr_positions
 from freeloc.profile import policies
 from freeloc.profile.files import validated, with_choice
-from freeloc.profile.planning import layer_plans, methods_used, policy_plan, policy_plans, require_noise, resolve_method
+from freeloc.profile.planning import layer_plans, methods_used, noise_method, policy_plan, policy_plans, resolve_method
 from freeloc.profile.schema import POLICIES, Profile
 from freeloc.registry import registry
 
@@ -360,10 +360,10 @@ class TestRefusals:
 
 class TestNoise:
     NEEDED = (
-        "the method 'freenoise' requires initial noise of its own, which freeloc.patch cannot make: expected "
-        "noise_prepared=True, found False. Make it where the latents are made, from latents (batch, channels, frames, "
-        "height, width), then pass noise_prepared=True:\n    from freeloc.plans.baselines import reschedule_noise; "
-        "latents = reschedule_noise(latents, trained_latent_frames, generator)\n"
+        "the initial noise of 'freenoise' is prepared in prepare_latents of a pipeline: expected such a pipeline, or "
+        "noise_prepared=True, found WanTransformer3DModel, which has no prepare_latents. To prepare it yourself, where "
+        "the latents are made, from latents (batch, channels, frames, height, width), before they are packed:\n"
+        "    from freeloc.plans.baselines import reschedule_noise; latents = reschedule_noise(latents, 4, generator)\n"
         "    freeloc.patch(..., noise_prepared=True)"
     )
 
@@ -388,17 +388,15 @@ class TestNoise:
         freeloc.patch(small_wan, profile, noise_prepared=True).remove()
         freeloc.patch(small_wan, profile, method="vrpr").remove()  # which replaces the choice of layers
 
-    def test_noise_without_an_importable_name(self):
+    def test_noise_without_an_importable_name(self, small_wan):
         method = Method("mine", lambda *_: None, noise=lambda latents, trained, generator: latents)
-        with pytest.raises(
-            PatchError, match=r"then pass noise_prepared=True:\n    latents = method\.noise\(latents, trained_latent_fr"
-        ):
-            require_noise(method, noise_prepared=False)
-        require_noise(method, noise_prepared=True)
+        with pytest.raises(PatchError, match=r"packed:\n    latents = method\.noise\(latents, 4, generator\)\n"):
+            freeloc.patch(small_wan, make_profile(), method=method)
+        assert noise_method(make_profile(), method) is method
 
     @pytest.mark.parametrize("method", [None, "vrpr", lambda profile, layer, frames: FramePlan.identity(frames)])
     def test_other_methods_need_no_noise(self, method):
-        require_noise(method, noise_prepared=False)
+        assert noise_method(make_profile(), method) is None
 
     def test_methods_used(self):
         assert [method.name for method in methods_used(loaded(heads={"0": {"window": [1]}}))] == [

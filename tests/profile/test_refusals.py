@@ -60,19 +60,19 @@ class TestRefusals:
     def test_json_that_is_no_object(self, tmp_path, text):
         assert "is not a profile" in self.refused(tmp_path, text)
 
-    @pytest.mark.parametrize("version", [3, 0, -1, "1", None])
+    @pytest.mark.parametrize("version", [4, 0, -1, "1", None])
     def test_another_version(self, tmp_path, version):
         message = self.changed(tmp_path, schema_version=version)
-        assert f"expected schema_version 1 or 2, found {version!r}" in message
-        assert ("pip install --upgrade freeloc" in message) == (version == 3)
+        assert f"expected schema_version 1, 2 or 3, found {version!r}" in message
+        assert ("pip install --upgrade freeloc" in message) == (version == 4)
 
     def test_no_version(self, tmp_path):
         content = make_profile().model_dump(exclude={"schema_version"})
-        assert "expected schema_version 1 or 2, found None" in self.refused(tmp_path, json.dumps(content))
+        assert "expected schema_version 1, 2 or 3, found None" in self.refused(tmp_path, json.dumps(content))
 
     @pytest.mark.parametrize("version", [True, 1.0])
     def test_a_version_that_only_equals_one(self, tmp_path, version):
-        assert f"expected schema_version 1 or 2, found {version!r}" in self.changed(tmp_path, schema_version=version)
+        assert f"expected schema_version 1, 2 or 3, found {version!r}" in self.changed(tmp_path, schema_version=version)
 
     def test_a_field_twice(self, tmp_path):
         text = json.dumps(make_profile().model_dump())

@@ -197,7 +197,8 @@ class TestDepth:
         lines = str(found).splitlines()
         assert lines[0] == "small, 9 latent frames, depth attended-distance"
         assert lines[1].split() == ["layer", "position", "policy"]
-        assert [line.split()[1:] for line in lines[2:]] == [[f"{value:.4g}", "vrpr"] for value in distance]
+        assert [line.split()[1] for line in lines[2:]] == [f"{value:.4g}" for value in distance]
+        assert [line.split()[-1] for line in lines[2:]] == ["vrpr"] * 4
         write(found.picture(), tmp_path / "picture.png")
         assert (tmp_path / "picture.png").stat().st_size > 1000
         rule = Rule(position=1.0)

@@ -17,7 +17,7 @@ from freeloc.plans.baselines import reschedule_noise, sliding_window
 from freeloc.plans.method import Method
 from freeloc.profile.schema import PolicyPart
 from freeloc.registry import registry
-from freeloc.tiny import bench, probes, scores, settings, sizes
+from freeloc.tiny import bench, models, probes, scores, setting, settings, sizes
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table, tables
@@ -57,8 +57,8 @@ def test_every_documented_file_is_written(done):
     with Image.open(folder / "2x.gif") as gif:
         assert gif.n_frames == 41
     assert len(list(folder.glob("2x-[01]-*.png"))) == 2
-    for setting in (*NAMES, sizes.TRUE):
-        assert f"| {setting} " in tables
+    for name in (*NAMES, sizes.TRUE):
+        assert f"| {name} " in tables
     with (folder / "clips.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * (2 + 4)  # at the trained length only reference clips and the unpatched model
@@ -125,8 +125,9 @@ def test_a_changed_setting_is_noticed(done):
 def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choice(tmp_path):
     prompts = [prompt for first in range(0, 60, 4) for prompt in bench.Cell(tmp_path, 1, "direct", first).prompts]
     assert len(set(prompts)) == 60
-    most = max(part.clips for part in sizes.full().parts)
-    assert bench.FIRST_SEED + most < probes.SEED
+    wan = models.TinyWan
+    assert bench.FIRST_SEED + wan.most_clips <= wan.FIRST["tune"]
+    assert wan.FIRST["tune"] + wan.most_clips <= probes.SEED
 
 
 def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matter_most():
@@ -159,14 +160,21 @@ def test_methods_and_profiles_of_plugins_are_compared_too(tmp_path):
     size = SIZE.with_others(["ultravico", str(mine)])
     assert size.clips_at(1) == SIZE.clips_at(1)
     assert size.clips_at(2) == SIZE.clips_at(2) | {"ultravico": 4, "mine": 4}
-    assert size.settings["mine"].fingerprint == settings.Setting("", MIXED).fingerprint
+    assert size.settings["mine"].fingerprint == setting.Setting("", MIXED).fingerprint
     MIXED.save(tmp_path / "layer-wise.json")
     with pytest.raises(freeloc.FreelocError, match="two settings have the name 'layer-wise': rename the file"):
         bench.cells(tmp_path, SIZE.with_others([str(tmp_path / "layer-wise.json")]))
     with pytest.raises(freeloc.FreelocError, match="no method is named 'riflx'; did you mean riflex"):
         SIZE.with_others(["riflx"])
-    with pytest.raises(freeloc.FreelocError, match="a profile of the tiny model, 8 layers of 4 heads, found 30 of 12"):
+    with pytest.raises(freeloc.FreelocError, match="a profile of tiny-wan, 8 layers of 4 heads, found 30 of 12"):
         SIZE.with_others(["wan2.1"])
+
+
+def test_only_the_settings_that_were_asked_for():
+    size = SIZE.with_only(["ultravico", "vrpr"])
+    assert size.clips_at(1) == {sizes.TRUE: 4, "direct": 4}
+    assert size.clips_at(2) == {sizes.TRUE: 4, "ultravico": 4, "vrpr everywhere": 4}
+    assert SIZE.with_only([]) == SIZE
 
 
 def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that_it_requires(tmp_path):
@@ -174,10 +182,10 @@ def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that
     several = settings.with_layers(MIXED.model_copy(update={"policies": policies}), ["freenoise", "wide"] * 4)
     several.save(tmp_path / "several.json")
     size = SIZE.with_others([str(tmp_path / "several.json")])
-    setting = size.settings["several"]
-    assert setting.profile == several
-    assert setting.noise is reschedule_noise
-    assert setting.fingerprint.endswith(" reschedule_noise")
+    one = size.settings["several"]
+    assert one.profile == several
+    assert one.noise.noise is reschedule_noise
+    assert one.fingerprint.endswith(" reschedule_noise")
     cell = cell_of(tmp_path, "several")
     initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
     initial = reschedule_noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(bench.FIRST_SEED))
@@ -192,8 +200,8 @@ def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that
 def test_two_methods_that_each_require_noise_of_their_own_are_refused(monkeypatch):
     other = Method("other", sliding_window, noise=lambda latents, trained, generator: latents)
     monkeypatch.setitem(registry().methods.owners, "other", [("a package", other)])
-    both = settings.Setting("both", settings.with_layers(MIXED, ["freenoise", "other"] * 4))
-    with pytest.raises(freeloc.FreelocError, match="both: expected one method that changes the initial noise, found f"):
+    both = setting.Setting("both", settings.with_layers(MIXED, ["freenoise", "other"] * 4))
+    with pytest.raises(freeloc.FreelocError, match="expected one method with initial noise of its own, found f"):
         _ = both.noise
 
 
@@ -210,7 +218,7 @@ def test_one_layer_at_a_time():
 
 def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
     every = settings.all_settings().values()
-    assert len({setting.fingerprint for setting in every}) == len(every)
+    assert len({each.fingerprint for each in every}) == len(every)
     monkeypatch.setattr(settings, "load_profile", lambda name: MIXED)
     names = set(settings.all_settings())
     assert {"layer-wise", "random layers 1", "random layers 2", "random layers 3"} <= names
@@ -220,11 +228,11 @@ def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
 
 
 def test_a_fingerprint_is_of_the_plans_not_of_the_name():
-    one = settings.Setting("a", MIXED)
-    assert one.fingerprint == settings.Setting("b", MIXED).fingerprint
-    assert one.fingerprint != settings.Setting("a", settings.shuffled(MIXED, 1)).fingerprint
+    one = setting.Setting("a", MIXED)
+    assert one.fingerprint == setting.Setting("b", MIXED).fingerprint
+    assert one.fingerprint != setting.Setting("a", settings.shuffled(MIXED, 1)).fingerprint
     direct = registry().methods.get("direct")
-    assert settings.Setting("a", MIXED, direct).fingerprint == settings.Setting("a", FIRST, direct).fingerprint
+    assert setting.Setting("a", MIXED, direct).fingerprint == setting.Setting("a", FIRST, direct).fingerprint
 
 
 MIXED = settings.with_layers(freeloc.load_profile("tiny-wan"), ["vrpr"] * 4 + ["vrpr+tsa"] * 3 + ["none"])
@@ -264,6 +272,10 @@ def rows_of(setting, values, times=4):
 
 
 def test_the_summary_is_mean_standard_error_and_paired_difference():
+    without_texture = rows_of("direct", [1, 2, math.nan]) + rows_of("x", [2, math.nan, 9])
+    found = {line["setting"]: line for line in scores.summary(without_texture)}
+    assert (found["direct"]["mean"], found["direct"]["clips"], found["x"]["mean"]) == (1.5, 2, 5.5)
+    assert found["x"]["difference"] == 1  # of the one clip that both have
     lines = {line["setting"]: line for line in scores.summary(rows_of("direct", [1, 2, 6]) + rows_of("x", [2, 4, 6]))}
     assert lines["direct"]["mean"] == 3
     assert lines["direct"]["error"] == pytest.approx(statistics.stdev([1, 2, 6]) / 3**0.5)
@@ -358,7 +370,7 @@ def test_one_value_has_no_standard_error():
 
 
 def test_the_command_requires_only_a_folder(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sizes, "quick", lambda: sizes.Size(ALONE, steps=1, guidance=1.0))
+    monkeypatch.setattr(sizes, "quick", lambda model: sizes.Size(ALONE, steps=1, guidance=1.0))
     assert main(["bench", "--output", str(tmp_path / "out")]) == 0
     assert "| direct " in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.csv").exists()

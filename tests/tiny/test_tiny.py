@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from freeloc import FreelocError
 from freeloc.cli import main
-from freeloc.tiny import judge, train
+from freeloc.tiny import judge, train, training
 from freeloc.tiny.measures import MEASURES, identity, land_motion, pan_accuracy
 from freeloc.tiny.model import TRAINED_FRAMES, WEIGHTS, load_pipeline, new_transformer, noise, sample
 from freeloc.tiny.synthetic import HEIGHT, PANS, PROMPTS, WIDTH, clips, to_latents, to_video
@@ -100,10 +100,10 @@ def test_the_shipped_classifier_knows_colours_and_shapes_and_a_barely_trained_on
     "ignore::UserWarning", "ignore::DeprecationWarning"
 )  # raised by torch.compile, not by this project
 def test_training_resumes_where_it_was(tmp_path):
-    stages = (train.Stage(2, 2, 3), train.Stage(3, 1, 3))
-    train.train(stages, tmp_path / "at once", decay=1)
-    train.train(stages[:1], tmp_path / "in two", decay=1)
-    train.train(stages, tmp_path / "in two", decay=1)
+    stages = (training.Stage(2, 2, 3), training.Stage(3, 1, 3))
+    training.train(train.TASK, stages, tmp_path / "at once", decay=1)
+    training.train(train.TASK, stages[:1], tmp_path / "in two", decay=1)
+    training.train(train.TASK, stages, tmp_path / "in two", decay=1)
     log = (tmp_path / "in two" / "log.jsonl").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == ['{"step": 3', '{"step": 6']
     whole, halves = (load_file(tmp_path / name / "weights.safetensors") for name in ("at once", "in two"))
@@ -116,7 +116,7 @@ def test_training_resumes_where_it_was(tmp_path):
 def test_training_never_ignores_its_starting_point(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(FreelocError, match="exists: remove --start to resume from it, or give another"):
-        train.train((), tmp_path, decay=1, start=WEIGHTS)
+        training.train(train.TASK, (), tmp_path, decay=1, start=WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ class TestCommandLine:
         bad.write_text("{}")
         assert main(["profiles", "validate", "wan2.1"]) == 0
         assert main(["profiles", "validate", str(bad)]) == 2
-        assert "expected schema_version 1 or 2, found None" in capsys.readouterr().err
+        assert "expected schema_version 1, 2 or 3, found None" in capsys.readouterr().err
 
     def test_an_error_is_a_message_not_a_traceback(self, capsys):
         assert main(["profiles", "show", "wan2"]) == 2

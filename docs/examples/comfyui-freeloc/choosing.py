@@ -3,6 +3,7 @@
 from freeloc.discovery import transformers_of
 from freeloc.errors import AdapterError, FreelocError, ProfileError
 from freeloc.profile.matching import default_profile, fitting_profile, fitting_profiles, require_fit
+from freeloc.profile.planning import noise_method
 from freeloc.registry import registry
 
 AS_PROFILE = "by layer"
@@ -96,6 +97,20 @@ def choose(transformer, profile, method, trained):
             f"({', '.join(fitting) or 'none is installed'}), or disconnect the profile and set trained_frames"
         ) from error
     return profile
+
+
+def require_plain_noise(profile, method):
+    """Require that a profile, or the method in its place, starts videos from any noise: other nodes make it.
+
+    Raises:
+        FreelocError: if it does not.
+    """
+    noise = noise_method(profile, None if method == AS_PROFILE else method)
+    if noise is not None:
+        raise FreelocError(
+            f"this profile starts videos from the initial noise of '{noise.name}', which other nodes of ComfyUI make: "
+            f"choose another profile, or a method other than '{AS_PROFILE}'"
+        )
 
 
 def _shared(network, adapter):

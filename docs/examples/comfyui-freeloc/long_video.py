@@ -2,7 +2,16 @@
 
 from freeloc.errors import FreelocError
 
-from .choosing import AS_PROFILE, backends, choose, latent_frames, methods, temporal_ratio, transformer_of
+from .choosing import (
+    AS_PROFILE,
+    backends,
+    choose,
+    latent_frames,
+    methods,
+    require_plain_noise,
+    temporal_ratio,
+    transformer_of,
+)
 from .sampling import Correction, correction_of
 
 
@@ -86,6 +95,7 @@ class LongVideo:
             )
         transformer = transformer_of(model)
         chosen = choose(transformer, profile, method, latent_frames(model, trained_frames))
+        require_plain_noise(chosen, method)
         correction = Correction(
             chosen,
             None if method == AS_PROFILE else method,

@@ -1,5 +1,7 @@
 """The node ``freeloc: measure``."""
 
+import math
+
 import torch
 
 from freeloc.errors import FreelocError
@@ -70,10 +72,15 @@ def table(videos):
     width = max(12, *(len(name) for name in found))
     lines = [f"{'measure':18}{''.join(f'{name:>{width + 2}}' for name in found)}  meaning"]
     for index, name in enumerate(MEASURES):
-        values = "".join(f"{values[index]:{width + 2}.4f}" for values in found.values())
+        values = "".join(f"{shown(values[index]):>{width + 2}}" for values in found.values())
         lines.append(f"{name:18}{values}  {MEANING.get(name, 'a defect' if name in DEFECTS else '')}".rstrip())
     sizes = (f"{name}: {len(video)} frames of {video.shape[2]} x {video.shape[1]}" for name, video in videos.items())
     return "\n".join([*lines, *sizes])
+
+
+def shown(value):
+    """A number; in words where motion is not measured."""
+    return "no texture" if math.isnan(value) else f"{value:.4f}"
 
 
 def pixels(figure):

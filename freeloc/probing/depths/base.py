@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from freeloc.errors import ProbeError
@@ -15,6 +16,13 @@ from freeloc.probing.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+CONTEXT_IS_SHOWN = (
+    "context is shown, not used: a window that changes much does not say that it helps; depth loss measures whether it "
+    "does"
+)
+"""The remark of depths that measure how much a window changes."""
 
 
 class Depth(ABC):
@@ -44,6 +52,7 @@ class Depth(ABC):
         samples: the axis of its tables along which standard errors are taken: ``prompts`` or ``clips``.
         by_heads: whether it can measure each head of a layer.
         needs_video: whether `run` must return a video of pixels.
+        remark: a sentence that is printed below the numbers, and shown in the picture.
     """
 
     name: ClassVar[str]
@@ -51,6 +60,7 @@ class Depth(ABC):
     samples: ClassVar[str] = "prompts"
     by_heads: ClassVar[bool] = True
     needs_video: ClassVar[bool] = False
+    remark: ClassVar[str] = ""
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """Everything that the measurements depend on besides model and run, as JSON values.
@@ -73,7 +83,10 @@ class Depth(ABC):
         """
 
     def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
-        """The policy of each head of each layer; by default chosen with `sensitive` and `Rule.policy`.
+        """The policy of each head of each layer; by default by positions alone, with `sensitive` and `Rule.policy`.
+
+        How much a window changes does not say whether it helps. So the default never gives TSA or another window, and
+        the context of `summarize` is only shown. A depth that has measured what a correction gains can choose by that.
 
         Args:
             heads: whether to choose for each head; else all heads of a layer get the same policy.
@@ -82,19 +95,17 @@ class Depth(ABC):
             ProbeError: if this depth was not measured, or not in every layer, or too few times.
         """
         found = self.summarize(measured, heads, rule)
-        require_numbers(found.context, "the sensitivity to context")
-        has_rope = not bool(found.position.isnan().all())
-        if has_rope:
+        if bool(found.position.isnan().all()):  # a model without RoPE, or one that computes NaN
+            require_numbers(found.context, "the sensitivity to context")
+            flags = torch.zeros(found.position.shape, dtype=torch.bool)
+        else:
             require_numbers(found.position, "the sensitivity to positions")
-            has_rope = bool(found.position.any())
-        both = (flags.flatten().tolist() for flags in self.sensitive(found, rule))
-        chosen = [rule.policy(position, context, has_rope) for position, context in zip(*both, strict=True)]
-        return per_head(chosen, measured, heads)
+            flags = self.sensitive(found, rule)
+        return per_head([rule.policy(own) for own in flags.flatten().tolist()], measured, heads)
 
-    def sensitive(self, found: Summary, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Which layers or heads are sensitive to positions and to context, by default compared with their mean."""
-        position = found.position >= rule.position * found.position.mean()
-        return position, found.context >= rule.context * found.context.mean()
+    def sensitive(self, found: Summary, rule: Rule) -> Tensor:
+        """Which layers or heads are sensitive to positions, by default compared with their mean."""
+        return (found.position > 0) & (found.position >= rule.position * found.position.mean())
 
     def picture(self, measured: Measurements) -> "Figure":
         """A picture of the measurements; by default bars of the summary, with standard errors.
@@ -103,7 +114,8 @@ class Depth(ABC):
             ProbeError: if this depth was not measured.
             FreelocError: if matplotlib is not installed.
         """
-        return layer_bars(self.summarize(measured).columns(), f"{measured.facts.profile.model.name}: depth {self.name}")
+        title = f"{measured.facts.profile.model.name}: depth {self.name}"
+        return layer_bars(self.summarize(measured).columns(), title, self.remark)
 
     def count_of(self, measured: Measurements) -> int:
         """The number of measured samples."""
@@ -154,5 +166,6 @@ def require_numbers(values: Tensor, what: str) -> None:
     if missing:
         raise ProbeError(
             f"expected a number for {what} of every layer, found none for layer {missing[0]}: a layer that never runs "
-            "has none, and neither has a layer that computes NaN, as some models do in half precision"
+            "has none, and neither has a layer that computes NaN, as some models do in half precision, or a score of "
+            "motion in videos without texture"
         )

@@ -14,7 +14,7 @@ from freeloc.plans.frame_plan import NONE
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Steps, watched
 from freeloc.probing.cells import Cell
-from freeloc.probing.depths.base import Depth, samples_of
+from freeloc.probing.depths.base import CONTEXT_IS_SHOWN, Depth, samples_of
 from freeloc.probing.measures import context, logits_difference
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
@@ -40,6 +40,7 @@ class Local(Depth):
 
     name: ClassVar[str] = "local"
     rank: ClassVar[int] = 1
+    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     shifts: Sequence[int] | None = None
     rows: int | None = 256

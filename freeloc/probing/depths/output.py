@@ -11,7 +11,7 @@ from freeloc.errors import ProbeError
 from freeloc.probing import perturbations
 from freeloc.probing.calls import Call
 from freeloc.probing.cells import Cell
-from freeloc.probing.depths.base import Depth, samples_of
+from freeloc.probing.depths.base import CONTEXT_IS_SHOWN, Depth, samples_of
 from freeloc.probing.perturbations import WINDOW
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.store import Measurements
@@ -36,6 +36,7 @@ class Output(Depth):
 
     name: ClassVar[str] = "output"
     rank: ClassVar[int] = 2
+    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     shifts: Sequence[int] | None = None
     steps: Sequence[int] = (0, 5, 10)

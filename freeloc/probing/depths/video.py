@@ -1,7 +1,7 @@
 """Depth ``video``: the paper's probe. It generates whole videos with one layer perturbed at a time, and scores them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,10 +13,11 @@ from freeloc.metrics.scorers import Scorer
 from freeloc.probing import perturbations
 from freeloc.probing.calls import watched
 from freeloc.probing.cells import Cell
-from freeloc.probing.depths.base import Depth, samples_of
+from freeloc.probing.depths.base import CONTEXT_IS_SHOWN, Depth, samples_of
 from freeloc.probing.perturbations import WINDOW
 from freeloc.probing.rule import USUAL, Rule, Summary
 from freeloc.probing.scorers import find_scorer
+from freeloc.probing.statistics import threshold
 from freeloc.probing.store import Measurements
 from freeloc.probing.subject import Subject, identity, one_layer
 from freeloc.probing.table import Label, Table
@@ -38,6 +39,7 @@ class Video(Depth):
     rank: ClassVar[int] = 4
     by_heads: ClassVar[bool] = False
     needs_video: ClassVar[bool] = True
+    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     scorers: Sequence[str | Scorer] = ("sharpness", "dynamic degree")
     shifts: Sequence[int] | None = None
@@ -74,13 +76,19 @@ class Video(Depth):
         return Summary.of_samples(whole - samples_of(shifted, heads), whole - samples_of(windowed, heads))
 
     def choose(self, measured: Measurements, rule: Rule, heads: bool = False) -> list[list[str]]:
-        """The policy of each layer by `Rule`; it requires two prompts or more."""
-        self.require_errors(measured)
-        return super().choose(measured, rule, heads)
+        """The policy of each layer by `Rule`; it requires two prompts or more.
 
-    def sensitive(self, found: Summary, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Where the score falls by more than `Rule.errors` standard errors."""
-        return found.position > rule.errors * found.position_error, found.context > rule.errors * found.context_error
+        It never gives TSA: the probe puts a window on direct sampling, where it also takes away positions that were
+        never trained. So a score that rises does not say that VRPR with TSA is better than VRPR.
+        """
+        self.require_errors(measured)
+        errors = threshold(rule.errors, self.count_of(measured))
+        return super().choose(measured, replace(rule, errors=errors), heads)
+
+    def sensitive(self, found: Summary, rule: Rule) -> Tensor:
+        """All but the layers where the fall of the score is below the share of the mean, beyond standard errors."""
+        highest = found.position + rule.errors * found.position_error
+        return highest >= rule.position * found.position.mean()
 
     def _scorers(self) -> list[Scorer]:
         found = [find_scorer(scorer) for scorer in self.scorers]

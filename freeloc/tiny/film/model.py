@@ -1,5 +1,6 @@
 """The second tiny model: diffusers' CogVideoXTransformer3DModel and CogVideoXPipeline, trained on a film."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from freeloc.tiny.film.footage import SIZE
+from freeloc.tiny.model import step_callback
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"
 
@@ -101,13 +103,26 @@ def noise(seeds: list[int], latent_frames: int) -> Tensor:
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def sample(pipeline: CogVideoXPipeline, initial: Tensor, steps: int = 20) -> Tensor:
+def to_latents(video: Tensor) -> Tensor:
+    """Latents (clips, latent_frames, 3, height, width) of videos (clips, 3, latent_frames, height, width) in 0..1."""
+    return video.movedim(2, 1) * 2 - 1
+
+
+def to_video(latents: Tensor) -> Tensor:
+    """The inverse of `to_latents`, clamped to 0..1."""
+    return (latents.movedim(1, 2) * 0.5 + 0.5).clamp(0, 1)
+
+
+def sample(
+    pipeline: CogVideoXPipeline, initial: Tensor, steps: int = 20, after_step: Callable[[int], None] | None = None
+) -> Tensor:
     """Sample videos (clips, 3, latent_frames, height, width) in 0..1 from noise.
 
     Args:
         pipeline: the pipeline of `load_pipeline`; it may be patched.
         initial: the initial noise: see `noise`.
         steps: number of denoising steps.
+        after_step: called after each denoising step with its number.
     """
     pipeline.set_progress_bar_config(disable=True)
     latents: Tensor = pipeline(
@@ -119,5 +134,6 @@ def sample(pipeline: CogVideoXPipeline, initial: Tensor, steps: int = 20) -> Ten
         height=8 * SIZE,
         width=8 * SIZE,
         output_type="latent",
+        callback_on_step_end=step_callback(after_step),
     ).frames
-    return (latents.movedim(1, 2) * 0.5 + 0.5).clamp(0, 1)
+    return to_video(latents)

@@ -10,7 +10,7 @@ import torch
 from freeloc.errors import ProbeError
 from freeloc.pictures import sensitivity_map
 from freeloc.plans import FramePlan
-from freeloc.probing import USUAL, Depth, Summary, Table, per_head, require_numbers, samples_of
+from freeloc.probing import USUAL, Depth, Summary, Table, samples_of
 
 TABLE = "attended-distance.latent frames"
 
@@ -58,14 +58,6 @@ class AttendedDistance(Depth):
         """The distance says how a layer depends on positions; nothing is said about context."""
         distance = samples_of(measured.table(TABLE), heads)
         return Summary.of_samples(position=distance, context=torch.full_like(distance, torch.nan))
-
-    def choose(self, measured, rule, heads=False):
-        """VRPR for every layer that attends at least ``rule.position`` times as far as layers do on average."""
-        found = self.summarize(measured, heads)
-        require_numbers(found.position, "the attended distance")
-        far, _ = self.sensitive(found, rule)
-        chosen = [rule.policy(position=own, context=False, has_rope=True) for own in far.flatten().tolist()]
-        return per_head(chosen, measured, heads)
 
     def picture(self, measured):
         """The distance over layers and heads."""
