@@ -8,21 +8,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from freeloc.cli.common import Commands, errors_as, positive
+from freeloc.cli.common import Commands, errors_as, from_here, positive
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.probing.cells import RANK, SIZE
 from freeloc.tuning import tune
+
+TINY = ("tiny-wan", "tiny-film")
+"""The models that come with freeloc."""
+
+MOST_CLIPS, FIRST_SEED = 24, 700_000
+"""Number of clips of a tiny model, and the seed of the first video's noise."""
 
 FUNCTION = "tuning"
 """Name of the function in a user's file."""
 
 
+@from_here()
 def run(arguments: argparse.Namespace) -> None:
     """Tune, and print what was found."""
     in_group = any(name in os.environ for name in RANK)
@@ -52,10 +60,9 @@ def _maker(subject: str) -> Callable[[], Mapping[str, Any]]:
     Raises:
         ProbeError: if there is no such function.
     """
-    if subject == "tiny-wan":
-        return tiny_wan
+    if subject in TINY:
+        return partial(tiny, subject)
     place, _, name = subject.partition(":") if ".py" in subject else subject.rpartition(":")
-    sys.path.insert(0, str(Path.cwd()))
     with errors_as(f"cannot read {subject}"):
         if place.endswith(".py"):
             maker = runpy.run_path(place).get(name or FUNCTION)
@@ -63,31 +70,30 @@ def _maker(subject: str) -> Callable[[], Mapping[str, Any]]:
             maker = getattr(importlib.import_module(place), name, None) if place else None
     if not callable(maker):
         raise ProbeError(
-            f"expected tiny-wan, path/to/file.py with a function {FUNCTION}() that returns the arguments of "
-            "freeloc.tune, or "
-            f"package.module:NAME of one, found '{subject}'"
+            f"expected {' or '.join(TINY)}, path/to/file.py with a function {FUNCTION}() that returns the arguments of "
+            f"freeloc.tune, or package.module:NAME of one, found '{subject}'"
         )
     found: Callable[[], Mapping[str, Any]] = maker
     return found
 
 
-def tiny_wan() -> dict[str, Any]:
-    """The tiny model, with 24 true clips of 4 times its trained length. The bench has other ones."""
+def tiny(name: str) -> dict[str, Any]:
+    """A tiny model with true clips of 4 times its trained length. The bench reports on other ones."""
     try:
-        from freeloc.tiny.model import load_pipeline, long_frames, noise, sample
-        from freeloc.tiny.synthetic import PROMPTS, clips, to_latents
+        from freeloc.tiny.models import model_named
     except ImportError as error:
-        raise FreelocError(f'the tiny model requires more packages ({error}): pip install "freeloc[demo]"') from error
-    pipeline, seed = load_pipeline(), 700_000
-    generator = torch.Generator().manual_seed(seed)
-    prompts = [PROMPTS[index] for index in torch.randperm(len(PROMPTS), generator=generator)][:24]
+        raise FreelocError(f'the tiny models require more packages ({error}): pip install "freeloc[demo]"') from error
+    model = model_named(name)
+    numbers = range(min(MOST_CLIPS, model.most_clips))
+    prompts = {f"{number:02} {prompt}": number for number, prompt in enumerate(model.prompts(numbers))}
 
     def generate(prompt: str, latent_frames: int) -> Tensor:
-        initial = noise([seed + PROMPTS.index(prompt)], latent_frames)
-        return sample(pipeline, [prompt], initial)[0].movedim(0, -1)
+        initial = model.noise([FIRST_SEED + prompts[prompt]], latent_frames)
+        return model.sample([prompt[3:]], initial, model.steps, model.guidance)[0].movedim(0, -1)
 
-    real = to_latents(clips(prompts, long_frames(4), generator))
-    return {"model_or_pipeline": pipeline, "clips": real, "run": generate, "prompts": prompts, "profile": "tiny-wan"}
+    real = model.latents(numbers, model.long_frames(4), "tune")
+    given = {"model_or_pipeline": model.pipeline, "clips": real, "run": generate, "prompts": [*prompts]}
+    return given | {"profile": model.profile}
 
 
 @contextmanager
@@ -131,7 +137,7 @@ def add(commands: Commands) -> None:
         "subject",
         metavar="MODEL",
         help=f"path/to/file.py with a function {FUNCTION}() that returns the arguments of freeloc.tune; or "
-        "package.module:NAME of one; or tiny-wan",
+        f"package.module:NAME of one; or {' or '.join(TINY)}",
     )
     command.add_argument("--minutes", type=above_zero, default=30.0, help="the budget")
     command.add_argument(

@@ -65,9 +65,9 @@ def test_two_processes_share_the_work(file: Path, tmp_path: Path) -> None:
     ("subject", "words"),
     [
         ("nowhere.py", "cannot read nowhere.py: FileNotFoundError"),
-        ("{file}:nothing", "expected tiny-wan, path/to/file.py with a function tuning()"),
-        ("{file}:absent", "expected tiny-wan, path/to/file.py with a function tuning()"),
-        ("tiny", "expected tiny-wan, path/to/file.py with a function tuning()"),
+        ("{file}:nothing", "expected tiny-wan or tiny-film, path/to/file.py with a function tuning()"),
+        ("{file}:absent", "expected tiny-wan or tiny-film, path/to/file.py with a function tuning()"),
+        ("tiny", "expected tiny-wan or tiny-film, path/to/file.py with a function tuning()"),
         ("nowhere:thing", "cannot read nowhere:thing: ModuleNotFoundError"),
     ],
 )
