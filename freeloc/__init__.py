@@ -14,6 +14,7 @@ from freeloc.profile.files import load_profile
 from freeloc.profile.matching import default_profile
 from freeloc.profile.planning import frame_plan
 from freeloc.profile.schema import Profile
+from freeloc.tuning import tune
 
 __version__ = "0.2.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_profile",
     "patch",
     "probe",
+    "tune",
     "unpatch",
 ]
 

@@ -24,6 +24,7 @@ LEVELS = [
     {"pictures", "inspection"},
     {"testing"},
     {"probing"},
+    {"tuning"},
     {"tiny"},
     {"cli"},
 ]

@@ -103,7 +103,7 @@ print(freeloc.load_profile("wan2.1").model)
 """
     files, points, adapters, model = run(installed / "python", "-c", code).splitlines()
     assert all(Path(file).is_relative_to(installed.parent) for file in files.split())
-    ours = ["attention.backends", "metrics.scorers", "plans.policies", "probing.depths"]
+    ours = ["attention.backends", "metrics.scorers", "plans.policies", "probing.depths", "tuning.depth"]
     assert points == str([*(f"freeloc.{name}" for name in ours), "freeloc_adapters", "freeloc_profiles"])
     assert "'wan'" in adapters
     assert model.startswith("name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")

@@ -103,6 +103,7 @@ class TestLookUps:
             "freeloc.plans.policies",
             "freeloc.metrics.scorers",
             "freeloc.probing.depths",
+            "freeloc.tuning.depth",
         }
         alone = Registry(ours)
         assert "wan" in alone.adapters.owners

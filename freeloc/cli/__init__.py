@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from freeloc.cli import models, probe, profiles, videos
+from freeloc.cli import models, probe, profiles, tune, videos
 from freeloc.errors import FreelocError
 
 
@@ -11,7 +11,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     top = argparse.ArgumentParser(prog="freeloc", description="Long videos from short-clip video models, untrained.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (videos, models, probe, profiles):
+    for module in (videos, models, probe, tune, profiles):
         module.add(commands)
     return top
 

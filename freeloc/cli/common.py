@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freeloc.errors import FreelocError
@@ -52,6 +53,17 @@ def errors_as(problem: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FreelocError(f"{problem}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def from_here() -> Iterator[None]:
+    """Make modules of the current directory importable, also later by a function that makes a model."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def positive(text: str) -> int:

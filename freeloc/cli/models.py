@@ -4,33 +4,19 @@ import argparse
 import importlib
 import runpy
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from freeloc.adapter.example import Example
 from freeloc.adapter.spec import Adapter, Refusal
 from freeloc.attention.backends import Backend
-from freeloc.cli.common import Commands, positive, problems
+from freeloc.cli.common import Commands, from_here, positive, problems
 from freeloc.errors import AdapterError, FreelocError
 from freeloc.metrics.judges import FAMILIES
 from freeloc.registry import registry
 
 T = TypeVar("T")
 HINT = "; or package.module:NAME, or path/to/file.py:NAME"
-
-
-@contextmanager
-def _from_here() -> Iterator[None]:
-    """Make modules of the current directory importable, also later by a function that makes a model."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def adapters(arguments: argparse.Namespace) -> int:
@@ -47,7 +33,7 @@ def adapters(arguments: argparse.Namespace) -> int:
     return problems()
 
 
-@_from_here()
+@from_here()
 def check_adapter(arguments: argparse.Namespace) -> int:
     """Run the conformance suite on an adapter's examples, and print a line per check."""
     from freeloc.testing import examples, run_checks
@@ -71,7 +57,7 @@ def check_adapter(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-@_from_here()
+@from_here()
 def inspect(arguments: argparse.Namespace) -> None:
     """Print the inspection of a model, and write a draft of an adapter."""
     from freeloc.inspection.adapter_file import adapter_file

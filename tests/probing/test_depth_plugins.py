@@ -274,6 +274,6 @@ def test_policies_other_than_the_default_ones() -> None:
 
 def test_every_built_in_depth_is_registered() -> None:
     ours = {name: depth for name, _, depth in registry().depths.things()}
-    assert list(ours) == ["local", "loss", "output", "video"]
+    assert list(ours) == ["local", "loss", "output", "tune", "video"]
     assert all(isinstance(depth, Depth) for depth in ours.values())
-    assert len({find_depth(name).rank for name in ours}) == 4
+    assert len({find_depth(name).rank for name in ours}) == 5
