@@ -44,7 +44,7 @@ def _meaning(action: argparse.Action) -> str:
 
 
 def _default(action: argparse.Action) -> str:
-    if action.required:
+    if action.required and action.nargs != "*":
         return "required"
     if action.dest == "device":
         return "`cuda` if PyTorch sees a GPU, else `cpu`"

@@ -76,7 +76,7 @@ def gain(values: Values, times: int, measure: str, setting: str, other: str) -> 
 
     >>> values = {"a": {"drift": {0: 0.1, 1: 0.2}}, "b": {"drift": {0: 0.5, 1: 0.7}}, "true clips": {"drift": {7: 0.2}}}
     >>> print(gain(values, 4, "drift", "a", "b"))
-    +0.35 ± 0.15 win
+    +0.35 ± 0.1 win
     """
     mine, its = (values.get(name, {}).get(measure, {}) for name in (setting, other))
     true = values.get(TRUE, {}).get(measure, {})
