@@ -21,6 +21,7 @@ def report_of(session: Session, facts: ProbeFacts) -> str:
     """The whole report. Its first part, before the first heading of a section, is a summary."""
     parts = [
         _summary(session),
+        "## The choice\n\n![the policy of each layer](choice.png)",
         _all_layers(session),
         _single_layers(session),
         _changes(session),
