@@ -74,7 +74,8 @@ class Method:
             schema of settings: (profile, layer, latent frames, settings).
         source: publication, or what it does in a few words.
         noise: function that prepares the initial noise, (noise of shape (batch, channels, frames, height, width),
-            trained latent frames, generator) -> noise. Sampling code applies it: a patch cannot.
+            trained latent frames, generator) -> noise. `freeloc.patch` applies it in a pipeline; elsewhere, the code
+            that samples does.
         settings: schema of its settings, a pydantic model; None if it has none. `plan` receives an instance of it.
         defaults: function from a profile to an instance of `settings`. The settings of a policy replace these field by
             field. By default the defaults of the schema.

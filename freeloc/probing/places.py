@@ -113,7 +113,8 @@ def axes_of(call: Call, adapter: Adapter, sample: Tensor, axes: str | None = Non
     if len(_outer(names)) != sample.ndim or "c" not in _outer(names):
         raise ProbeError(
             f"expected clips with the axes '{names or 'c f h w'}', found the shape {tuple(sample.shape)}: give "
-            'Loss(axes=...), the einops names of channels c, frames f, rows h and columns w, such as "f c h w"'
+            "each clip without its batch, or Loss(axes=...), the einops names of channels c, frames f, rows h and "
+            "columns w, such as 'f c h w'"
         )
     if "(" not in names:
         return Axes(names)

@@ -46,8 +46,9 @@ class Sensitivity(Measurements):
             columns = {name: _numbers(*pair) for name, pair in depth.summarize(self).columns().items()}
         except Exception as error:  # a plugin's depth may fail in any way on the tables of a file
             return f"{title}\n{_why(error)}"
-        below = [depth.remark] if depth.remark else []
+        below = []
         try:
+            below += [remark] if (remark := depth.remark(self)) else []
             chosen = depth.choose(self, USUAL) if profile is None else _policies_of(profile)
         except Exception as error:  # the numbers are shown anyway
             chosen, below = [], [f"no policy: {_why(error)}"]

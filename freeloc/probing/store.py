@@ -19,7 +19,7 @@ class Measurements:
     """The measurements of a probe. `freeloc.probing.Sensitivity` adds summaries and a choice of policies.
 
     Args:
-        tables: tables by name, ``local.logits``, ``loss.value`` ... (docs/probe-your-model.md lists them).
+        tables: tables by name, ``local.logits``, ``loss.value`` ... (docs/probe-your-model/depths.md lists them).
         facts: the origin of the measurements.
     """
 

@@ -30,9 +30,6 @@ CHUNK = 4
 FIRST_SEED = 10_000
 """Seed of the first clip's noise. Choices of layers are made on other seeds."""
 
-LOSS_CLIPS = 12
-"""Number of first clips on which the denoising loss is measured: it varies little, and needs five calls per clip."""
-
 MEASURED_BY = (metrics, motion, measures, judge.WEIGHTS)
 """The code and weights that determine the measures of a video. If they change, videos are measured again."""
 
@@ -120,10 +117,14 @@ def finish(cell: Cell, size: Size) -> list[dict[str, Any]]:
     path, measured_by = cell.path.with_suffix(".json"), digest(*MEASURED_BY)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if found.get("measured by") != measured_by:
-        found = {"measured by": measured_by, "rows": _scored(cell, size)}
+        found = {"measured by": measured_by, "rows": _scored(cell)}
         _write(path, json.dumps(found))
     rows: list[dict[str, Any]] = found["rows"]
-    return rows
+    if cell.setting == TRUE or cell.first >= size.loss_clips:
+        return rows
+    setting = size.settings[cell.setting]
+    own = [losses.saved(losses.LossCell(cell.folder, cell.times, setting, row["clip"], cell.model)) for row in rows]
+    return [row | both for row, both in zip(rows, own, strict=True)]
 
 
 def _write(path: Path, text: str) -> None:
@@ -151,18 +152,13 @@ def _save(cell: Cell, video: Tensor) -> None:
         save_file({"video": (video * 255).round().byte().contiguous()}, part)
 
 
-def _scored(cell: Cell, size: Size) -> list[dict[str, Any]]:
+def _scored(cell: Cell) -> list[dict[str, Any]]:
     """Rows of measures of the clips of a cell."""
-    rows: list[dict[str, Any]] = [
+    return [
         {"times": cell.times, "setting": cell.setting, "clip": index, "prompt": prompt}
         | {name: measure(video, prompt) for name, measure in cell.of.measures.items()}
         for index, prompt, video in zip(cell.indices, cell.prompts, cell.video(), strict=True)
     ]
-    if cell.setting == TRUE or cell.first >= LOSS_CLIPS:
-        return rows
-    setting = size.settings[cell.setting]
-    found = [losses.saved(losses.LossCell(cell.folder, cell.times, setting, row["clip"], cell.model)) for row in rows]
-    return [row | own for row, own in zip(rows, found, strict=True)]
 
 
 def _require_same(folder: Path, size: Size) -> None:

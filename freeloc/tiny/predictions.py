@@ -123,10 +123,14 @@ def probed(found: Sensitivity) -> dict[str, Effects]:
 
 
 def choices(found: Sensitivity) -> str:
-    """A Markdown table: the policy that each depth chooses for each layer by the default rule."""
+    """A Markdown table: the policy that each depth chooses for each layer by the default rule.
+
+    ``loss`` decides by whole frames where the loss on moving places was not measured, as in files of version 0.1.
+    """
+    loss = "both" if "loss.moving" in found.tables else "whole"
     lines = [["layer", *(str(layer) for layer in range(found.facts.profile.model.layers))]]
     for name, (depth, scorer) in _depths(found).items():
-        lines.append([name, *(policies[0] for policies in found.choose(depth, Rule(scorer=scorer)))])
+        lines.append([name, *(policies[0] for policies in found.choose(depth, Rule(scorer=scorer, loss=loss)))])
     return _markdown(lines)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freeloc.pictures import curves, drift_chart, scatter, write
 from freeloc.pictures.charts import Point
-from freeloc.tiny import scores
+from freeloc.tiny import scores, wins
 from freeloc.tiny.bench import Cell, cells, run
 from freeloc.tiny.models import model_named
 from freeloc.tiny.pictures import contact_sheet, side_by_side
@@ -30,8 +30,8 @@ IN_TABLE = (
 )
 """Measures in the printed table; all are in the CSV."""
 
-CHOICE = "layer-wise"
-"""The setting in which each layer has the policy of the shipped profile."""
+COMPARED = tuple(name for name in IN_TABLE if name not in scores.OVER_CLIPS)
+"""Measures of one clip, by which settings win or lose."""
 
 
 def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = None, parts: Collection[str] = ()) -> str:
@@ -54,6 +54,8 @@ def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = Non
     results.mkdir(parents=True, exist_ok=True)
     scores.write_csv(results / "clips.csv", rows)
     scores.write_csv(results / "summary.csv", lines)
+    found = [gain for times in lengths for gain in wins.gains(rows, times, COMPARED)]
+    scores.write_csv(results / "wins.csv", [gain._asdict() | {"verdict": gain.verdict} for gain in found])
     figures(lines, results)
     for times in lengths:
         here = [cell for cell in saved if cell.times == times]
@@ -68,19 +70,10 @@ def bench(folder: Path, size: Size, workers: int = 1, results: Path | None = Non
 
 
 def tables(rows: list[dict[str, Any]], lines: list[dict[str, Any]], lengths: list[int]) -> list[str]:
-    """Tables per length: means, and clip-by-clip differences to direct sampling and to the layer-wise choice."""
-    of_choice = scores.summary(rows, baseline=CHOICE)
+    """Tables per length: means, then wins and losses by measure."""
     found = []
     for times in lengths:
-        found.append(table(lines, times, f"{times}x"))
-        for baseline, several in (("direct", lines), (CHOICE, of_choice)):
-            paired = [
-                line | {"mean": line["difference"], "error": line["difference error"]}
-                for line in several
-                if line["times"] == times and line["setting"] != TRUE and "difference" in line
-            ]
-            if paired:
-                found.append(table(paired, times, f"{times}x, minus {baseline}"))
+        found += [table(lines, times, f"{times}x"), *wins.tables(rows, times, COMPARED)]
     return found
 
 

@@ -4,12 +4,14 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from freeloc import metrics
+
+Part = TypeVar("Part")
 
 OVER_CLIPS = ("colour spread", "frame distance", "motion distance")
 """Measures of a set of clips."""
@@ -48,13 +50,13 @@ def over_clips(videos: Tensor, true: Features) -> dict[str, tuple[float, float]]
     }
 
 
-def jackknife(statistic: Callable[[Sequence[Tensor]], float], parts: list[Tensor]) -> tuple[float, float]:
+def jackknife(statistic: Callable[[Sequence[Part]], float], parts: Sequence[Part]) -> tuple[float, float]:
     """A statistic of several parts, and its jackknife standard error (Tukey 1958).
 
-    >>> jackknife(lambda parts: float(torch.stack(parts).mean()), [torch.tensor(1.0), torch.tensor(3.0)])
+    >>> jackknife(lambda parts: sum(parts) / len(parts), [1.0, 3.0])
     (2.0, 1.0)
     """
-    left_out = [statistic(parts[:index] + parts[index + 1 :]) for index in range(len(parts))]
+    left_out = [statistic([*parts[:index], *parts[index + 1 :]]) for index in range(len(parts))]
     without = torch.tensor(left_out, dtype=torch.float64)
     error = ((len(parts) - 1) / len(parts) * (without - without.mean()).square().sum()).sqrt()
     return statistic(parts), float(error)

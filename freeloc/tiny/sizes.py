@@ -40,6 +40,7 @@ class Size:
         guidance: scale of classifier-free guidance.
         others: additional methods and profiles, by the names that `setting_of` supports.
         model: name of the model.
+        loss_clips: number of first clips on which the denoising loss is measured too.
     """
 
     parts: tuple[Part, ...]
@@ -47,6 +48,7 @@ class Size:
     guidance: float = 3.0
     others: tuple[str, ...] = ()
     model: str = "tiny-wan"
+    loss_clips: int = 12
 
     def with_others(self, names: Sequence[str]) -> "Size":
         """The same, with these methods and profiles added beyond the trained length, on the largest number of clips."""
@@ -95,12 +97,24 @@ class Size:
 
 
 SOME = ("direct", "sliding-window", "tsa everywhere", "vrpr everywhere", "vrpr+tsa everywhere", "layer-wise")
-"""The most important settings."""
+"""The settings of a quick bench: the paper's ablation."""
 
-CHOICES = ("head-wise", "random layers 1", "random layers 2", "random layers 3", "wrong layers")
-"""Settings with other choices of policies."""
+FIRST = ("direct", "sliding-window", "freenoise", "balanced everywhere", "layer-wise", "tuned")
+"""The settings that are expected to be best, and direct sampling."""
 
-ALONE = Part(1, 48, ("direct",))
+SECOND = ("lvsa", "vrpr everywhere", "tsa everywhere", "vrpr+tsa everywhere")
+"""The other settings that are claimed to win or lose."""
+
+NOISY = ("layer-wise, noise of freenoise", "tuned, noise of freenoise", "balanced everywhere, noise of freenoise")
+"""Combinations with FreeNoise's noise."""
+
+OTHERS = (
+    *("clip", "self-extend", "ultravico", "riflex", "ntk", "pi", "vrpr everywhere, noise of freenoise"),
+    *("head-wise", "random layers 1", "random layers 2", "random layers 3", "wrong layers"),
+)
+"""The others. Position interpolation stands for YaRN too, which is nearly the same here."""
+
+ALONE = Part(1, 48, ("direct",), "short")
 """At the trained length, only the unchanged model is measured."""
 
 
@@ -110,18 +124,21 @@ def quick(model: str = "tiny-wan") -> Size:
 
 
 def full(model: str = "tiny-wan") -> Size:
-    """Every setting, with most clips of the most important ones at 4 times the trained length. It runs for hours."""
-    methods = tuple(name for name in all_settings(model) if name not in (*SOME, *CHOICES))
+    """Every setting, 48 clips of those that are claimed to win or lose at 4 times the trained length.
+
+    It runs for hours, in parts of at most an hour on two cores. The denoising loss has a bench of its own.
+    """
     parts = (
+        Part(4, 48, FIRST, "4x"),
+        Part(8, 24, FIRST, "8x"),
+        Part(8, 12, SECOND[:2], "8x"),
+        Part(4, 48, SECOND, "4x-more"),
+        Part(4, 24, NOISY, "4x-more"),
+        Part(4, 16, OTHERS, "4x-others"),
         ALONE,
-        Part(4, 48, SOME),
-        Part(4, 16, CHOICES),
-        Part(2, 24, SOME),
-        Part(4, 8, methods),
-        Part(2, 8, methods),
-        Part(8, 4, ("direct", "sliding-window", "layer-wise")),
+        Part(2, 12, (*FIRST, *SECOND), "short"),
     )
-    return _of(model_named(model), parts)
+    return replace(_of(model_named(model), parts), loss_clips=0)
 
 
 def single_layers(model: str = "tiny-wan") -> Size:

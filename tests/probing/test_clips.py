@@ -28,6 +28,12 @@ def model() -> Any:
         (lambda: Loss(clips(8)), r"expected clips of shape \[4, 9, 6, 10\], as the run calls the model with, found"),
         (lambda: Loss(clips(channels=5)), "expected clips of shape"),
         (
+            lambda: Loss([*clips()[:, None]]),
+            r"with the axes 'c f h w', found the shape \(1, 4, 9, 6, 10\): give each clip",
+        ),
+        (lambda: Loss([*clips(), clips()[1]]), "expected each clip once, found clips 1 and 2 to be the same"),
+        (lambda: Loss([clips()[0], clips()[1] / 0]), "expected latents of finite numbers, found others in clip 1"),
+        (
             lambda: Loss(clips(), argument="video"),
             "expected the run to call the transformer with the noisy video as video",
         ),

@@ -87,7 +87,7 @@ def test_what_each_policy_gains_is_printed(found: Sensitivity) -> None:
     assert torch.allclose(gains["narrow"][0], value[0] - value[2])
     lines = str(found).splitlines()
     assert lines[1].split() == ["layer", *" ".join(gains).split(), "policy"]
-    assert [line.split()[-1] for line in lines[2:]] == ["vrpr", "sliding-window", "narrow", "vrpr"]
+    assert [line.split()[-1] for line in lines[2:6]] == ["vrpr", "sliding-window", "narrow", "vrpr"]
     assert [axes.get_ylabel() for axes in found.picture().axes] == list(gains)
     chart = layer_chart(found.to_profile(), found)
     assert [axes.get_ylabel() for axes in chart.axes[:2]] == ["sliding-window", "narrow"]

@@ -198,6 +198,14 @@ def test_loss_chooses_what_was_measured_to_be_better() -> None:
     assert on_nothing.summary().more["context, moving"][0].tolist() == pytest.approx([0.5, -0.5, 0, 0.1], abs=1e-6)
 
 
+def test_how_many_standard_errors_are_needed_is_printed() -> None:
+    few, many = (of_loss({VRPR: [[1.0] * count] * 4, TSA: [[0.5] * count] * 4}) for count in (4, 16))
+    last = str(few).splitlines()[-1]
+    assert last == "of 4 clips, a policy needs 9.8 standard errors; with 8 clips or more, it needs few"
+    assert few.picture().get_supxlabel() == last
+    assert str(many).splitlines()[-1] == "of 16 clips, a policy needs 3.6 standard errors"
+
+
 def test_neither_loss_may_rise() -> None:
     """Layers: lower by both; by one, and within the error by the other; by one, but higher by the other; by neither."""
     same, lower, higher = [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.1, 1.1, 1.1, 1.1]

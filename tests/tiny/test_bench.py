@@ -1,6 +1,7 @@
 """The bench: what it samples, how it resumes, and its arithmetic."""
 
 import csv
+import importlib
 import json
 import math
 import re
@@ -17,23 +18,33 @@ from freeloc.plans.baselines import reschedule_noise, sliding_window
 from freeloc.plans.method import Method
 from freeloc.profile.schema import PolicyPart
 from freeloc.registry import registry
-from freeloc.tiny import bench, models, probes, scores, setting, settings, sizes
+from freeloc.tiny import bench, losses, models, probes, scores, setting, settings, sizes
 from freeloc.tiny.model import TRAINED_FRAMES, load_pipeline, noise, sample
 from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table, tables
 
 DOCS = Path(__file__).parents[2] / "docs"
-
 NAMES = ("direct", "freenoise", "vrpr everywhere")
-SIZE = sizes.Size((sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES)), steps=1, guidance=1.0)
+PARTS = (sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES, "2x"))
+SIZE = sizes.Size(PARTS, steps=1, guidance=1.0, loss_clips=4)
 ALONE = (sizes.Part(1, 4, ("direct",)),)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A folder with a finished bench, and the tables that it printed."""
+    """A folder with a finished bench, made in two parts, and the tables that it printed after each."""
     folder = tmp_path_factory.mktemp("bench")
-    return folder, run_bench(folder, SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "LEVELS", (0.7,))  # one is enough here, and five times as fast
+        first = run_bench(folder, SIZE, parts=["short"])
+        return folder, first, run_bench(folder, SIZE)
+
+
+def test_a_part_prints_and_writes_what_is_there(done):
+    _, first, whole = done
+    assert "| 1x " in first
+    assert "| 2x " not in first
+    assert first.split("\n\n")[0] in whole
 
 
 def cell_of(folder, setting, times=2):
@@ -41,7 +52,7 @@ def cell_of(folder, setting, times=2):
 
 
 def test_every_documented_file_is_written(done):
-    folder, tables = done
+    folder, _, tables = done
     for name in (
         "identity",
         "land-as-prompted",
@@ -87,7 +98,7 @@ def test_settings_differ(done):
 
 
 def test_a_bench_resumes_also_with_more_processes(done):
-    folder, _ = done
+    folder = done[0]
     rows = bench.run(folder, SIZE)
     lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, sizes.TRUE).path
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
@@ -103,13 +114,13 @@ def test_a_bench_resumes_also_with_more_processes(done):
 
 
 def test_results_of_other_settings_are_not_mixed(done):
-    folder, _ = done
+    folder = done[0]
     with pytest.raises(freeloc.FreelocError, match="holds a bench with other steps: give another folder, or remove"):
         bench.run(folder, sizes.Size(ALONE, steps=2, guidance=1.0))
 
 
 def test_a_changed_setting_is_noticed(done):
-    folder, _ = done
+    folder = done[0]
     path = folder / "bench.json"
     text = path.read_text()
     content = json.loads(text)
@@ -133,13 +144,35 @@ def test_clips_have_different_prompts_and_the_bench_never_uses_those_of_the_choi
 def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matter_most():
     size = sizes.full()
     assert size.lengths == [1, 2, 4, 8]
-    assert list(size.clips_at(4)) == [sizes.TRUE, *settings.all_settings()]
-    assert {size.clips_at(4)[name] for name in sizes.SOME} == {48}
-    assert {size.clips_at(4)[name] for name in ("random layers 1", "random layers 2", "wrong layers")} == {16}
-    assert set(sizes.SOME) < set(size.clips_at(2))
+    left_out = {"yarn", "direct, noise of freenoise"}
+    assert set(size.clips_at(4)) == {sizes.TRUE, *settings.all_settings()} - left_out
+    known = set(settings.all_settings())
+    assert {size.clips_at(4)[name] for name in {*sizes.FIRST, *sizes.SECOND} & known} == {48}
+    assert {size.clips_at(4)[name] for name in ("random layers 1", "wrong layers", "clip")} == {16}
+    assert {size.clips_at(8)[name] for name in set(sizes.FIRST) & known} == {24}
+    assert {"direct", "layer-wise", "lvsa"} < set(size.clips_at(2))
     assert set(size.clips_at(1)) == {sizes.TRUE, "direct"}
-    assert {"direct", "layer-wise"} < set(size.clips_at(8))
     assert set(sizes.quick().clips_at(4)) == {sizes.TRUE, *sizes.SOME}
+
+
+def test_a_model_with_few_true_clips_has_no_more_of_any_setting():
+    size = sizes.full("tiny-film")
+    assert {*size.clips_at(4).values()} == {16}
+    assert (size.steps, size.guidance, size.model) == (12, 1.0, "tiny-film")
+    assert {setting.profile.model.layers for setting in size.settings.values()} == {6}
+
+
+def test_a_full_bench_is_run_in_parts(tmp_path):
+    size = sizes.full()
+    names = list(dict.fromkeys(part.part for part in size.parts))
+    assert names == ["4x", "8x", "4x-more", "4x-others", "short"]
+    several = [set(bench.cells(tmp_path, size.only([name]))) for name in names]
+    assert set().union(*several) == set(bench.cells(tmp_path, size))
+    assert {cell.times for cell in several[1]} == {8}
+    with pytest.raises(
+        freeloc.FreelocError, match="expected one of the parts 4x, 8x, 4x-more, 4x-others, short, found '2x'"
+    ):
+        size.only(["2x"])
 
 
 def test_every_cell_is_made_once_and_missing_settings_are_left_out(tmp_path):
@@ -214,6 +247,7 @@ def test_one_layer_at_a_time():
     assert settings.policies_of(found["VRPR, and TSA on layer 7"].profile) == ["vrpr"] * 7 + ["vrpr+tsa"]
     full, layers = sizes.full(), sizes.single_layers()
     assert (full.steps, full.guidance) == (layers.steps, layers.guidance)  # they share a folder
+    assert layers.loss_clips >= 8  # predictions need the loss
 
 
 def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
@@ -305,44 +339,33 @@ def test_the_table_shows_the_length_that_was_asked_for():
     ]
 
 
-def test_the_tables_compare_with_direct_sampling_and_with_the_choice_of_layers():
+def test_wins_and_losses_are_in_the_tables_after_the_means():
     rows = [
         {"times": 4, "setting": name, "clip": clip, "prompt": "", "identity": value + clip}
         for name, value in ((sizes.TRUE, 9.0), ("direct", 1.0), ("layer-wise", 3.0))
         for clip in range(2)
     ]
-    means, to_direct, to_choice = tables(rows, scores.summary(rows), [4])
+    means, standings, to_direct, to_choice = tables(rows, scores.summary(rows), [4])
     assert [line.split()[1] for line in means.splitlines()[2:]] == ["true", "direct", "layer-wise"]
-    assert "| 4x, minus direct | clips | identity |" in to_direct
-    assert "| layer-wise       | 2     | 2 ± 0    |" in to_direct
-    assert "| direct               | 2     | -2 ± 0   |" in to_choice
+    assert standings.splitlines()[2].split("|")[1:3] == [" identity ", " layer-wise "]
+    assert "| 4x, closer to true clips than direct | clips | identity   |" in to_direct
+    assert "| layer-wise                           | 2     | +2 ± 0 win |" in to_direct
+    assert "| direct                                   | 2     | -2 ± 0 loss |" in to_choice
 
 
-def read(path):
-    """Rows of a CSV file, numbers as numbers, without empty places."""
-
-    def number(name, text):
-        if name in ("setting", "measure", "prompt"):
-            return text
-        return int(text) if name in ("times", "clip", "clips") else float(text)
-
-    with path.open(newline="") as file:
-        return [{name: number(name, text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+@pytest.fixture
+def bench_tables(monkeypatch):
+    """The script of docs that writes the tables."""
+    monkeypatch.syspath_prepend(DOCS)
+    return importlib.import_module("bench_tables")
 
 
-def test_the_tables_in_docs_match_the_rows_beside_them():
-    rows, lines = read(DOCS / "long-video-bench" / "clips.csv"), read(DOCS / "long-video-bench" / "summary.csv")
-    page = (DOCS / "long-video-bench.md").read_text()
-    shown = [each for each in tables(rows, lines, [1, 2, 4, 8]) if each in page]
-    assert [each.split("|")[1].strip() for each in shown] == [
-        "1x",
-        "2x",
-        "4x",
-        "4x, minus direct",
-        "4x, minus layer-wise",
-        "8x",
-    ]
+def test_the_tables_in_docs_are_those_of_the_rows_beside_them(bench_tables):
+    page = bench_tables.PAGE.read_text(encoding="utf-8")
+    assert bench_tables.filled(page) == page
     assert page.count("| true clips ") == len([1, 2, 4, 8]) + 1  # and beside the paper's
+    assert page.count("closer to true clips than direct") == 3  # at all lengths but 1x
+    rows, lines = (bench_tables.read(bench_tables.ROWS / name) for name in ("clips.csv", "summary.csv"))
     means = {(line["setting"], line["measure"]): line["mean"] for line in lines if line["times"] == 4}
     for name in ("direct", "layer-wise", "vrpr everywhere"):
         ours = " | ".join(f"{means[name, measure]:.3f}" for measure in ("drift", "land as prompted", "sharpness"))
@@ -351,12 +374,39 @@ def test_the_tables_in_docs_match_the_rows_beside_them():
     assert {line["mean"] for line in scores.summary(rows)} <= {line["mean"] for line in lines}
 
 
-def test_the_docs_on_heads_match_the_rows_beside_them():
-    rows = read(DOCS / "long-video-bench" / "clips.csv") + read(DOCS / "long-video-bench" / "head-wise.csv")
+def test_a_model_has_its_tables_as_soon_as_it_has_rows(bench_tables, tmp_path, monkeypatch):
+    monkeypatch.setitem(bench_tables.FOLDERS, "tiny-film", tmp_path)
+    assert list(bench_tables.sections("tiny-film")) == []
+    measured = [
+        {"times": 4, "setting": name, "clip": clip, "prompt": "", "drift": value + clip}
+        for name, value in ((sizes.TRUE, 9.0), ("direct", 1.0), ("tuned", 3.0))
+        for clip in range(2)
+    ]
+    lost = [{key: row[key] for key in ("times", "setting", "clip")} for row in measured[2:]]
+    lost = [
+        row | {"setting": "vrpr everywhere", losses.WHOLE: 0.1 * row["clip"], losses.MOVING: 0.2} for row in lost[:2]
+    ]
+    for name, rows in (("clips", measured), ("summary", scores.summary(measured)), ("losses", lost)):
+        scores.write_csv(tmp_path / f"{name}.csv", rows)
+    means, standings, to_direct, to_tuned, loss = bench_tables.sections("tiny-film")
+    assert means.startswith("### tiny-film, 4x\n\n| 4x ")
+    assert "| drift | tuned | " in re.sub(" +", " ", standings)
+    assert "| tuned | 2 | +2 ± 0 win |" in re.sub(" +", " ", to_direct)
+    assert "closer to true clips than tuned" in to_tuned
+    assert "| vrpr everywhere | 500 / 2000 |" in re.sub(" +", " ", loss)
+    empty = "".join(
+        bench_tables.START.format(n) + bench_tables.END.format(n) for n in ("tiny-wan", "tiny-film", "heads")
+    )
+    page = bench_tables.filled(empty)
+    assert means in page
+    assert bench_tables.filled(page) == page
+
+
+def test_the_docs_on_heads_match_the_rows_beside_them(bench_tables):
+    rows = [row for name in ("clips", "head-wise") for row in bench_tables.read(bench_tables.ROWS / f"{name}.csv")]
     both = [row for row in rows if row["times"] == 4 and row["setting"] in ("layer-wise", "head-wise")]
     lines = scores.summary([row for row in both if row["clip"] < 24])
-    page = (DOCS / "long-video-bench.md").read_text().partition("## Heads instead of layers")[2]
-    assert tables([row for row in both if row["clip"] < 24], lines, [4])[1] in page
+    page = bench_tables.PAGE.read_text(encoding="utf-8").partition("## Heads instead of layers")[2]
     moving = [f"{line['mean']:.3f}" for line in lines if line["measure"] == "land as prompted"]
     assert f"({moving[1]}\nof frame pairs against {moving[0]})" in page
     chosen = freeloc.load_profile(settings.HEAD_CHOICE)

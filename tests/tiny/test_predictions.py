@@ -83,7 +83,7 @@ def test_the_tables_in_docs_match_the_shipped_measurements() -> None:
     found = Sensitivity.load(shipped)
     probes, losses = predictions.probed(found), measured_losses(found)
     rows = predictions.read_rows(DOCS / "probe-your-model" / "single-layers.csv")
-    page = (DOCS / "probe-your-model.md").read_text(encoding="utf-8")
+    page = (DOCS / "probe-your-model" / "agreement.md").read_text(encoding="utf-8")
     assert predictions.choices(found) in page
     assert predictions.among(probes) in page
     assert f"`loss` on one half of the clips with the other: {agreement(*predictions.halves(losses))}" in page

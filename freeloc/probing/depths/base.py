@@ -52,7 +52,6 @@ class Depth(ABC):
         samples: the axis of its tables along which standard errors are taken: ``prompts`` or ``clips``.
         by_heads: whether it can measure each head of a layer.
         needs_video: whether `run` must return a video of pixels.
-        remark: a sentence that is printed below the numbers, and shown in the picture.
     """
 
     name: ClassVar[str]
@@ -60,7 +59,6 @@ class Depth(ABC):
     samples: ClassVar[str] = "prompts"
     by_heads: ClassVar[bool] = True
     needs_video: ClassVar[bool] = False
-    remark: ClassVar[str] = ""
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """Everything that the measurements depend on besides model and run, as JSON values.
@@ -115,7 +113,11 @@ class Depth(ABC):
             FreelocError: if matplotlib is not installed.
         """
         title = f"{measured.facts.profile.model.name}: depth {self.name}"
-        return layer_bars(self.summarize(measured).columns(), title, self.remark)
+        return layer_bars(self.summarize(measured).columns(), title, self.remark(measured))
+
+    def remark(self, measured: Measurements) -> str:
+        """A sentence that is printed below the numbers, and shown in the picture; empty for none."""
+        return ""
 
     def count_of(self, measured: Measurements) -> int:
         """The number of measured samples."""

@@ -1,6 +1,7 @@
 """The denoising loss of one clip at one noise level: a recorded call of the transformer, repeated with the clip."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,6 +101,23 @@ def require_noise(call: Call, objective: Objective) -> None:
                 f"expected the run to begin with noise, at a {name} near {noise:g}, found {nearest:g}: if the model "
                 "uses another scale of time, give Loss(objective=...), such as freeloc.probing.flow(timesteps=1)"
             )
+
+
+def require_different(clips: Sequence[Tensor] | Tensor) -> None:
+    """Require clips of finite numbers, each once: the same clip twice makes standard errors too small.
+
+    Raises:
+        ProbeError: if they are not.
+    """
+    for number, clip in enumerate(clips):
+        if not clip.isfinite().all():
+            raise ProbeError(f"expected latents of finite numbers, found others in clip {number}")
+        for other in range(number):
+            if clips[other].shape == clip.shape and torch.equal(clips[other], clip):
+                raise ProbeError(
+                    f"expected each clip once, found clips {other} and {number} to be the same: standard errors "
+                    "would be too small"
+                )
 
 
 def require_finite(loss: float, level: float, clip: int) -> None:

@@ -40,7 +40,6 @@ class Local(Depth):
 
     name: ClassVar[str] = "local"
     rank: ClassVar[int] = 1
-    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     shifts: Sequence[int] | None = None
     rows: int | None = 256
@@ -72,6 +71,10 @@ class Local(Depth):
         """The difference of logits under shifts; the change of entropy by the window."""
         logits, change = measured.table("local.logits"), measured.table("local.change")
         return Summary.of_samples(samples_of(logits, heads), samples_of(change, heads))
+
+    def remark(self, measured: Measurements) -> str:
+        """Why context is shown, and not used."""
+        return CONTEXT_IS_SHOWN
 
     def _shifts(self, subject: Subject) -> list[int]:
         shifts = perturbations.default_shifts(subject.trained_frames) if self.shifts is None else self.shifts

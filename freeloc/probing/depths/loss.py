@@ -14,10 +14,17 @@ from freeloc.probing.cells import Cell
 from freeloc.probing.denoising import Objective, flow, objective_of
 from freeloc.probing.depths.base import Depth, per_head
 from freeloc.probing.depths.comparisons import COMPARED, WITHOUT_ROPE, policies_of, settings_of
-from freeloc.probing.depths.denoising_loss import noise_seed, require_finite, require_noise, squared_error
+from freeloc.probing.depths.denoising_loss import (
+    noise_seed,
+    require_different,
+    require_finite,
+    require_noise,
+    squared_error,
+)
 from freeloc.probing.depths.lowest_loss import Losses
 from freeloc.probing.places import axes_of, motion_weight
 from freeloc.probing.rule import USUAL, Rule, Summary
+from freeloc.probing.statistics import threshold
 from freeloc.probing.store import Measurements
 from freeloc.probing.subject import PlanOfLayer, Subject
 from freeloc.probing.table import Label, Table
@@ -26,6 +33,9 @@ from freeloc.profile.policies import resolve_policy
 from freeloc.profile.schema import POLICIES
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
+
+ENOUGH_CLIPS = 8
+"""Fewer clips need more than 5 standard errors to tell a difference from chance: see `threshold`."""
 
 MEASURES = ("value", "moving")
 """Kinds of losses, each a table: mean over all places, and over places by `motion_weight`."""
@@ -101,6 +111,7 @@ class Loss(Depth):
             raise ProbeError(
                 "depth loss requires clips: give freeloc.probing.Loss(clips), latents of two real videos or more"
             )
+        require_different(self.clips)
         if len(subject.prompts) not in (0, 1, len(self.clips)):
             raise ProbeError(
                 f"expected no prompt, one, or one for each of {len(self.clips)} clips, found {len(subject.prompts)}"
@@ -157,6 +168,14 @@ class Loss(Depth):
         """The policy with the lowest loss: see `Rule`."""
         self.require_errors(measured)
         return per_head(Losses.of(measured, heads).lowest(rule), measured, heads)
+
+    def remark(self, measured: Measurements) -> str:
+        """How many standard errors a difference needs."""
+        count = self.count_of(measured)
+        if count < 2:
+            return ""
+        enough = f"of {count} clips, a policy needs {threshold(USUAL.errors, count):.1f} standard errors"
+        return f"{enough}; with {ENOUGH_CLIPS} clips or more, it needs few" if count < ENOUGH_CLIPS else enough
 
     def _pairs(self, subject: Subject) -> Sequence[tuple[str, str]]:
         """(rest, policy) pairs to measure."""

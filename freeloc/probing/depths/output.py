@@ -36,7 +36,6 @@ class Output(Depth):
 
     name: ClassVar[str] = "output"
     rank: ClassVar[int] = 2
-    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     shifts: Sequence[int] | None = None
     steps: Sequence[int] = (0, 5, 10)
@@ -73,6 +72,10 @@ class Output(Depth):
         change = measured.table("output.head change" if heads else "output.change")
         shifted, windowed = change.without(perturbations=WINDOW), change.at(perturbations=WINDOW)
         return Summary.of_samples(samples_of(shifted, heads), samples_of(windowed, heads))
+
+    def remark(self, measured: Measurements) -> str:
+        """Why context is shown, and not used."""
+        return CONTEXT_IS_SHOWN
 
     def _names(self, subject: Subject) -> list[str]:
         if not self.steps or min(self.steps) < 0 or list(self.steps) != sorted(set(self.steps)):

@@ -39,7 +39,6 @@ class Video(Depth):
     rank: ClassVar[int] = 4
     by_heads: ClassVar[bool] = False
     needs_video: ClassVar[bool] = True
-    remark: ClassVar[str] = CONTEXT_IS_SHOWN
 
     scorers: Sequence[str | Scorer] = ("sharpness", "dynamic degree")
     shifts: Sequence[int] | None = None
@@ -89,6 +88,10 @@ class Video(Depth):
         """All but the layers where the fall of the score is below the share of the mean, beyond standard errors."""
         highest = found.position + rule.errors * found.position_error
         return highest >= rule.position * found.position.mean()
+
+    def remark(self, measured: Measurements) -> str:
+        """Why context is shown, and not used."""
+        return CONTEXT_IS_SHOWN
 
     def _scorers(self) -> list[Scorer]:
         found = [find_scorer(scorer) for scorer in self.scorers]
