@@ -185,7 +185,7 @@ class Session:
         chain += [uniform(one, layers) for one in (base, rest, *usual)]
         named = [(_name_of(self.chosen, self.name), self.chosen)]
         named += [(_name_of(one, WITHOUT_WINDOWS), one) for one in dict.fromkeys(chain) if one != self.chosen]
-        self.name, self.chosen, _ = self.shipping.choose(named)
+        self.name, self.chosen = self.shipping.choose(named)
         self.notes += self.shipping.notes
 
 
