@@ -9,7 +9,7 @@ import torch
 import freeloc
 from freeloc.cli import main
 from freeloc.errors import ProbeError
-from freeloc.probing import ProbeFacts, Sensitivity, Table
+from freeloc.probing import ProbeFacts, Rule, Sensitivity, Table
 from freeloc.profile.diff import differences
 from freeloc.profile.files import measurements_path, profile_path, with_choice
 from freeloc.profile.schema import PolicyPart, Profile
@@ -40,7 +40,7 @@ def probed(tmp_path: Path) -> Path:
         profile=TINY, fingerprint="f" * 64, latent_frames=[81], prompts=["a"], seed=0, settings={}, versions={},
         command="made up",
     )  # fmt: skip
-    Sensitivity(tables, facts).to_profile(tmp_path / "mine.json", heads=True)
+    Sensitivity(tables, facts).to_profile(tmp_path / "mine.json", rule=Rule(position=0.8), heads=True)
     return tmp_path / "mine.json"
 
 
