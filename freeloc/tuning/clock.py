@@ -31,6 +31,7 @@ class Clock:
             self._before = float(json.loads(self._path.read_text(encoding="utf-8"))["seconds"])
         self._start = now()
         self._typical: dict[Hashable, float] = {}
+        self._expected: dict[Hashable, float] = {}
 
     def now(self) -> float:
         """Seconds of the clock."""
@@ -49,8 +50,12 @@ class Clock:
         return self.typical(kind) < self.left(share)
 
     def typical(self, kind: Hashable) -> float:
-        """Seconds of a measurement of this kind; 0 if none was made."""
-        return self._typical.get(kind, 0.0)
+        """Seconds of a measurement of this kind; what is expected if none was made, else 0."""
+        return self._typical.get(kind, self._expected.get(kind, 0.0))
+
+    def expect(self, kind: Hashable, seconds: float) -> None:
+        """Say how long a measurement of this kind is likely to take, before the first is made."""
+        self._expected[kind] = seconds
 
     def note(self, kind: Hashable, seconds: float) -> None:
         """Record a measurement, and save what was spent."""

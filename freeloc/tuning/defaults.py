@@ -93,7 +93,7 @@ def on_one_layer(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
     These are simpler ones, the first few of the ranking, and changes of the best that has the parts of ``combined``.
 
     >>> on_one_layer([Candidate("tsa"), Candidate("vrpr"), Candidate("self-extend")])[3:7]
-    (tsa, self-extend, clip, vrpr, window)
+    (tsa, self-extend, vrpr, window, vrpr, window + first 1)
 
     Args:
         ranked: candidates on all layers, the best first.

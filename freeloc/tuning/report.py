@@ -21,6 +21,7 @@ def report_of(session: Session, facts: ProbeFacts) -> str:
     """The whole report. Its first part, before the first heading of a section, is a summary."""
     parts = [
         _summary(session),
+        "## The choice\n\n![the policy of each layer](choice.png)",
         _all_layers(session),
         _single_layers(session),
         _changes(session),
@@ -63,8 +64,7 @@ def _summary(session: Session) -> str:
         lines.append(
             f"On {score.clips} clips that nothing was chosen on, its loss differs from that of "
             f"'{search.base.name}' on all layers by {percent(score)} (whole frames {percent(ours.whole)}, "
-            "moving and detailed places "
-            f"{percent(ours.places)}), and is lower on {score.wins} of them."
+            f"moving and detailed places {percent(ours.places)}), and is lower on {score.wins} of them."
         )
     vrpr = next((one for one in session.held_out if one.name == SAFE), None)
     if ours is not None and vrpr is not None and vrpr is not ours and search.base.name != SAFE:
@@ -153,9 +153,9 @@ def _videos(session: Session) -> str:
     limits = ["limit", *(f"{'at most' if one.most else 'at least'} {_limit(one.factor, one.plus)}" for one in LIMITS)]
     count = len(next(iter(measured.values())))
     said = (
-        f"Means over {count} prompts. Limits are relative to '{SHORT}', uncorrected, of the trained length, "
-        "ith the same prompts; a limit is broken by more than one standard error. '1 x' is the value of "
-        "the short samples."
+        f"Means over {count} prompt{'s' if count > 1 else ''}. Limits are relative to '{SHORT}', uncorrected, of the "
+        "trained length, with the same prompts; a limit is broken by more than one standard error. '1 x' is the "
+        "value of the short samples."
     )
     head = ["setting", *(one.measure for one in LIMITS)]
     return f"## Sampled videos\n\n{said}\n\n{table(head, [*rows, limits])}\n\n![frames of sampled videos](videos.png)"

@@ -86,12 +86,14 @@ class Tuned:
         self.measurements.save(folder / MEASUREMENTS)
         evidence = Evidence(sha256=digest(folder / MEASUREMENTS), rule=RULE)
         self.profile.model_copy(update={"evidence": evidence}).save(folder / PROFILE)
+        pictures = self.pictures()
+        shown = [line for line in self.report.splitlines(keepends=True) if pictures or not line.startswith("![")]
         try:
             with replacing(folder / REPORT) as part:
-                part.write_text(self.report, encoding="utf-8")
+                part.write_text("".join(shown), encoding="utf-8")
         except OSError as error:
             raise ProbeError(f"cannot write {folder / REPORT}: {error}") from error
-        for name, figure in self.pictures().items():
+        for name, figure in pictures.items():
             write(figure, folder / f"{name}.png")
 
     def pictures(self) -> "dict[str, Figure]":

@@ -7,7 +7,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.tuning.candidates import Assignment, Candidate, uniform
+from freeloc.tuning.candidates import Assignment, Candidate, profile_of, uniform
 from freeloc.tuning.defaults import on_one_layer
 from freeloc.tuning.held_out import HARM, SHARE, HeldOut, beats, compare
 from freeloc.tuning.losses import Losses
@@ -16,15 +16,15 @@ from freeloc.tuning.progress import Progress
 from freeloc.tuning.racing import Unit
 from freeloc.tuning.runner import Runner
 from freeloc.tuning.search import Search
-from freeloc.tuning.shipping import Shipping, without_windows
+from freeloc.tuning.shipping import Shipping, hides, without_windows
 from freeloc.tuning.units import halves, lengths, order
 from freeloc.tuning.work import Work
 
 CHOSEN, WITHOUT_WINDOWS = "layer by layer", "layer by layer, without windows"
 """Names of assignments that differ between layers."""
 
-MOST_COMPARED = 5
-"""Most settings that are compared on the other clips."""
+MOST_COMPARED = 3
+"""Most candidates on all layers that are compared on the other clips, beside the best one and `SAFE`."""
 
 
 class OwnClips(Sequence[Tensor]):
@@ -150,44 +150,45 @@ class Session:
 
     def _check(self, found: Assignment, losses: Losses, units: Sequence[Unit]) -> None:
         """Compare the choice with candidates on all layers, on the other clips, and take the best of all."""
-        layers, base = self.runner.profile.model.layers, self.search.base
-        mattered = self.search.ranked
-        usual = [one for one in self.search.candidates if one.name in (SAFE, "none")]
-        compared = {one.name: uniform(one, layers) for one in dict.fromkeys([base, *mattered[:MOST_COMPARED], *usual])}
-        is_uniform = len(set(found)) == 1
-        settings = compared if is_uniform else {CHOSEN: found} | compared
-        if is_uniform:  # it may have settings that no candidate has
-            settings = {found[0].name: found} | compared
-        self.held_out = compare(losses, units, settings, base.name)
-        if sum(unit in losses.of(found) for unit in units) < len(units):
+        search, layers = self.search, self.runner.profile.model.layers
+        base, usual = search.base, [one for one in search.candidates if one.name == SAFE]
+        everywhere = dict.fromkeys([base, *search.ranked[:MOST_COMPARED], *usual])
+        compared = {one.name: uniform(one, layers) for one in everywhere}
+        name = _name_of(found, CHOSEN)
+        self.held_out = compare(losses, units, {name: found} | compared, base.name)
+        if not losses.of(found).keys() >= set(units):
             self.notes.append(f"Time ran out in the check on other clips, after {SHARE:.0%} of the budget.")
-        best = min((one for one in self.held_out if one.name in compared), key=lambda one: one.score.mean, default=None)
-        name, assignment = next(iter(settings.items()))
-        ours = self.held_out[0]
-        if name != base.name and not beats(ours):
+        if name != base.name and not beats(self.held_out[0]):
             self.notes.append(
                 f"On the other clips '{name}' does not beat '{base.name}' on all layers, so that is taken instead."
             )
-            name, assignment = base.name, compared[base.name]
-        if name == base.name and best and best.name != name and best.score.is_better(HARM):
+            name, found = base.name, compared[base.name]
+        lowest = min((one for one in self.held_out if one.name in compared), key=lambda one: one.score.mean)
+        if name == base.name and lowest.name != name and lowest.score.is_better(HARM):
             self.notes.append(
-                f"On the other clips '{best.name}' on all layers is better than '{name}', so it is taken instead."
+                f"On the other clips '{lowest.name}' on all layers is better than '{name}', so it is taken instead."
             )
-            name, assignment = best.name, best.assignment
-        self.name, self.chosen = name, assignment
+            name, found = lowest.name, lowest.assignment
+        self.name, self.chosen = name, found
 
     def _ship(self) -> None:
-        """Sample videos of the choice, and back off where they break a limit."""
-        layers, longest, base = self.runner.profile.model.layers, max(self.frames), self.search.base
-        safe = next((one for one in self.search.candidates if one.name == SAFE), base)
-        chain = {self.name: self.chosen}
-        rest = base if without_windows(self.runner.profile, uniform(base, layers), safe, longest)[0] == base else safe
-        chain.setdefault(WITHOUT_WINDOWS, without_windows(self.runner.profile, self.chosen, rest, longest))
-        chain.setdefault(base.name, uniform(base, layers))
-        chain.setdefault(safe.name, uniform(safe, layers))
-        distinct: dict[Assignment, str] = {}
-        for name, assignment in chain.items():
-            alone = assignment[0].name if len(set(assignment)) == 1 else name
-            distinct.setdefault(assignment, alone)
-        self.name, self.chosen, _ = self.shipping.choose([(name, one) for one, name in distinct.items()])
+        """Sample videos of the choice, and back off where they break a limit: without windows, then on all layers."""
+        profile, layers, longest = self.runner.profile, self.runner.profile.model.layers, max(self.frames)
+        base, usual = self.search.base, [one for one in self.search.candidates if one.name == SAFE]
+        seeing = [
+            one
+            for one in [*self.search.ranked, *usual]
+            if not hides(profile_of(profile, uniform(one, layers)), 0, longest)
+        ]
+        rest = seeing[0] if seeing else base
+        chain = [self.chosen, without_windows(profile, self.chosen, rest, longest)]
+        chain += [uniform(one, layers) for one in (base, rest, *usual)]
+        named = [(_name_of(self.chosen, self.name), self.chosen)]
+        named += [(_name_of(one, WITHOUT_WINDOWS), one) for one in dict.fromkeys(chain) if one != self.chosen]
+        self.name, self.chosen = self.shipping.choose(named)
         self.notes += self.shipping.notes
+
+
+def _name_of(assignment: Assignment, otherwise: str) -> str:
+    """The name of the candidate that all layers have, or another name."""
+    return assignment[0].name if len(set(assignment)) == 1 else otherwise

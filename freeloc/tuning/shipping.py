@@ -44,42 +44,64 @@ class Shipping:
 
     def first(self) -> None:
         """Sample short videos, before anything else: a run that returns no video is an error at once."""
-        self._sample(SHORT, None, self.runner.profile.model.trained_latent_frames)
+        trained, clock = self.runner.profile.model.trained_latent_frames, self.work.clock
+        self._sample(SHORT, None, trained)
+        short, long = (self.runner.sample_task(None, 0, frames).kind for frames in (trained, self.frames))
+        # Attention takes the square of the frames, all else their number.
+        clock.expect(long, clock.typical(short) * (self.frames / trained) ** 1.5)
 
-    def choose(self, chain: Sequence[tuple[str, Assignment]]) -> tuple[str, Assignment, bool]:
+    def choose(self, chain: Sequence[tuple[str, Assignment]]) -> tuple[str, Assignment]:
         """The first setting of the chain whose videos are not worse than the next one's where they break a limit.
 
-        Returns:
-            Its name, its assignment, and whether videos were compared at all.
+        Where time runs out, windows are not shipped unseen: the first setting that hides no frames is taken.
         """
         if not self.videos or SHORT not in self.measured:
-            return *chain[0], False
-        self._sample(DIRECT, None, self.frames)
-        for place, (name, assignment) in enumerate(chain):
-            if not self._sample(name, assignment, self.frames):
-                self.notes.append(
-                    f"Time ran out before the videos of '{name}' were sampled: it is not checked on videos."
-                )
-                return name, assignment, False
-            broken = faults(self.measured[name], self.measured[SHORT])
-            if not broken:
-                self.notes.append(f"Sampled videos of '{name}' are within all limits.")
-                return name, assignment, True
-            said = ", ".join(limit.fault for limit in broken)
-            rest = chain[place + 1 :]
-            if not rest:
-                self.notes.append(f"'{name}' {said}, and nothing simpler is left.")
-                return name, assignment, True
-            after, simpler = rest[0]
-            if not self._sample(after, simpler, self.frames):
-                self.notes.append(f"'{name}' {said}; time ran out before '{after}' was sampled, so it is taken unseen.")
-                return after, simpler, False
-            mine, its, short = self.measured[name], self.measured[after], self.measured[SHORT]
-            if not any(nearer(its, mine, short, limit) for limit in broken):
-                self.notes.append(f"'{name}' {said}, but '{after}' does so no less: '{name}' stays.")
-                return name, assignment, True
+            return chain[0]
+        place, found = 0, False
+        while not found:
+            place, found = self._step(chain, place)
+        self._sample(DIRECT, None, self.frames)  # to show it, if there is time
+        return chain[place]
+
+    def _step(self, chain: Sequence[tuple[str, Assignment]], place: int) -> tuple[int, bool]:
+        """The place of the setting to look at next, and whether it is the result."""
+        name, assignment = chain[place]
+        if not self._sample(name, assignment, self.frames):
+            return self._unseen(chain, place), True
+        short = self.measured[SHORT]
+        broken = faults(self.measured[name], short)
+        said = ", ".join(limit.fault for limit in broken)
+        if not broken:
+            self.notes.append(f"Sampled videos of '{name}' are within all limits.")
+            return place, True
+        if place + 1 == len(chain):
+            self.notes.append(f"'{name}' {said}, and nothing simpler is left.")
+            return place, True
+        after, simpler = chain[place + 1]
+        if not self._sample(after, simpler, self.frames):
+            self.notes.append(f"'{name}' {said}.")
+            return self._unseen(chain, place + 1), True
+        if any(nearer(self.measured[after], self.measured[name], short, limit) for limit in broken):
             self.notes.append(f"'{name}' {said}: '{after}' comes in its place.")
-        return *chain[-1], True
+            return place + 1, False
+        self.notes.append(f"'{name}' {said}, but '{after}' does so no less: '{name}' stays.")
+        return place, True
+
+    def _unseen(self, chain: Sequence[tuple[str, Assignment]], place: int) -> int:
+        """The place of what is taken if the videos of a setting could not be sampled in time."""
+        name, profile = chain[place][0], self.runner.profile
+        layers = range(profile.model.layers)
+        for later in range(place, len(chain)):
+            found = profile_of(profile, chain[later][1])
+            if not any(hides(found, layer, self.frames) for layer in layers):
+                break
+        said = f"Time ran out before videos of '{name}' were sampled"
+        taken = chain[later][0]
+        if later == place:
+            self.notes.append(f"{said}: they are not checked. It hides no frames.")
+        else:
+            self.notes.append(f"{said}. Windows are not shipped unseen: '{taken}', which hides no frames, is taken.")
+        return later
 
     def _sample(self, name: str, assignment: Assignment | None, frames: int) -> bool:
         """Sample one video for each prompt; return whether all could be sampled in time."""

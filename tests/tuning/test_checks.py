@@ -13,6 +13,7 @@ import freeloc
 from freeloc.probing import Objective, flow
 from freeloc.probing.calls import Call
 from freeloc.tuning import Candidate, Tuned
+from freeloc.tuning.clock import Clock
 from freeloc.tuning.held_out import HeldOut, beats
 from freeloc.tuning.own_clips import clean_of
 from freeloc.tuning.racing import Paired
@@ -152,3 +153,28 @@ def test_without_clips_the_model_is_its_own_example() -> None:
     assert "A judge likes what made its examples" in str(tuned)
     with pytest.raises(freeloc.FreelocError, match="expected a run of 4 denoising steps or more"):
         tune(run_of(model), model, clips=None, prompts=("a", "bb", "ccc", "dddd"), videos=0)
+
+
+class Slow:
+    """A clock on which each look costs little, and each long video much."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_windows_are_not_shipped_unseen() -> None:
+    model, now = Constructed(), Slow()
+    plain = sampler(model, lambda video: video, "long")
+
+    def run(prompt: Any, latent_frames: int) -> Tensor:
+        video = plain(prompt, latent_frames)
+        now.seconds += 2.0 if latent_frames == constructed.TRAINED else 0.01
+        return video
+
+    tuned = tune(run, model, videos=1, clock=Clock(0.25, now=now))
+    assert tuned.profile.layers == {"vrpr": [0, 1, 2]}
+    assert "Time ran out before videos of 'sliding-window' were sampled. Windows are not shipped unseen" in str(tuned)
+    assert now.seconds < 15  # a long video is expected to take 12.5 s

@@ -73,7 +73,7 @@ def test_the_report_has_the_numbers_of_its_sentences(found: tuple[Tuned, Path]) 
     said = f"{100 * float(apart.mean() / loss):+.2f} % ± {100 * float(apart.std() / 10**0.5 / loss):.2f}"
     assert said in str(tuned)
     for picture in ("all-layers", "one-layer", "other-clips", "choice"):
-        assert f"({picture}.png)" in text or picture == "choice"
+        assert f"({picture}.png)" in text
         assert (folder / f"{picture}.png").stat().st_size > 1000
 
 
