@@ -1,11 +1,6 @@
 """probe: measures how sensitive each layer of a model is to positions and to context beyond the trained length."""
 
-import json
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ from freeloc.probing.cells import Cells
 from freeloc.probing.depths.base import Depth
 from freeloc.probing.depths.lookup import find_depth
 from freeloc.probing.facts import TABLE_NAME, ProbeFacts
+from freeloc.probing.origin import as_json_values, command_line, versions_used
 from freeloc.probing.sensitivity import Sensitivity
 from freeloc.probing.subject import Subject, fingerprint, require_whole
 from freeloc.probing.table import Table
@@ -89,7 +85,7 @@ def probe(
     recorded = {"model": weights, "prompts": labels, "seed": seed, chosen.name: settings}
     decides = {"model", "vrpr", "tsa"} | ({"policies"} if loaded.policies else set())
     recorded["profile"] = loaded.model_dump(mode="json", include=decides)
-    of_run = {"run": _json(run_settings)} if run_settings else {}
+    of_run = {"run": as_json_values(run_settings)} if run_settings else {}
     recorded |= of_run
     subject.cells = Cells(Path(folder) / chosen.name if folder else None, recorded)
     tables = _named(chosen, chosen.measure(subject))
@@ -100,8 +96,8 @@ def probe(
         prompts=labels,
         seed=seed,
         settings={chosen.name: settings | of_run},
-        versions=_versions(),
-        command=_command(),
+        versions=versions_used(),
+        command=command_line(),
     )
     return Sensitivity(tables, facts)
 
@@ -115,25 +111,3 @@ def _named(depth: Depth, tables: dict[str, Table]) -> dict[str, Table]:
                 f"'_' and '-', found {brief(name)}"
             )
     return tables
-
-
-def _json(settings: Mapping[str, Any]) -> Any:
-    """Settings as they are when they are read from a file."""
-    try:
-        return json.loads(json.dumps(dict(settings)))
-    except (TypeError, ValueError) as error:
-        raise ProbeError(f"expected run_settings of numbers, texts, lists and objects of these: {error}") from error
-
-
-def _command() -> str:
-    """The command line of this process, without the folder of the script."""
-    module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    started = ["python", "-m", module.name] if module is not None else [Path(sys.argv[0]).name]
-    return shlex.join([*started, *sys.argv[1:]])
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the libraries that affect the measurements."""
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    names = ("freeloc", "torch", "diffusers", "transformers", "accelerate")
-    return {"python": platform.python_version()} | {name: installed[name] for name in names if name in installed}

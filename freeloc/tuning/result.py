@@ -12,7 +12,7 @@ from freeloc.files import replacing
 from freeloc.pictures import write
 from freeloc.probing import Sensitivity
 from freeloc.probing.facts import ProbeFacts
-from freeloc.probing.probe import _command, _versions
+from freeloc.probing.origin import command_line, versions_used
 from freeloc.profile.files import digest, load_profile
 from freeloc.profile.schema import Evidence, Profile
 from freeloc.tuning.candidates import as_data, profile_of
@@ -58,7 +58,11 @@ class Tuned:
         facts_profile = profile_of(
             session.runner.profile,
             session.chosen,
-            provenance={"kind": "probed", "source": _command(), "notes": f"{notes} {' '.join(session.notes)}".strip()},
+            provenance={
+                "kind": "probed",
+                "source": command_line(),
+                "notes": f"{notes} {' '.join(session.notes)}".strip(),
+            },
         )
         facts = ProbeFacts(
             profile=facts_profile,
@@ -67,8 +71,8 @@ class Tuned:
             prompts=session.recorded["prompts"],
             seed=session.runner.seed,
             settings={"tune": session.recorded | {"chosen": as_data(session.chosen), "model": model.name}},
-            versions=_versions(),
-            command=_command(),
+            versions=versions_used(),
+            command=command_line(),
         )
         measured = Sensitivity(tables_of(session), facts)
         return cls(facts_profile, measured, report_of(session, facts), dict(session.shipping.strips))

@@ -10,7 +10,7 @@ from freeloc.adapter.spec import Adapter
 from freeloc.discovery import transformers_of
 from freeloc.errors import ProbeError
 from freeloc.probing.denoising import Objective
-from freeloc.probing.probe import _json
+from freeloc.probing.origin import as_json_values
 from freeloc.probing.subject import fingerprint, require_whole
 from freeloc.profile.files import load_profile
 from freeloc.profile.matching import fitting_profile, require_fit
@@ -131,7 +131,7 @@ def tune(
         "objective": runner.predicts.numbers(LEVELS),
         "argument": argument,
         "axes": axes,
-        "run": _json(run_settings or {}),
+        "run": as_json_values(run_settings or {}),
         "profile": base.model_dump(mode="json", include={"model", "vrpr", "tsa"}),
     }
     work = Work(where and where / "pieces", recorded, runner.measure, clock or Clock(minutes, where))
