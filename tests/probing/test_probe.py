@@ -116,7 +116,7 @@ def test_half_precision(model: Any) -> None:
     [
         (
             {"depth": "deep"},
-            "no depth is named 'deep'; .*known: local, loss, output, video; or give a freeloc.probing.Depth",
+            "no depth is named 'deep'; .*known: local, loss, output, tune, video; or give a freeloc.probing.Depth",
         ),
         ({"depth": "loss"}, r"requires clips: give freeloc.probing.Loss\(clips\)"),
         ({"prompts": ["a", "a"]}, "expected each prompt once"),
