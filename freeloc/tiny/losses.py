@@ -121,7 +121,7 @@ def measured(cell: LossCell) -> dict[str, float]:
 def table(rows: list[dict[str, Any]], title: str) -> str:
     """A Markdown table: difference to `BASELINE` in 1e-4, whole frame / moving places, a column per length.
 
-    The row of the baseline has the losses themselves.
+    The row of the baseline has the losses themselves. A length at which a setting was not measured stays empty.
     """
     lines = {
         (line["setting"], line["times"], line["measure"]): line for line in scores.summary(rows, baseline=BASELINE)
@@ -132,7 +132,7 @@ def table(rows: list[dict[str, Any]], title: str) -> str:
     for setting in dict.fromkeys(row["setting"] for row in rows):
         cells = []
         for times in lengths:
-            both = [lines[setting, times, name] for name in (WHOLE, MOVING)]
+            both = [lines[setting, times, name] for name in (WHOLE, MOVING) if (setting, times, name) in lines]
             cells.append(" / ".join(_difference(line) if setting != BASELINE else _value(line) for line in both))
         shown.append([setting, *cells])
     return scores.markdown(shown)
