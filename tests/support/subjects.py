@@ -48,7 +48,7 @@ def error_of(found, expected):
 def in_threads(*jobs):
     """What the jobs return or raise, run at the same time, each with as many threads of PyTorch's own as here.
 
-    A new thread has the number of the machine, with which a matrix product may round differently.
+    Without being told, the first matrix products of a new thread are those of all cores, which round differently.
     """
     found, count = [None] * len(jobs), torch.get_num_threads()
 
