@@ -61,6 +61,7 @@ UNIFORM: tuple[Candidate, ...] = (
             {"balance": 0.5},
             PLAIN["balanced"],
             {"balance": 0.25} | factor(1.1),
+            {"balance": 0.25} | factor(1.2),
             CLIP | factor(1.05),
         ),
     ),
