@@ -38,6 +38,7 @@ def bench(arguments: argparse.Namespace) -> None:
         return
     size = (single_layers if arguments.layers else full if arguments.full else quick)(model)
     size = size.with_only(arguments.settings).with_others(arguments.also)
+    size.only(arguments.part)  # an unknown part is refused before anything is written
     results = folder / "layers" if arguments.layers else folder
     print(run_bench(folder, size, arguments.workers, results, arguments.part))
     print(f"\nwritten: {results}")

@@ -235,7 +235,7 @@ class TinyFilm(TinyModel):
 
     def noise(self, seeds: Sequence[int], latent_frames: int) -> Tensor:
         """See `TinyModel`."""
-        return film.noise(list(seeds), latent_frames)
+        return film.noise(seeds, latent_frames)
 
     def prompts(self, clips: Sequence[int]) -> list[str]:
         """No text."""

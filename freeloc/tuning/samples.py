@@ -50,9 +50,9 @@ LIMITS = (
 )
 """The limits, compared with uncorrected samples of the trained length.
 
-In true clips of the tiny model's world, 21 to 161 frames long, sharpness, contrast and motion differ by less than 10 %
-between lengths, drift falls, and loop strength rises from 0.10 to 0.23. So the limits leave true videos room, and what
-is outside is a fault of the correction, or of the model.
+In true clips of the tiny model's world, 21 to 161 frames long, sharpness, contrast and motion differ by at most 11 %
+from those of 21 frames, drift falls, and loop strength rises from 0.10 to 0.23 (docs/chance.py). So the limits leave
+true videos room, and what is outside is a fault of the correction, or of the model.
 """
 
 MEASURES = tuple(limit.measure for limit in LIMITS)

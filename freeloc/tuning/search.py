@@ -217,14 +217,22 @@ class Search:
             ProbeError: if they cannot.
         """
         first = {unit.frames: unit for unit in reversed(self.units)}
+        longest = max(first)
+        each = [first[frames] for frames in sorted(first, reverse=True)]
         # The first measurement of a length also records a call, so the second counts as well.
-        known = [self.losses.measure([(arm, unit)], SHARES["uniform"]) for arm in arms[:2] for unit in first.values()]
+        known = [self.losses.measure([(arm, unit)], SHARES["uniform"]) for arm in arms[:2] for unit in each]
         few = self.units[: min(self.rules.least, len({unit.clip for unit in self.units}))]
         missing = [unit for arm in arms for unit in few if unit not in self.losses.of(arm)]
-        seconds = self.losses.seconds(missing)
+        # Where not all lengths were timed, the longest stands for all.
+        seconds = self.losses.seconds(missing if all(known) else len(missing) * [first[longest]])
         allowed = self.clock.left(SHARES["uniform"])
+        if missing and not all(known) and not seconds:
+            raise ProbeError(
+                f"expected a budget for {len(arms)} candidates on {len(few)} clips, found {self.clock.budget / 60:g} "
+                f"minutes, of which {SHARES['uniform']:.0%} were spent before the first loss ({self.clock.spent():.2g} "
+                "s for samples and calls of the model): give more minutes"
+            )
         if missing and (not all(known) or seconds > allowed):
-            longest = max(first)
             needed = (self.clock.spent() + seconds) / SHARES["uniform"] / 60
             raise ProbeError(
                 f"expected a budget that measures {len(arms)} candidates on {len(few)} clips in its first "

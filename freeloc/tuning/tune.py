@@ -22,7 +22,7 @@ from freeloc.tuning.progress import Progress
 from freeloc.tuning.result import Tuned
 from freeloc.tuning.runner import Runner
 from freeloc.tuning.session import OwnClips, Session
-from freeloc.tuning.units import require_clips
+from freeloc.tuning.units import require_clips, require_times
 from freeloc.tuning.work import Work
 from freeloc.untrusted import brief
 
@@ -117,6 +117,7 @@ def tune(
     require_fit(loaded, found)
     require_whole(found)
     _require(prompts, minutes, levels, places)
+    require_times(times)
     more = candidates_of(also)
     given = list(clips) if clips is not None else None
     require_clips(len(given) if given is not None else len(prompts), prompts, own=given is None)

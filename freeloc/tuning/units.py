@@ -42,6 +42,12 @@ def halves(clips: int, seed: int) -> tuple[list[int], list[int]]:
     return order[: (clips + 1) // 2], order[(clips + 1) // 2 :]
 
 
+def require_times(times: Sequence[int]) -> None:
+    """Refuse lengths that are not whole numbers of trained lengths, at least 2."""
+    if not times or not all(isinstance(time, int) and time > 1 for time in times):
+        raise ProbeError(f"expected times as whole numbers of 2 or more trained lengths, found {list(times)}")
+
+
 def lengths(times: Sequence[int], trained_frames: int, clip_frames: int) -> list[int]:
     """Latent frames of so many trained lengths, as far as the clips reach; at least their whole length.
 
@@ -51,8 +57,7 @@ def lengths(times: Sequence[int], trained_frames: int, clip_frames: int) -> list
     Raises:
         ProbeError: if no length is beyond the trained one.
     """
-    if not times or not all(isinstance(time, int) and time > 1 for time in times):
-        raise ProbeError(f"expected times as whole numbers of 2 or more trained lengths, found {list(times)}")
+    require_times(times)
     if clip_frames <= trained_frames:
         raise ProbeError(
             f"expected clips longer than the trained {trained_frames} latent frames, found {clip_frames}: at that "

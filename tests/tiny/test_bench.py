@@ -174,6 +174,8 @@ def test_a_full_bench_is_run_in_parts(tmp_path):
         freeloc.FreelocError, match="expected one of the parts 4x, 8x, 4x-more, 4x-others, short, found '2x'"
     ):
         size.only(["2x"])
+    assert main(["bench", "--full", "--part", "9x", "--output", str(tmp_path / "new")]) != 0
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_cell_is_made_once_and_missing_settings_are_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -188,10 +189,19 @@ def test_a_real_budget_is_kept() -> None:
 
 def test_a_budget_that_is_too_small_says_what_is_enough() -> None:
     words = (
-        r"expected a budget that measures 2 candidates on 4 clips in its first 30%, found 0.01 minutes: one loss at 17"
+        r"expected a budget that measures 2 candidates on 4 clips in its first 30%, found 0.05 minutes: one loss at 17"
+        r" latent frames takes 0\.1 s\. Give minutes=(\S+) or more"
     )
-    with pytest.raises(ProbeError, match=words + r" latent frames takes .* s\. Give minutes=.* or more"):
-        tune(candidates=TWO, clock=Clock(0.01, now=FakeTime(0.1)))
+    with pytest.raises(ProbeError, match=words) as raised:
+        tune(candidates=TWO, clock=Clock(0.05, now=FakeTime(0.1)))
+    enough = float(re.search(words, str(raised.value))[1])
+    assert tune(candidates=TWO, clock=Clock(enough, now=FakeTime(0.1))).profile.provenance.kind == "probed"
+
+
+def test_a_budget_that_is_spent_before_the_first_loss_promises_nothing() -> None:
+    found = r"found 1e-06 minutes, of which 30% were spent before the first loss \(.* s for"
+    with pytest.raises(ProbeError, match=found):
+        tune(candidates=TWO, clock=Clock(1e-6, now=FakeTime(0.1)))
 
 
 def test_what_was_measured_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The second tiny model: diffusers' CogVideoXTransformer3DModel and CogVideoXPipeline, trained on a film."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -88,16 +88,7 @@ def rotary_tables(latent_frames: int) -> tuple[Tensor, Tensor]:
     return cosines, sines
 
 
-def long_frames(times: int) -> int:
-    """Latent frames of a video of `times` trained lengths, where each continues from the last frame of the previous.
-
-    >>> [long_frames(times) for times in (1, 4, 8)]
-    [13, 49, 97]
-    """
-    return times * (TRAINED_FRAMES - 1) + 1
-
-
-def noise(seeds: list[int], latent_frames: int) -> Tensor:
+def noise(seeds: Iterable[int], latent_frames: int) -> Tensor:
     """Initial noise of one clip per seed, (clips, latent_frames, 3, height, width)."""
     shape = (1, latent_frames, 3, SIZE, SIZE)
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
