@@ -62,6 +62,7 @@ UNIFORM: tuple[Candidate, ...] = (
             PLAIN["balanced"],
             {"balance": 0.25} | factor(1.1),
             {"balance": 0.25} | factor(1.2),
+            {"balance": 0.5} | factor(1.1),
             CLIP | factor(1.05),
         ),
     ),

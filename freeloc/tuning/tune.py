@@ -43,7 +43,7 @@ def tune(
     alternatives: Sequence[Candidate] | None = None,
     also: Sequence[str | Candidate] = (),
     videos: int = 4,
-    places: float = 0.2,
+    places: float = 0.5,
     profile: str | Path | Profile | None = None,
     adapter: Adapter | None = None,
     objective: Objective | None = None,
