@@ -54,7 +54,7 @@ def sample(pipe, frames=9, **given):
 
 
 def profile_of(pipe):
-    return freeloc.default_profile(pipe, trained_latent_frames=3)
+    return freeloc.default_profile(pipe, "vrpr+tsa", trained_latent_frames=3)
 
 
 def expected(pipe, guidance):

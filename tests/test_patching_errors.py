@@ -109,7 +109,7 @@ class TestBadInput:
     @pytest.mark.parametrize("method", ["riflex", "yarn"])
     def test_frequencies_that_heads_do_not_share_are_refused_before_anything_runs(self, method):
         model = next(example for example in examples("mochi")).model()
-        profile = freeloc.default_profile(model, trained_latent_frames=4)
+        profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
         with pytest.raises(freeloc.errors.PatchError, match="each head of this model has its own"):
             freeloc.patch(model, profile, method=method)
         freeloc.patch(model, profile).remove()

@@ -126,7 +126,7 @@ def _lengths(fitting: Sequence[tuple[str, Profile]]) -> set[int]:
 
 def default_profile(
     model: object,
-    policy: Policy = "vrpr+tsa",
+    policy: Policy = "balanced",
     trained_latent_frames: int | None = None,
     *,
     adapter: Adapter | None = None,
@@ -135,7 +135,9 @@ def default_profile(
 
     Args:
         model: a transformer or a pipeline.
-        policy: ``none``, ``vrpr``, ``tsa``, ``vrpr+tsa``, or any other registered method (``freeloc methods``).
+        policy: ``none``, ``vrpr``, ``tsa``, ``vrpr+tsa``, or any other registered method (``freeloc methods``). By
+            default ``balanced``, which was never worse than VRPR alone on the models that were measured
+            (docs/long-video-bench.md). It attends to all tokens, so it takes longer than ``vrpr+tsa``.
         trained_latent_frames: length of the model's training clips in latent frames; by default taken from the
             installed profiles for models of this shape.
         adapter: describes the model; by default found from its class.

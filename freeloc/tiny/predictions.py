@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from freeloc.probing import Rule, Sensitivity, rank_correlation
-from freeloc.profile.files import measurements_path
 from freeloc.tiny.scores import mean_and_error
-from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
+from freeloc.tiny.settings import LAYER_CHOICE, WITH_TSA, WITHOUT_VRPR, measured_losses
 
 MEASURES = {"land as prompted": 1, "sharpness": 1, "identity": 1, "denoising loss": -1}
 """The measures of the ground truth, with 1 if higher is better and -1 if lower is better."""
@@ -148,8 +147,8 @@ def changes(losses: Losses) -> str:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    shipped = measurements_path("tiny-wan")
-    parser.add_argument("measurements", type=Path, nargs="?", default=shipped, help="by default tiny-wan's")
+    shipped = LAYER_CHOICE.with_suffix(".safetensors")
+    parser.add_argument("measurements", type=Path, nargs="?", default=shipped, help="by default those that come along")
     parser.add_argument("--bench", type=Path, help="folder that freeloc bench --layers wrote to")
     arguments = parser.parse_args()
     found = Sensitivity.load(arguments.measurements)

@@ -10,7 +10,7 @@ from freeloc.errors import FreelocError
 from freeloc.plans.baselines import BASELINES
 from freeloc.plans.windows import LVSA
 from freeloc.probing import Sensitivity
-from freeloc.profile.files import load_profile, measurements_path, with_choice
+from freeloc.profile.files import load_profile, with_choice
 from freeloc.profile.schema import POLICIES, Policy, Profile
 from freeloc.registry import registry
 from freeloc.tiny.losses import BASELINE
@@ -25,8 +25,11 @@ EVERYWHERE = ("tsa", "vrpr", "vrpr+tsa", "balanced")
 NOISY = ("direct", "vrpr everywhere", "balanced everywhere", "layer-wise", "tuned")
 """Settings that are also measured from the initial noise of FreeNoise."""
 
+LAYER_CHOICE = Path(__file__).parent / "layer_choice.json"
+"""A profile of the tiny Wan with a policy for each layer by the paper's recipe, chosen by ``freeloc.tiny.probes``."""
+
 HEAD_CHOICE = Path(__file__).parent / "head_choice.json"
-"""A profile of the tiny model with a policy for each head, chosen by ``freeloc.tiny.probes heads``."""
+"""A profile of the tiny Wan with a policy for each head, chosen by ``freeloc.tiny.probes heads``."""
 
 
 def with_layers(profile: Profile, policies: list[Policy]) -> Profile:
@@ -109,21 +112,26 @@ def all_settings(model: str = "tiny-wan") -> dict[str, Setting]:
 
 def _every_setting(model: str) -> dict[str, Setting]:
     """Every setting by name, also those that are the same under another name."""
-    chosen = load_profile(model)
-    settings = [Setting(method.name, chosen, method) for method in [*BASELINES, LVSA]]
-    settings += [Setting(f"{name} everywhere", chosen, registry().methods.get(name)) for name in EVERYWHERE]
-    settings.append(Setting("layer-wise", chosen))
-    if f"{model}-tuned" in registry().profiles.owners:
-        settings.append(Setting("tuned", load_profile(f"{model}-tuned")))
-    if HEAD_CHOICE.exists() and model == "tiny-wan":
-        settings.append(Setting("head-wise", load_profile(HEAD_CHOICE)))
-    settings += [Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)]
-    measured = measurements_path(model)
-    if measured:
-        settings.append(Setting("wrong layers", wrong(chosen, measured_losses(Sensitivity.load(measured)))))
+    own = load_profile(model)
+    settings = [Setting(method.name, own, method) for method in [*BASELINES, LVSA]]
+    settings += [Setting(f"{name} everywhere", own, registry().methods.get(name)) for name in EVERYWHERE]
+    settings.append(Setting("tuned", own))
+    if model == "tiny-wan":
+        settings += _choices_of_layers()
     noise = registry().methods.get("freenoise")
     settings += [setting.with_noise_of(noise) for setting in settings if setting.name in NOISY]
     return {setting.name: setting for setting in settings}
+
+
+def _choices_of_layers() -> list[Setting]:
+    """The paper's recipe on the tiny Wan, the same for each head, and the same policies on other layers."""
+    chosen, measured = load_profile(LAYER_CHOICE), Sensitivity.load(LAYER_CHOICE.with_suffix(".safetensors"))
+    return [
+        Setting("layer-wise", chosen),
+        Setting("head-wise", load_profile(HEAD_CHOICE)),
+        *(Setting(f"random layers {seed}", shuffled(chosen, seed)) for seed in (1, 2, 3)),
+        Setting("wrong layers", wrong(chosen, measured_losses(measured))),
+    ]
 
 
 def setting_of(name: str, model: str = "tiny-wan") -> Setting:

@@ -10,7 +10,7 @@ import freeloc
 
 def test_its_own_mask_over_tokens_is_kept():
     model, inputs = allegro.allegro(), allegro.inputs(9, 2, 3, 2)
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     inputs["attention_mask"] = torch.ones(2, 9, 4, 6)
     inputs["attention_mask"][1, :, :, 4:] = 0  # the last column of tokens is padding
     unmasked = allegro.inputs(9, 2, 3, 2)

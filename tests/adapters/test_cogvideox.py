@@ -98,7 +98,7 @@ def make_image_to_video():
 
 def test_image_to_video_with_learned_positions():
     model, sizes = make_image_to_video()
-    profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED)
     facts = replace(FACTS["cogvideox"], spatial=spread_over(2, 3))
     inputs = cogvideox.inputs(sizes, 9, 2, 3, 2)
     before = run(model, inputs)

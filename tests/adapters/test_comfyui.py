@@ -55,7 +55,9 @@ def profile_of(model):
     policies = ["tsa", "none"] if adapter.rope_of(model) is None else ["vrpr+tsa", "vrpr", "tsa"]
     count = adapter.shape(model).layers
     layers = {name: list(range(count))[index :: len(policies)] for index, name in enumerate(policies)}
-    return freeloc.default_profile(model, trained_latent_frames=TRAINED).model_copy(update={"layers": layers})
+    return freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED).model_copy(
+        update={"layers": layers}
+    )
 
 
 def patched(name, inputs):

@@ -31,7 +31,7 @@ def pipe():
 
 def profile_of(pipe):
     """Another policy in every layer, so that a wrong number shows."""
-    profile = freeloc.default_profile(pipe, trained_latent_frames=TRAINED)
+    profile = freeloc.default_profile(pipe, "vrpr+tsa", trained_latent_frames=TRAINED)
     return profile.model_copy(update={"layers": {"vrpr+tsa": [0], "vrpr": [1], "tsa": [2], "none": [3]}})
 
 
@@ -89,7 +89,7 @@ def test_a_transformer_that_is_patched_alone_refuses_its_output(pipe):
 
 def test_alone_it_has_layers_of_its_own(pipe):
     controlnet = pipe.components["controlnet"]
-    profile = freeloc.default_profile(controlnet, trained_latent_frames=TRAINED)
+    profile = freeloc.default_profile(controlnet, "vrpr+tsa", trained_latent_frames=TRAINED)
     assert profile.model.layers == 2
     with freeloc.patch(controlnet, profile) as patch:
         run(pipe, 9)

@@ -18,10 +18,16 @@ TRAINED = 4
 WITHOUT_ROPE = {name for name, facts in FACTS.items() if not facts.rotary}
 """Models whose positions cannot be re-encoded: VRPR is refused."""
 
+EVERY, WITHOUT_POSITIONS = (*POLICIES, "balanced"), ("tsa", "none")
 every_family = pytest.mark.parametrize("name", list(EXAMPLES))
 every_policy = pytest.mark.parametrize(
     ("name", "policy"),
-    [(name, policy) for name in EXAMPLES for policy in POLICIES if "vrpr" not in policy or name not in WITHOUT_ROPE],
+    [
+        (name, policy)
+        for name in EXAMPLES
+        for policy in EVERY
+        if policy in WITHOUT_POSITIONS or name not in WITHOUT_ROPE
+    ],
 )
 
 
@@ -34,10 +40,10 @@ def profile_of(name, policy):
     """One policy, or all policies alternating over the layers."""
     model = model_of(name)
     shape = freeloc.discovery.find_adapter(model).shape(model)
-    every = ["tsa", "none"] if name in WITHOUT_ROPE else ["vrpr+tsa", "vrpr", "tsa", "none"]
+    every = WITHOUT_POSITIONS if name in WITHOUT_ROPE else ("vrpr+tsa", "balanced", "vrpr", "tsa", "none")
     policies = every if policy == "mixed" else [policy]
     layers = {name: list(range(shape.layers))[index :: len(policies)] for index, name in enumerate(policies)}
-    profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED)
     return profile.model_copy(update={"layers": layers})
 
 
@@ -80,7 +86,7 @@ def test_any_grid(name, height, width):
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_ROPE & EXAMPLES.keys()))
-@pytest.mark.parametrize("policy", ["vrpr", "vrpr+tsa"])
+@pytest.mark.parametrize("policy", ["vrpr", "vrpr+tsa", "balanced"])
 def test_positions_of_a_model_without_rope_are_refused(name, policy):
     with pytest.raises(freeloc.errors.PatchError, match="no rotary embedding over time"):
         freeloc.patch(model_of(name), profile_of(name, policy))

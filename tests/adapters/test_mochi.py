@@ -15,7 +15,7 @@ def run(model):
 
 def test_frequencies_are_read_before_weights_are_offloaded():
     model = mochi.mochi()
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     with freeloc.patch(model, profile):
         expected = run(model)
         accelerate.cpu_offload(model, execution_device="cpu")
@@ -28,7 +28,7 @@ def test_frequencies_are_read_before_weights_are_offloaded():
 
 def test_half_precision_frequencies_are_those_that_the_model_uses():
     model = mochi.mochi()
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     rounded = model.pos_frequencies.to(torch.bfloat16).float()
     assert not torch.equal(rounded, model.pos_frequencies)
     model.pos_frequencies.copy_(rounded)

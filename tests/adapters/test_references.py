@@ -56,14 +56,14 @@ def sample(pipe, images, num_frames):
 def test_vace_at_its_trained_length_is_left_alone(pipe, references):
     images = [IMAGE] * references or None
     before = sample(pipe, images, 17)
-    with freeloc.patch(pipe, freeloc.default_profile(pipe, trained_latent_frames=5)) as patch:
+    with freeloc.patch(pipe, freeloc.default_profile(pipe, "vrpr+tsa", trained_latent_frames=5)) as patch:
         assert torch.equal(sample(pipe, images, 17), before)
     assert patch.report().corrected_calls == 0
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_the_number_that_the_pipeline_knows_is_as_good_as_the_number_that_a_user_tells(pipe, references):
-    images, profile = [IMAGE] * references or None, freeloc.default_profile(pipe, trained_latent_frames=3)
+    images, profile = [IMAGE] * references or None, freeloc.default_profile(pipe, "vrpr+tsa", trained_latent_frames=3)
     with freeloc.patch(pipe, profile, reference_frames=references):
         expected = sample(pipe, images, 25)
     with freeloc.patch(pipe, profile) as patch:
@@ -81,7 +81,7 @@ def test_vace_outside_a_pipeline_says_that_references_are_not_known(pipe):
         "encoder_hidden_states": torch.randn(1, 3, 16),
         "control_hidden_states": torch.randn(1, 96, 7, 4, 6),
     }
-    profile = freeloc.default_profile(model, trained_latent_frames=3)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=3)
     with freeloc.patch(model, profile) as patch:
         run(model, inputs)
     assert "reference images: not known outside a pipeline, counted as none" in str(patch.report())
@@ -126,7 +126,7 @@ def test_references_that_only_some_models_of_a_class_take():
 
 def test_the_picture_of_the_character_is_no_frame_of_the_video():
     model, profile = wan_based.wan_animate(), None
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     for frames, is_long in ((5, False), (6, True)):
         inputs = wan_based.wan_animate_inputs(frames, 2, 3, 1)
         before = run(model, inputs)

@@ -110,7 +110,7 @@ def test_patched_while_cuda_is_the_default_device():
     model = make_wan().to("cuda")
     with torch.device("cuda"):
         patch = freeloc.patch(model, make_profile())
-        profile = freeloc.default_profile(model, trained_latent_frames=TRAINED)
+        profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED)
     assert profile.model.layers == 4
     found = run_on(model, 9)
     patch.remove()

@@ -175,7 +175,7 @@ def test_interrupted_with_a_hook_on_the_submodule_that_has_the_grid(model, known
 def test_a_kernel_of_another_name_is_given_back_after_an_interrupt(every):
     example = {example.label: example for example in opensora_double.EXAMPLES}["open-sora-2"]
     model = example.model()
-    profile = freeloc.default_profile(model, trained_latent_frames=2)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=2)
     inputs = example.inputs(3, 1, 2, 1)
 
     def run():

@@ -301,7 +301,7 @@ def with_halves(name: str) -> tuple[Any, dict[str, Any], freeloc.Profile]:
                         return super().__call__(*args, **kwargs)
 
             processor.__class__ = Halved
-    return model, given, freeloc.default_profile(model, trained_latent_frames=4)
+    return model, given, freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
 
 
 def test_calls_with_some_heads_of_one_plan_are_right():

@@ -31,7 +31,7 @@ RETURN_TOKENS = (
 def test_every_depth(example: Example) -> None:
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     adapter = freeloc.discovery.find_adapter(model)
-    profile = default_profile(model, trained_latent_frames=TRAINED)
+    profile = default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED)
 
     def run(prompt: str = "") -> Tensor:
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_flow_map_is_evaluated_for_its_velocity() -> None:
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     clean = inputs["hidden_states"]
     loss = Loss([clean[0], -clean[0]], levels=(0.3,), compared=(("none", "tsa"),))
-    profile = default_profile(model, trained_latent_frames=TRAINED)
+    profile = default_profile(model, "vrpr+tsa", trained_latent_frames=TRAINED)
     found = freeloc.probe(model, lambda: model(**inputs), loss, profile=profile).table("loss.value")
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(300))
     times = torch.full_like(inputs["timestep"], 300.0)

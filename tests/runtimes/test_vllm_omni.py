@@ -139,7 +139,7 @@ def test_padding_is_not_attended_to(omni, tmp_path):
 def of_hunyuan(omni, tmp_path, monkeypatch):
     """(the model in diffusers, its profile)"""
     model = omni.diffusers_hunyuan()
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     profile.save(tmp_path / "hunyuan.json")
     monkeypatch.setenv("FREELOC_PROFILE", str(tmp_path / "hunyuan.json"))
     return model, profile

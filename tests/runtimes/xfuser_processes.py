@@ -80,7 +80,7 @@ def main(folder: str) -> None:
     cls = start(folder)
     one, two = random_model(lambda: WanTransformer3DModel(**SIZES)), random_model(lambda: cls(**SIZES))
     two.load_state_dict(one.state_dict())
-    profile = freeloc.default_profile(one, trained_latent_frames=4)
+    profile = freeloc.default_profile(one, "vrpr+tsa", trained_latent_frames=4)
     cases: dict[str, Any] = {
         "vrpr+tsa": ((8, 4, 6), None),
         "tsa": ((8, 4, 6), "tsa"),

@@ -173,7 +173,7 @@ def sample(case: dict[str, Any], found: dict[str, Any]) -> None:
     """Largest differences: of two processes and one, without and with a patch; and of a patch and none."""
     model, given = make(case["model"], case.get("text", "full"), case.get("batch", 1))
     library, kind = case["library"], case.get("kind", "ulysses")
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     method = case.get("method") or None
     if method == "profile per head":
         profile, method = per_head_profile(profile), None
@@ -211,7 +211,7 @@ def train(case: dict[str, Any], found: dict[str, Any]) -> None:
     """The largest relative difference of a gradient in two processes from that in one."""
     model, given = make(case["model"])
     given["hidden_states"] = given["hidden_states"][:, :, : case.get("frames", GRID[0])]
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
     model.requires_grad_(True)
 
     def gradients(runs: Any) -> dict[str, Tensor]:
@@ -248,7 +248,7 @@ def set_fresh_processors(case: dict[str, Any], found: dict[str, Any]) -> None:
     """Give all self-attention of a shared and patched model new processors, which know nothing of the sharing."""
     model, given = make(case["model"])
     share(model, case["library"])
-    with freeloc.patch(model, freeloc.default_profile(model, trained_latent_frames=4)), torch.no_grad():
+    with freeloc.patch(model, freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)), torch.no_grad():
         for module in model.modules():
             if hasattr(module, "set_processor"):
                 module.set_processor(type(module.processor)())
@@ -258,7 +258,7 @@ def set_fresh_processors(case: dict[str, Any], found: dict[str, Any]) -> None:
 def probe(case: dict[str, Any], found: dict[str, Any]) -> None:
     """Probe a shared model."""
     model, given = make(case["model"])
-    profile = freeloc.default_profile(model, trained_latent_frames=4)
+    profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
 
     def run() -> None:
         with torch.no_grad():
@@ -276,7 +276,7 @@ def cache(case: dict[str, Any], found: dict[str, Any]) -> None:
         model, given = make("wan of 4")
         scheduler = FlowMatchEulerDiscreteScheduler()
         pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=model)
-        profile = freeloc.default_profile(model, trained_latent_frames=4)
+        profile = freeloc.default_profile(model, "vrpr+tsa", trained_latent_frames=4)
         shares = cache_dit.ParallelismConfig(ulysses_size=2, attention_backend="native") if is_shared else None
         options = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 1}
         config = cache_dit.DBCacheConfig(**options, residual_diff_threshold=10.0)

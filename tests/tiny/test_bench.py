@@ -147,7 +147,7 @@ def test_the_full_bench_has_every_setting_and_the_most_clips_of_those_that_matte
     known = set(settings.all_settings())
     claimed = {*sizes.FIRST, *sizes.SECOND, *sizes.UNIFORM} & known
     assert {size.clips_at(4)[name] for name in claimed} == {48}
-    assert {*sizes.NOISY, *sizes.OTHERS} - known == {"tuned, noise of freenoise"}  # where there is a tuned profile
+    assert {*sizes.NOISY, *sizes.OTHERS} <= known
     assert set(size.clips_at(4)) <= known | {sizes.TRUE}
     assert {size.clips_at(4)[name] for name in ("random layers 1", "wrong layers", "clip")} == {16}
     assert {size.clips_at(8)[name] for name in set(sizes.FIRST) & known} == {24}

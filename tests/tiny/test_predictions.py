@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from freeloc.probing import Sensitivity
-from freeloc.profile.files import measurements_path
 from freeloc.tiny import predictions, sizes
 from freeloc.tiny.predictions import Effects, agreement, effects, in_videos, table
-from freeloc.tiny.settings import WITH_TSA, WITHOUT_VRPR, measured_losses
+from freeloc.tiny.settings import LAYER_CHOICE, WITH_TSA, WITHOUT_VRPR, measured_losses
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -78,9 +77,7 @@ def test_tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_the_tables_in_docs_match_the_shipped_measurements() -> None:
-    shipped = measurements_path("tiny-wan")
-    assert shipped is not None
-    found = Sensitivity.load(shipped)
+    found = Sensitivity.load(LAYER_CHOICE.with_suffix(".safetensors"))
     probes, losses = predictions.probed(found), measured_losses(found)
     rows = predictions.read_rows(DOCS / "probe-your-model" / "single-layers.csv")
     page = (DOCS / "probe-your-model" / "agreement.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from freeloc.registry import registry
 AS_PROFILE = "by layer"
 """The method that leaves each layer what its profile says."""
 
-DEFAULT_METHOD = "vrpr+tsa"
+DEFAULT_METHOD = "balanced"
 """The method of a model that has no profile."""
 
 FIRST = ("vrpr+tsa", "vrpr", "tsa")
