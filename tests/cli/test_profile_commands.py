@@ -13,9 +13,9 @@ from freeloc.probing import ProbeFacts, Rule, Sensitivity, Table
 from freeloc.profile.diff import differences
 from freeloc.profile.files import measurements_path, profile_path, with_choice
 from freeloc.profile.schema import PolicyPart, Profile
-from freeloc.tiny.settings import with_layers
+from freeloc.tiny.settings import LAYER_CHOICE, with_layers
 
-TINY = freeloc.load_profile("tiny-wan")
+TINY = freeloc.load_profile(LAYER_CHOICE)
 HEADS = TINY.model_copy(update={"heads": {"1": {"none": [0, 2], "tsa": [3]}}})
 
 
@@ -105,10 +105,10 @@ def newer() -> Profile:
 def test_validate_reports_the_version_and_how_to_write_the_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = out(["validate", "wan2.1", "mochi"], capsys)
+    message = out(["validate", "wan2.1", "latte"], capsys)
     first, second, *rest = message.splitlines()
     assert first == "wan2.1: a valid profile of schema version 1; it has no measurements"
-    assert second.startswith("mochi: a valid profile of schema version 1; ")
+    assert second.startswith("latte: a valid profile of schema version 1; ")
     assert len(rest) == 2
     assert '"schema_version": 2' in rest[1]
     content = json.loads(profile_path("wan2.1").read_text()) | json.loads(f"{{{rest[1]}}}")  # written as it says
@@ -124,7 +124,7 @@ def test_show_and_diff_print_policies(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = out(["show", str(tmp_path / "mine.json")], capsys).splitlines()
     assert "policy     wide: tsa, with dense_frames=9, stripe=0.5" in shown
     assert "riflex       1 layers: 2" in shown
-    message = out(["diff", "tiny-wan", str(tmp_path / "mine.json")], capsys, status=1).splitlines()
+    message = out(["diff", str(LAYER_CHOICE), str(tmp_path / "mine.json")], capsys, status=1).splitlines()
     for line in (
         "schema_version: 1 -> 2",
         "policies.wide.method: nothing -> tsa",

@@ -32,7 +32,7 @@ from freeloc.probing import ProbeFacts, Sensitivity, Table
 from freeloc.profile.files import with_choice
 from freeloc.profile.schema import POLICIES, PolicyPart
 from freeloc.registry import registry
-from freeloc.tiny.settings import with_layers
+from freeloc.tiny.settings import LAYER_CHOICE, with_layers
 
 POLICY_COLOURS = {method.name: method.colour for method in OWN_METHODS}
 MIXED = with_layers(freeloc.load_profile("tiny-wan"), ["none", "vrpr", "tsa", "vrpr+tsa"] * 2)
@@ -263,7 +263,10 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_are_drawn_by_the_depth_that_chose(tmp_path: Path) -> None:
     drawn = {}
     for name, more in {"usual": [], "loss": ["--depth", "loss"], "video": ["--depth", "video"]}.items():
-        assert main(["profiles", "plot", "tiny-wan", "--output", str(tmp_path / name), "--frames", "41", *more]) == 0
+        assert (
+            main(["profiles", "plot", str(LAYER_CHOICE), "--output", str(tmp_path / name), "--frames", "41", *more])
+            == 0
+        )
         drawn[name] = (tmp_path / name / "layers.png").read_bytes()
     assert drawn["usual"] == drawn["loss"] != drawn["video"]
 

@@ -57,9 +57,9 @@ class TestOneMoreProfile:
             profile = freeloc.load_profile(like)
             provenance = profile.provenance.model_copy(update={"kind": kind})
             profile = profile.model_copy(update={"provenance": provenance, "layers": {"tsa": [*range(30)]}} | changes)
-            profile.save(tmp_path / f"{name}.json")
+            profile.save(tmp_path / f"{name}.json")  # in the oldest schema version that has what it uses
             monkeypatch.setitem(registry().profiles.owners, name, [("a package", tmp_path / f"{name}.json")])
-            return profile
+            return freeloc.load_profile(tmp_path / f"{name}.json")
 
         return one
 

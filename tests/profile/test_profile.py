@@ -16,8 +16,8 @@ SHIPPED = {  # layers, heads, head_dim, trained latent frames, provenance
     "wan2.1-14b": (40, 40, 128, 21, "default"),
     "wan2.2-a14b": (40, 40, 128, 21, "default"),
     "wan2.2-ti2v-5b": (30, 24, 128, 31, "default"),
-    "tiny-wan": (8, 4, 48, 21, None),
-    "tiny-film": (6, 3, 64, 13, "default"),
+    "tiny-wan": (8, 4, 48, 21, "probed"),
+    "tiny-film": (6, 3, 64, 13, "probed"),
 }
 
 PUBLISHED_SPARSE = [0, 1, 4, 6, 7, 9, 10, 11, 13, 14, 15, 16, 18, 22, 23, 24, 25]
