@@ -141,7 +141,9 @@ def dense_attention(
             here = q_pairs[:, :, rows] * torch.exp(1j * (spatial + temporal * apart))
             there = k_pairs[:, :, columns] * torch.exp(1j * spatial)
             logits[:, :, rows, columns] = _dot(here, there) + q_rest[:, :, rows] @ k_rest[:, :, columns].mT
-    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
+    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale) * _factor(plan, n)
+    if plan.bias is not None:
+        logits[:, :, video, video] += plan.bias.repeat_interleave(n, 0).repeat_interleave(n, 1)
     seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool)
     seen[video, video] = plan.token_mask(n)
     logits = logits.masked_fill(~seen, float("-inf"))
@@ -149,6 +151,11 @@ def dense_attention(
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
     weights = logits.softmax(dim=-1).nan_to_num(0)  # rows of padding have no keys, and give zeros
     return (weights @ v.double()).to(v.dtype)
+
+
+def _factor(plan: FramePlan, tokens_per_frame: int) -> float:
+    """The plan's factor on all logits, those of text too."""
+    return plan.logit_scale(tokens_per_frame) if callable(plan.logit_scale) else plan.logit_scale
 
 
 def _dot(query: Tensor, key: Tensor) -> Tensor:

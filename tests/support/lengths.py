@@ -40,4 +40,5 @@ def plan_of_call(profile, layer, frames, spacing=1.0, first=0, last=0):
                     tuple(sorted(sides)), first - min(i, j) + max(i, j) - first - video + 1
                 )
                 positions[i, j] = math.copysign(min(abs(i - j), most), i - j)
-    return replace(plan, positions=positions, visibility=visibility)
+    bias = None if plan.bias is None else torch.nn.functional.pad(plan.bias, (first, last, first, last))
+    return replace(plan, positions=positions, visibility=visibility, bias=bias)
