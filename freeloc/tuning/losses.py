@@ -63,6 +63,14 @@ class Losses:
                 self._known[key][unit] = Loss(float(cell["whole"]), float(cell["places"]))
         return complete
 
+    def missing(self, wanted: Sequence[tuple[Assignment, Unit]]) -> list[Unit]:
+        """The units of these that are still to be measured: neither known nor saved by a run before."""
+        return [
+            unit
+            for assignment, unit in wanted
+            if unit not in self.of(assignment) and not self._work.has(self._runner.loss_task(assignment, unit).name)
+        ]
+
     def seconds(self, units: Sequence[Unit]) -> float:
         """How long these would take: the measured times, shared by all processes."""
         return sum(self._work.clock.typical(f"loss {unit.frames}") for unit in units) / self._work.processes

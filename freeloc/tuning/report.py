@@ -7,7 +7,7 @@ from freeloc.probing.facts import ProbeFacts
 from freeloc.tuning.held_out import HARM, WINS
 from freeloc.tuning.own_clips import SAFE
 from freeloc.tuning.racing import Paired
-from freeloc.tuning.samples import LIMITS
+from freeloc.tuning.samples import LIMITS, MEASURES, Limit
 from freeloc.tuning.search import GAIN, Step
 from freeloc.tuning.session import Session
 from freeloc.tuning.shipping import SHORT
@@ -148,21 +148,23 @@ def _videos(session: Session) -> str:
         return ""
     rows = []
     for name, values in measured.items():
-        means = [values[:, index][values[:, index].isfinite()] for index in range(len(LIMITS))]
+        means = [values[:, index][values[:, index].isfinite()] for index in range(len(MEASURES))]
         rows.append([name, *(f"{float(own.mean()):.3g}" if len(own) else "none" for own in means)])
-    limits = ["limit", *(f"{'at most' if one.most else 'at least'} {_limit(one.factor, one.plus)}" for one in LIMITS)]
+    limits = ["limit", *(", ".join(_said(one) for one in LIMITS if one.measure == name) for name in MEASURES)]
     count = len(next(iter(measured.values())))
     said = (
         f"Means over {count} prompt{'s' if count > 1 else ''}. Limits are relative to '{SHORT}', uncorrected, of the "
         "trained length, with the same prompts; a limit is broken by more than one standard error. '1 x' is the "
         "value of the short samples."
     )
-    head = ["setting", *(one.measure for one in LIMITS)]
+    head = ["setting", *MEASURES]
     return f"## Sampled videos\n\n{said}\n\n{table(head, [*rows, limits])}\n\n![frames of sampled videos](videos.png)"
 
 
-def _limit(factor: float, plus: float) -> str:
-    return f"{factor:g} x" + (f" + {plus:g}" if plus else "")
+def _said(limit: Limit) -> str:
+    return f"{'at most' if limit.most else 'at least'} {limit.factor:g} x" + (
+        f" + {limit.plus:g}" if limit.plus else ""
+    )
 
 
 def _how(session: Session, facts: ProbeFacts) -> str:

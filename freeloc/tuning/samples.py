@@ -29,6 +29,10 @@ class Limit:
     most: bool
     fault: str
 
+    def of(self, *videos: Tensor) -> list[Tensor]:
+        """The values of the measure, (prompts,), of each of these (prompts, measures)."""
+        return [values[:, MEASURES.index(self.measure)] for values in videos]
+
     def excess(self, long: Tensor, short: Tensor) -> tuple[float, float]:
         """How far long videos (prompts,) are outside the limit, mean and standard error; negative if inside.
 
@@ -42,8 +46,11 @@ class Limit:
 
 LIMITS = (
     Limit("sharpness", 0.7, 0.0, False, "is blurred"),
+    Limit("sharpness", 1.4, 0.0, True, "is too sharp"),
     Limit("contrast", 0.7, 0.0, False, "is grey"),
+    Limit("contrast", 1.4, 0.0, True, "has too much contrast"),
     Limit("dynamic degree", 0.5, 0.0, False, "hardly moves"),
+    Limit("dynamic degree", 2.0, 0.0, True, "moves too much"),
     Limit("frozen share", 1.0, 0.1, True, "freezes"),
     Limit("loop strength", 1.0, 0.2, True, "loops"),
     Limit("drift", 1.5, 0.02, True, "drifts in colour"),
@@ -55,7 +62,7 @@ from those of 21 frames, drift falls, and loop strength rises from 0.10 to 0.23 
 true videos room, and what is outside is a fault of the correction, or of the model.
 """
 
-MEASURES = tuple(limit.measure for limit in LIMITS)
+MEASURES = tuple(dict.fromkeys(limit.measure for limit in LIMITS))
 """The measures, in the order of a cell."""
 
 
@@ -80,8 +87,8 @@ def faults(long: Tensor, short: Tensor) -> list[Limit]:
         long, short: (prompts, measures), of long videos and of samples of the trained length with the same prompts.
     """
     found = []
-    for index, limit in enumerate(LIMITS):
-        mean, error = limit.excess(long[:, index], short[:, index])
+    for limit in LIMITS:
+        mean, error = limit.excess(*limit.of(long, short))
         if mean > error:
             found.append(limit)
     return found
@@ -89,8 +96,7 @@ def faults(long: Tensor, short: Tensor) -> list[Limit]:
 
 def nearer(first: Tensor, second: Tensor, short: Tensor, limit: Limit) -> bool:
     """Whether the first videos are less outside a limit than the second."""
-    index = LIMITS.index(limit)
-    return limit.excess(first[:, index], short[:, index])[0] < limit.excess(second[:, index], short[:, index])[0]
+    return limit.excess(*limit.of(first, short))[0] < limit.excess(*limit.of(second, short))[0]
 
 
 def strip_of(video: Tensor) -> Tensor:

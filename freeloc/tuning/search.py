@@ -222,7 +222,7 @@ class Search:
         # The first measurement of a length also records a call, so the second counts as well.
         known = [self.losses.measure([(arm, unit)], SHARES["uniform"]) for arm in arms[:2] for unit in each]
         few = self.units[: min(self.rules.least, len({unit.clip for unit in self.units}))]
-        missing = [unit for arm in arms for unit in few if unit not in self.losses.of(arm)]
+        missing = self.losses.missing([(arm, unit) for arm in arms for unit in few])
         # Where not all lengths were timed, the longest stands for all.
         seconds = self.losses.seconds(missing if all(known) else len(missing) * [first[longest]])
         allowed = self.clock.left(SHARES["uniform"])

@@ -17,7 +17,7 @@ from freeloc.tuning.clock import Clock
 from freeloc.tuning.held_out import HeldOut, beats
 from freeloc.tuning.own_clips import clean_of
 from freeloc.tuning.racing import Paired
-from freeloc.tuning.samples import LIMITS, MEASURES, faults, measures_of
+from freeloc.tuning.samples import MEASURES, faults, measures_of
 from freeloc.tuning.shipping import without_windows
 
 SOME = [Candidate("none"), Candidate("vrpr"), Candidate("sliding-window")]
@@ -92,7 +92,8 @@ def test_each_limit_finds_its_fault() -> None:
     blurred = moving(40).mean(dim=2, keepdim=True).expand(40, 24, 24, 3)
     grey = 0.5 + 0.1 * (moving(40) - 0.5)
     wanted = {"is blurred": blurred, "is grey": grey, "hardly moves": frozen(moving(40)), "freezes": frozen(moving(40))}
-    wanted |= {"drifts in colour": drifting(moving(40))}
+    wanted |= {"drifts in colour": drifting(moving(40)), "moves too much": moving(120)[::3]}
+    wanted |= dict.fromkeys(("is too sharp", "has too much contrast"), moving(40).round())
     for fault, video in wanted.items():
         assert fault in [limit.fault for limit in faults(torch.stack([measures_of(video)] * 2), short)], fault
     assert faults(torch.stack([measures_of(moving(40))] * 2), short) == []
@@ -102,7 +103,7 @@ def test_each_limit_finds_its_fault() -> None:
 
 
 def test_a_fault_within_the_noise_of_the_prompts_is_none() -> None:
-    short = torch.ones(4, len(LIMITS))
+    short = torch.ones(4, len(MEASURES))
     long = short.clone()
     long[:, MEASURES.index("drift")] = torch.tensor([0.5, 0.5, 0.5, 5.0])
     assert faults(long, short) == []

@@ -60,6 +60,15 @@ def test_each_layer_gets_what_its_weights_call_for(found: tuple[Tuned, Path]) ->
     assert profile.schema_version == 2
 
 
+def test_a_run_that_was_stopped_late_goes_on_with_what_is_measured(tmp_path: Path) -> None:
+    first = tune(minutes=1, folder=tmp_path, **FEW)
+    (tmp_path / "clock.json").write_text('{"seconds": 59}')  # more than the first stage may spend
+    again = tune(minutes=1, folder=tmp_path, **FEW)
+    assert again.profile.layers == first.profile.layers
+    with pytest.raises(ProbeError, match="expected a budget"):
+        tune(minutes=1, folder=tmp_path, **FEW | {"candidates": [*TWO, SHARPER]})  # one that is not measured yet
+
+
 def test_the_report_has_the_numbers_of_its_sentences(found: tuple[Tuned, Path]) -> None:
     tuned, folder = found
     text = (folder / "report.md").read_text()
