@@ -52,11 +52,13 @@ class Subject:
 
 
 def tiny_wan(quick: bool = False) -> Subject:
-    """The tiny trained model that comes with freeloc, with the profile that it was probed for."""
+    """The tiny trained model that comes with freeloc, with the paper's recipe: in older checkouts its profile."""
     from freeloc.tiny.model import load_transformer
 
+    recipe = Path(freeloc.__file__).parent / "tiny" / "layer_choice.json"
+    profile = str(recipe) if recipe.exists() else "tiny-wan"
     text = (8, load_transformer().config.text_dim)
-    return Subject("tiny-wan", load_transformer, "tiny-wan", (3, 20, 28), 35, text, 21, (21, 41 if quick else 81))
+    return Subject("tiny-wan", load_transformer, profile, (3, 20, 28), 35, text, 21, (21, 41 if quick else 81))
 
 
 def small_wan(quick: bool = False) -> Subject:
@@ -70,7 +72,7 @@ def small_wan(quick: bool = False) -> Subject:
         torch.manual_seed(0)
         return WanTransformer3DModel(**config).eval().requires_grad_(False)
 
-    profile = freeloc.default_profile(make(), trained_latent_frames=21)
+    profile = freeloc.default_profile(make(), "vrpr+tsa", trained_latent_frames=21)
     size = (4, 4, 6) if quick else (4, 12, 20)
     return Subject("small random Wan", make, profile, size, size[1] * size[2] // 4, (8, 16), 21, (21, 41))
 
