@@ -17,7 +17,7 @@ def differences(first: Profile, second: Profile) -> list[str]:
     >>> wan = freeloc.load_profile("wan2.1")
     >>> differences(wan, wan)
     []
-    >>> print(*differences(wan, freeloc.load_profile("wan2.1-14b"))[1:3], sep="\\n")
+    >>> print(*differences(wan, freeloc.load_profile("wan2.1-14b"))[2:4], sep="\\n")
     model.layers: 30 -> 40
     model.heads: 12 -> 40
     """

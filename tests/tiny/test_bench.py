@@ -258,10 +258,11 @@ def test_settings_with_the_same_plans_are_sampled_once(monkeypatch):
     assert len({each.fingerprint for each in every}) == len(every)
     monkeypatch.setattr(settings, "load_profile", lambda name: MIXED)
     names = set(settings.all_settings())
-    assert {"layer-wise", "random layers 1", "random layers 2", "random layers 3"} <= names
+    assert {"tuned", "random layers 1", "random layers 2", "random layers 3"} <= names
+    assert "layer-wise" not in names  # the same plans as tuned here
     monkeypatch.setattr(settings, "load_profile", lambda name: settings.with_layers(MIXED, ["vrpr"] * 8))
     assert "vrpr everywhere" in settings.all_settings()
-    assert not {"layer-wise", "random layers 1"} & set(settings.all_settings())
+    assert not {"tuned", "layer-wise", "random layers 1"} & set(settings.all_settings())
 
 
 def test_a_fingerprint_is_of_the_plans_not_of_the_name():
