@@ -162,9 +162,8 @@ def _videos(session: Session) -> str:
 
 
 def _said(limit: Limit) -> str:
-    return f"{'at most' if limit.most else 'at least'} {limit.factor:g} x" + (
-        f" + {limit.plus:g}" if limit.plus else ""
-    )
+    plus = f" + {limit.plus:g}" if limit.plus else ""
+    return f"{'at most' if limit.most else 'at least'} {limit.factor:g} x{plus}"
 
 
 def _how(session: Session, facts: ProbeFacts) -> str:
