@@ -15,10 +15,11 @@ from freeloc.attention.devices import leave_cpu
 from freeloc.discovery import components, transformers_of
 from freeloc.errors import FreelocError, PatchError
 from freeloc.interception import context
-from freeloc.interception.hooks import ModelHook, patched_models, take_off
+from freeloc.interception.hooks import ModelHook
 from freeloc.interception.noise import InitialNoise, axes_of, by_hand
 from freeloc.interception.patched import Correction
 from freeloc.interception.pipeline_noise import NAME, PreparedLatents, put_on
+from freeloc.interception.registration import patched_models, take_off
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Method, PlanFunction, Plans
 from freeloc.profile.files import load_profile

@@ -249,7 +249,7 @@ EARLY = (
 )
 """The note on calls that an unknown cache may have answered with what is not corrected."""
 
-AGAIN = "run again in backward, by gradient checkpointing"
+AGAIN = "run again in backward, by gradient checkpointing or compiled code"
 """The note on calls and forward passes that autograd has run again."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import einops
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from freeloc.attention.prepared import PreparedPlan
 
@@ -31,7 +32,8 @@ def _pairs(frames: Tensor, count: int, span: tuple[int, int], pairing: str) -> T
 
 def _complex(pairs: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy as complex numbers. A view must start at an even offset in memory."""
-    copy = torch.empty(pairs.shape, dtype=dtype.to_real(), device=pairs.device)  # at once, without one in between
+    # At once, without a copy in between.
+    copy = torch.empty_like(pairs, dtype=dtype.to_real(), memory_format=torch.contiguous_format)
     return torch.view_as_complex(copy.copy_(pairs))
 
 
@@ -79,7 +81,7 @@ class RotatedKeys:
 
 def _complex_view(pairs: Tensor, dtype: torch.dtype) -> Tensor | None:
     """The same memory as complex numbers of this dtype; None if it has another dtype, or other strides."""
-    if pairs.dtype != dtype.to_real():
+    if pairs.dtype != dtype.to_real() or is_batchedtensor(pairs):  # torch.func.vmap cannot write into it
         return None
     try:
         return torch.view_as_complex(pairs)

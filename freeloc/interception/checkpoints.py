@@ -1,11 +1,12 @@
 """What forwards have read, noted in their autograd graphs, for gradient checkpointing, which runs modules again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from freeloc.errors import PatchError
 from freeloc.interception.context import Read
 
 _KEY = "freeloc: what was read from the call"
@@ -27,6 +28,38 @@ def remember(owner: object, read: Read | None, output: Any) -> None:
             if inner is not None and inner not in seen and id(owner) not in _notes(inner):
                 seen.add(inner)
                 nodes.append(inner)
+
+
+def refuse_after(is_removed: Callable[[], bool], attention: Collection[nn.Module], output: Any) -> None:
+    """Make it an error if gradient checkpointing runs attention again once the patch is removed, without it.
+
+    Whether it will is not known before. So at the start of such a backward pass, the modules get hooks until its end.
+    """
+
+    def watch(*gradients: Any) -> None:
+        if is_removed():
+            for module in attention:
+                module.register_forward_pre_hook(refuse)
+            # Not called if the pass ends in an error. Then the next forward of each module removes its hook.
+            torch.autograd.Variable._execution_engine.queue_callback(forget)
+
+    def refuse(module: nn.Module, args: Any) -> None:
+        if in_backward():
+            raise PatchError(
+                f"gradient checkpointing runs {type(module).__name__} again, but the patch under which it ran is "
+                "removed: call backward() inside the `with freeloc.patch(...)` block"
+            )
+        forget()
+
+    def forget() -> None:
+        for module in attention:
+            hooks = module._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is refuse]:
+                del hooks[key]
+
+    for tensor in _tensors(output):
+        if tensor.grad_fn is not None:
+            tensor.grad_fn.register_prehook(watch)
 
 
 def remembered(owner: object) -> Read | None:

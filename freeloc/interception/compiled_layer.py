@@ -2,24 +2,74 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from freeloc.adapter.paths import argument_at
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, context, parallel
 from freeloc.interception.compiled import Traced
 from freeloc.interception.context import ForwardContext, Read
+from freeloc.interception.interceptors import Interceptor, SdpaInterceptor
 from freeloc.interception.kernel_call import KernelCall, as_output, read_call
 from freeloc.interception.marked import is_foreign, name_of
 from freeloc.interception.module_call import CallReader, Which
 from freeloc.interception.patched import OF_MODEL, PatchedModel
+from freeloc.report import AGAIN
 
 
-def answer_in_trace(
+class TracedCalls:
+    """The interception of a layer's calls that torch.compile traces, one at a time."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        names = layer.report.path.split(".")
+        self._parts = [layer.model.module.get_submodule(".".join(names[:end])) for end in range(len(names) + 1)]
+        self._open: tuple[Interceptor, list[Any]] | None = None
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Intercept the attention call of the layer's module."""
+        answer = _answer_in_trace(self._layer, args, kwargs)
+        interceptor = SdpaInterceptor(
+            lambda given, named: answer(interceptor.calls - 1, given, named), lambda: self._is_open(interceptor)
+        )
+        self._open = interceptor, self._layer.held.hold_in_trace(module)
+        interceptor.enter()
+
+    def end(self) -> None:
+        """End the interception, if there is one."""
+        if self._open is not None:
+            (interceptor, attributes), self._open = self._open, None
+            interceptor.leave()
+            for attribute in attributes:
+                attribute.restore()
+
+    def end_dead(self) -> None:
+        """End the interception of an interrupted call. PyTorch calls no hook after a KeyboardInterrupt."""
+        if not self._is_running():
+            self.end()
+
+    def _is_open(self, interceptor: Interceptor) -> bool:
+        if self._open is None or self._open[0] is not interceptor:
+            return False
+        return torch.compiler.is_dynamo_compiling() or self._is_running()
+
+    def _is_running(self) -> bool:
+        """Whether the module, or one that it is a part of, runs in this thread, between graphs."""
+        here: FrameType | None = sys._getframe(1)
+        while here is not None:
+            of = here.f_locals.get("self")
+            if any(of is part for part in self._parts):
+                return True
+            here = here.f_back
+        return False
+
+
+def _answer_in_trace(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[int, Sequence[Any], Mapping[str, Any]], Any]:
     """A function that answers the kernel calls, by number, of a call of the layer's module in a trace."""
@@ -68,7 +118,9 @@ def answer_compiled(
     which = Which(read.grid, length, text, rotation, layer.share_of(kernel_call, share, read.grid))
     out: Tensor = layer.attend(kernel_call, which, {})
     model.report.is_compiled = True
-    if forward is not None:
+    if checkpoints.in_backward():  # the operator computes its gradients, or gradient checkpointing runs it again
+        layer.report.notes[AGAIN] += 1
+    elif forward is not None:
         forward.called[layer], forward.text = [length], max(forward.text, text)
         forward.rotation = object(), ([read.grid], [length], rotation)  # eager layers read their own tables
     elif traced is not None:

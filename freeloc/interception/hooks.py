@@ -1,4 +1,4 @@
-"""The only file that registers forward hooks.
+"""What the forward hooks of a patch do.
 
 The hooks of a transformer open and close the context of each forward, with the token grid from its input. The hooks of
 each attention module pass the module's attention call to a backend. If the plan for that many latent frames is the
@@ -6,7 +6,7 @@ identity, nothing is intercepted, and the model's own kernel runs.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from freeloc.adapter.spec import Adapter
 from freeloc.attention.devices import leave_cpu
 from freeloc.interception import checkpoints, compiled, context, run_by
 from freeloc.interception.context import ForwardContext, Read
+from freeloc.interception.interceptors import leave_dead
 from freeloc.interception.layers import LayerHook
 from freeloc.interception.missing import bypass_around, note_skipped
 from freeloc.interception.patched import Correction, PatchedModel
+from freeloc.interception.registration import patched_models, put_on, take_off
 from freeloc.interception.rotation import Rotation
 from freeloc.interception.run_by import submodule_of
 from freeloc.plans.length import VideoLength
@@ -50,13 +52,13 @@ class ModelHook:
         """Register all hooks. `remove` and `take_off` remove them, also after an interrupt in this function."""
         module = self.model.module
         for layer in self.layers:
-            _put_on(layer.module, layer.before, layer.after)
+            put_on(layer.module, layer.before, layer.after)
             layer.held.own(layer.module)
         for submodule in self._grid_modules:
-            _put_on(submodule, None, self.note_grid)
+            put_on(submodule, None, self.note_grid)
         for submodule in self._last_modules:
-            _put_on(submodule, None, self.end_function)
-        _put_on(module, self.open_forward, self.close_forward)
+            put_on(submodule, None, self.end_function)
+        put_on(module, self.open_forward, self.close_forward)
         compiled.mark(module, [*self._parts, *(layer.module for layer in self.layers)])
 
     def remove(self) -> None:
@@ -67,6 +69,9 @@ class ModelHook:
         self.is_removed = True
         context.close_dead()
         leave_cpu()
+        for layer in self.layers:
+            layer.traced.end_dead()
+        leave_dead()
         for module in (self.model.module, *self._parts, *(layer.module for layer in self.layers)):
             take_off(module, self.model)
 
@@ -178,6 +183,8 @@ class ModelHook:
         if forward is not None and ended:
             if torch.is_grad_enabled():
                 checkpoints.remember(model, forward.read, output)
+                attention = [layer.module for layer in self.layers]
+                checkpoints.refuse_after(lambda: model not in patched_models(model.module), attention, output)
             context.close(forward)
         context.close_dead()
         with context.lock:
@@ -250,51 +257,3 @@ class ModelHook:
                     bypass = bypass_around(copied.path, self.model.adapter.bypasses, self.model.module)
                     copied.skipped[frames, bypass.name if bypass else ""] += forwards - layer.compiled_calls[frames]
         return report
-
-
-def _put_on(module: nn.Module, before: Callable[..., None] | None, after: Callable[..., None]) -> None:
-    """Register a forward pre-hook and a forward hook, with keyword arguments, also called after an exception.
-
-    They have the same ids on every module and in every patch, while PyTorch would count. torch.compile guards ids, so
-    equal layers share a graph, and a second patch reuses the code that was compiled under the first.
-    """
-    if before is not None:
-        module._forward_pre_hooks_with_kwargs[_ID] = True
-        module._forward_pre_hooks[_ID] = before
-    module._forward_hooks_with_kwargs[_ID] = module._forward_hooks_always_called[_ID] = True
-    module._forward_hooks[_ID] = after
-
-
-_ID = -21_000_000_000
-"""Id of freeloc's hooks, which PyTorch's counter never reaches."""
-
-
-def model_of(hook: object) -> PatchedModel | None:
-    """The patched model that a forward hook belongs to, or None if it is not freeloc's."""
-    owner = getattr(hook, "__self__", None)
-    return owner.model if isinstance(owner, ModelHook | LayerHook) else None
-
-
-def patched_models(module: nn.Module) -> Iterator[PatchedModel]:
-    """The patched models with hooks on this module itself, each once."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    yield from {id(model): model for hook in hooks if (model := model_of(hook)) is not None}.values()
-
-
-def take_off(module: nn.Module, model: PatchedModel) -> None:
-    """Remove the hooks of a patched model from one module, also if no `Patch` refers to them any more."""
-    busy = any(forward.is_running for forward in model.running)
-    for name in ("_forward_pre_hooks",) if busy else ("_forward_pre_hooks", "_forward_hooks"):
-        hooks = getattr(module, name)
-        for key, hook in list(hooks.items()):
-            if model_of(hook) is model:
-                # Before the last hook is removed: after an interrupt here, it is done again.
-                compiled.unmark(module)
-                if isinstance(layer := getattr(hook, "__self__", None), LayerHook):
-                    layer.held.disown()
-                for others in (f"{name}_with_kwargs", "_forward_hooks_always_called"):
-                    getattr(module, others).pop(key, None)
-                hooks.pop(key, None)
-    if _ID not in module._forward_hooks:  # an interrupt in `_put_on` may have left these without a hook
-        module._forward_hooks_with_kwargs.pop(_ID, None)
-        module._forward_hooks_always_called.pop(_ID, None)

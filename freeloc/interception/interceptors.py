@@ -13,7 +13,13 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
@@ -64,9 +70,9 @@ def interceptor_of(
 
 def _interceptor_of(kernel: Kernel, module: nn.Module, answer: Answer, frame: FrameType) -> Interceptor:
     if kernel.function == SDPA.function:
-        return SdpaInterceptor(answer, frame)
+        return SdpaInterceptor(answer, functools.partial(is_inside, frame))
     if kernel.function == MATMUL.function:
-        return ProductInterceptor(answer, frame)
+        return ProductInterceptor(answer, functools.partial(is_inside, frame))
     places = places_of(kernel.function, module)
     if kernel.also.partition(":")[0] in sys.modules:
         places += places_of(kernel.also, module)
@@ -96,18 +102,20 @@ class SeveralInterceptors:
 
 
 class _ModeInterceptor(TorchFunctionMode):
-    """Intercepts functions of PyTorch in this thread."""
+    """Intercepts functions of PyTorch in this thread.
 
-    def __init__(self, answer: Answer, frame: FrameType | None) -> None:
+    Dynamo cannot look up properties of an active mode once its graph has broken, so it has none.
+
+    Args:
+        answer: see `interceptor_of`.
+        is_running: whether its module is running. After an interrupt, no hook ends the interception.
+    """
+
+    def __init__(self, answer: Answer, is_running: Callable[[], bool]) -> None:
         super().__init__()
         self.answer = answer
-        self.frame = frame
+        self.is_running = is_running
         self.calls = 0
-
-    @property
-    def is_active(self) -> bool:
-        """Whether its module is running. torch.compile cannot trace this; a trace is never interrupted in between."""
-        return self.frame is None or is_inside(self.frame)
 
     def enter(self) -> None:
         """See `Interceptor`."""
@@ -127,13 +135,20 @@ class _ModeInterceptor(TorchFunctionMode):
                 _push_mode(mode)
 
 
+def leave_dead() -> None:
+    """Remove what interrupted calls left in this thread."""
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, _ModeInterceptor) and not mode.is_running():
+            mode.leave()
+
+
 class SdpaInterceptor(_ModeInterceptor):
     """Intercepts PyTorch's own attention function."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and self.is_active:
+        if func is F.scaled_dot_product_attention and self.is_running():
             self.calls += 1
             out = self.answer(args, kwargs or {})
             return func(*args, **(kwargs or {})) if out is NotImplemented else out
@@ -155,7 +170,7 @@ class ProductInterceptor(_ModeInterceptor):
             return func(*args, **(kwargs or {}))
         given = dict(zip(("input", "other"), args, strict=False)) | (kwargs or {})
         left, right = given["input"], given["other"]
-        if left.ndim != 4 or right.ndim != 4 or not self.is_active:
+        if left.ndim != 4 or right.ndim != 4 or not self.is_running():
             return func(*args, **(kwargs or {}))
         if self._factors is None:
             self._factors, self._logits = (left, right.mT), func(left, right)

@@ -19,7 +19,7 @@ from freeloc.attention.op import handle_of
 from freeloc.errors import LayoutError
 from freeloc.interception import checkpoints, compiled, compiled_layer, context, marked, parallel
 from freeloc.interception.context import ForwardContext, Grid, HeldAttributes, Opened
-from freeloc.interception.interceptors import Interceptor, SdpaInterceptor, interceptor_of
+from freeloc.interception.interceptors import interceptor_of
 from freeloc.interception.kernel_call import KernelCall, arguments_of, as_output, of_sample, read_call
 from freeloc.interception.missing import note_no_call, ran_outside
 from freeloc.interception.module_call import CallReader, ModuleCall, Ready, Which
@@ -43,9 +43,9 @@ class LayerHook:
         """Whether no layer before it may be corrected: in compiled code, it tells the report what was read."""
         self.compiled_calls: Counter[int] = Counter()
         """Calls in a model that is compiled as a whole, by number of latent frames."""
-        self.in_trace: tuple[Interceptor, list[Any]] | None = None
         self.held = HeldAttributes(self.site.while_running)
         self.reader = CallReader(model, self.site, module)
+        self.traced = compiled_layer.TracedCalls(self)
         self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,11 +71,8 @@ class LayerHook:
         elif not self.model.is_traceable:
             self._before_outside(module, args, kwargs)
         elif self.may_correct:
-            interceptor = SdpaInterceptor(lambda given, named: answer(interceptor.calls - 1, given, named), None)
             self.model.has_called = True
-            answer = compiled_layer.answer_in_trace(self, args, kwargs)
-            self.in_trace = interceptor, self.held.hold_in_trace(module)
-            interceptor.enter()
+            self.traced.begin(module, args, kwargs)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frame = context.module_frame()
@@ -148,11 +145,8 @@ class LayerHook:
             self._after(module, kwargs, output)
         elif not self.model.is_traceable:
             self._after_outside(module, kwargs, output)
-        elif self.in_trace is not None:
-            (interceptor, attributes), self.in_trace = self.in_trace, None
-            interceptor.leave()
-            for attribute in attributes:
-                attribute.restore()
+        else:
+            self.traced.end()
 
     def _after(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> None:
         forward = context.current(self.model)

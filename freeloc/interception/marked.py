@@ -168,8 +168,9 @@ def marks(layout: TokenLayout, channels: int, like: Tensor, by_frame: bool) -> t
     places = layout.frames * layout.tokens_per_frame if by_frame else layout.tokens_per_frame
     size = max(2, min(CODE, places // 2, channels - 1))
     generator = torch.Generator("cpu").manual_seed(0)
-    codes = F.normalize(torch.randn(places, size, generator=generator), dim=1)
-    directions = torch.randn(channels, size, generator=generator)
+    float32: dict[str, Any] = {"generator": generator, "dtype": torch.float32}  # whatever the caller's default is
+    codes = F.normalize(torch.randn(places, size, **float32), dim=1)
+    directions = torch.randn(channels, size, **float32)
     directions = torch.linalg.qr(directions - directions.mean(dim=0)).Q  # so that all tokens have one mean and length
     codes = codes if by_frame else codes.repeat(layout.frames, 1)
     return (channels**0.5 * codes @ directions.mT).to(like.device, like.dtype), codes

@@ -10,6 +10,7 @@ from freeloc.adapter.paths import argument_at
 from freeloc.adapter.site import AttentionSite
 from freeloc.adapter.spec import Adapter
 from freeloc.errors import LayoutError
+from freeloc.interception import checkpoints
 from freeloc.report import EARLY, LayerReport
 
 
@@ -105,6 +106,12 @@ def ran_outside(path: str, adapter: Adapter, model: nn.Module, is_compiled: bool
             f"{path} ran outside a call of {run.name} ({run.file}), or without the call of {adapter.grid.of} there, "
             f"from which freeloc reads the token grid of {name}. Expected that function to run the model, since its "
             f"adapter '{adapter.name}' knows no other"
+        )
+    if checkpoints.in_backward():
+        return LayoutError(
+            f"{path} ran outside a call of {name}: gradient checkpointing runs it again, and what its forward has read "
+            "is not known. Call backward() under the same patch as the forward, and compile the blocks alone "
+            "(compile_repeated_blocks), not the model"
         )
     # Where a compiled model breaks its graph, its parts share what was read, and the end of a forward clears it.
     threads = ". A compiled model takes one thread at a time" if is_compiled else ""

@@ -90,6 +90,8 @@ class CallReader:
         known = forward.rotation
         if known is None or not _same(known[0], argument) or known[1][0] != grids:
             tables = self.tables(argument) if model.correction.checked else None
+            if tables and tables[0].is_meta:
+                tables = None  # they hold no numbers
             rotation = self.rotation(read, tables, grids[0], text[-1], share)
             known = argument, (grids, [model.length(read, grid, rotation) for grid in grids], rotation)
             forward.rotation = known

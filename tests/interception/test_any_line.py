@@ -14,7 +14,7 @@ from torch.overrides import _get_current_function_mode
 import freeloc
 from freeloc.errors import PatchError
 from freeloc.interception import context
-from freeloc.interception.hooks import patched_models
+from freeloc.interception.registration import patched_models
 
 FILES = {
     str(Path(freeloc.__file__).parent / name)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import freeloc
 from freeloc.adapter import TokenGrid
 from freeloc.errors import AdapterError, LayoutError
-from freeloc.interception.hooks import patched_models
+from freeloc.interception.registration import patched_models
 
 
 @pytest.mark.parametrize("label", ADAPTERS)

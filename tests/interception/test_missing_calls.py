@@ -222,7 +222,7 @@ def test_calls_that_checkpointing_runs_again_are_noted(use_reentrant):
     report = patch.report()
     assert [sum(layer.calls.values()) for layer in report.layers] == [2, 2, 2, 0]
     assert report.models[0].forwards == {9: 1}
-    assert "note: run again in backward, by gradient checkpointing (4 calls)" in str(report)
+    assert "note: run again in backward, by gradient checkpointing or compiled code (4 calls)" in str(report)
 
 
 def test_a_whole_model_that_checkpointing_runs_again_is_noted():
@@ -234,7 +234,7 @@ def test_a_whole_model_that_checkpointing_runs_again_is_noted():
     report = patch.report()
     assert report.models[0].forwards == {9: 1}
     assert report.models[0].failed == 0
-    assert "note: run again in backward, by gradient checkpointing (1 forward pass)" in str(report)
+    assert "note: run again in backward, by gradient checkpointing or compiled code (1 forward pass)" in str(report)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])

@@ -18,7 +18,7 @@ from subjects import EXAMPLES, Subject, error_of, in_threads
 import freeloc
 from freeloc.discovery import find_adapter
 from freeloc.errors import LayoutError, PatchError
-from freeloc.interception.hooks import patched_models
+from freeloc.interception.registration import patched_models
 
 LABELS = sorted(EXAMPLES)
 BY_ATTENTION = {label for label in LABELS if label.startswith("wan-original")}
