@@ -33,7 +33,10 @@ def plot(arguments: argparse.Namespace) -> None:
         if policy != "none":
             pictures[file_name(f"plan-{policy}")] = _plan(profile, policy, frames)
     if measured:
-        pictures |= {f"depth-{depth.name}": depth.picture(measured) for depth in installed_depths(measured.depths)}
+        _require_drawable_tables(measured)
+        pictures |= {
+            file_name(f"depth-{depth.name}"): depth.picture(measured) for depth in installed_depths(measured.depths)
+        }
         for name, table in measured.tables.items():
             if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
                 pictures[file_name(name)] = sensitivity_map(measured, name)
@@ -54,6 +57,13 @@ def _require_drawable(profile: Profile, frames: int) -> None:
     for name, count in counts.items():
         if count > MOST_DRAWN:
             raise ProfileError(f"expected at most {MOST_DRAWN} {name} to draw, found {count}")
+
+
+def _require_drawable_tables(measured: Sensitivity) -> None:
+    for table in measured.tables.values():
+        for axis in {"layers", "heads", "steps"} & set(table.axes):
+            if (count := len(table.axes[axis])) > MOST_DRAWN:
+                raise ProfileError(f"expected measurements of at most {MOST_DRAWN} {axis} to draw, found {count}")
 
 
 def file_name(table: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import FreelocError
+from freeloc.untrusted import printable
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -55,17 +56,18 @@ def measure(arguments: argparse.Namespace) -> None:
     for path in arguments.videos:
         video = read_video(path)
         if arguments.drift_chart:
-            videos[str(path)] = [video]
+            videos[printable(str(path))] = [video]
         try:
             found.append({name: function(video) for name, function in MEASURES.items()})
             textured.append(pairs_with_texture(video))
         except FreelocError as error:
-            raise FreelocError(f"{path}: {error}") from error
+            raise FreelocError(f"{printable(str(path))}: {error}") from error
     if arguments.drift_chart:
         write(drift_chart(videos), arguments.drift_chart)
-    names = [str(path) for path in arguments.videos]
+    names = [printable(str(path), None) for path in arguments.videos]
     if arguments.json:
-        print(json.dumps([_as_json(*row) for row in zip(names, found, textured, strict=True)]))
+        files = map(str, arguments.videos)
+        print(json.dumps([_as_json(*row) for row in zip(files, found, textured, strict=True)]))
         return
     width = max(12, *(len(name) + 2 for name in names))
     print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
@@ -131,7 +133,9 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "measure", help="measure sharpness, motion, flicker, freezing, looping and drift of videos"
     )
-    command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
+    command.add_argument(
+        "videos", nargs="+", type=Path, metavar="VIDEO", help="an MP4, MOV, MKV, WebM, AVI or MPEG file, or a GIF"
+    )
     command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
     command.add_argument("--drift-chart", type=Path, metavar="PNG", help="draw the drift of colours over time")
     command.set_defaults(run=measure)
