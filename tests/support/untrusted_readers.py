@@ -172,7 +172,7 @@ def seeds():
 def _gif():
     from PIL import Image
 
-    pictures = [Image.new("P", (8, 8), colour) for colour in (0, 9)]
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("black", "red")]
     file = io.BytesIO()
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:])
     return file.getvalue()
