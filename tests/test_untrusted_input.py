@@ -18,15 +18,16 @@ from PIL import Image
 from untrusted_readers import MOST_PIXELS, READERS, pack, seeds
 
 import freeloc
-from freeloc.cli import main
+from freeloc.cli import main, profile_pictures
 from freeloc.cli.common import from_here
 from freeloc.errors import FreelocError, ProbeError, RegistryError
 from freeloc.files import replacing
 from freeloc.metrics import video as videos
 from freeloc.metrics.video import read_video, write_video
 from freeloc.probing import table
-from freeloc.profile.schema import LARGEST_MEASUREMENTS
+from freeloc.profile.hub import LARGEST_MEASUREMENTS
 from freeloc.registry import Registry, registry
+from freeloc.tiny.scores import write_csv
 
 ROOT = Path(__file__).parent.parent
 CORPUS = Path(__file__).parent / "corpus"
@@ -113,6 +114,27 @@ def test_huge_measurements_are_not_read(tmp_path, monkeypatch):
         table.write_tensors(path, {"a": torch.zeros(99)}, {}, 100)
 
 
+@pytest.mark.parametrize("name", ["layers", "heads"])
+def test_profiles_of_huge_models_are_not_compared_or_drawn(name, tmp_path, capsys):
+    content = {"layers": {"vrpr": list(range(1001 if name == "layers" else 4))}}
+    sizes = {"name": "a", "layers": 4, "heads": 2, "head_dim": 8, "trained_latent_frames": 3, name: 1001}
+    path = tmp_path / "mine.json"
+    make_profile(model=sizes, **content).save(path)
+    assert f"expected at most 1000 {name} to compare, found 1001" in one_line(
+        capsys, main(["profiles", "diff", "wan2.1", str(path)])
+    )
+    words = one_line(capsys, main(["profiles", "plot", str(path), "--output", str(tmp_path)]))
+    assert f"expected at most 1000 {name} to draw, found 1001" in words
+
+
+def test_many_pictures_are_not_drawn(tmp_path, monkeypatch, capsys):
+    make_profile().save(tmp_path / "mine.json")
+    monkeypatch.setattr(profile_pictures, "MOST_PICTURES", 1)
+    words = one_line(capsys, main(["profiles", "plot", str(tmp_path / "mine.json"), "--output", str(tmp_path)]))
+    assert "expected at most 1 pictures, of policies and of tables, found " in words
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
 def test_no_symbolic_link_is_followed_when_a_file_is_written(tmp_path, monkeypatch):
     other, link = tmp_path / "other", tmp_path / "mine.py"
     other.write_text("kept")
@@ -124,7 +146,10 @@ def test_no_symbolic_link_is_followed_when_a_file_is_written(tmp_path, monkeypat
     (tmp_path / ".mine.py.known.part").symlink_to(other)
     with pytest.raises(FileExistsError), replacing(link):
         pass
-    assert other.read_text() == "kept"
+    (tmp_path / "table.part").symlink_to(other)
+    monkeypatch.undo()
+    write_csv(tmp_path / "table.csv", [{"clip": 1}])
+    assert (other.read_text(), (tmp_path / "table.csv").read_text()) == ("kept", "clip\n1\n")
 
 
 def test_a_file_of_the_current_folder_takes_no_package_s_place(tmp_path, monkeypatch, capsys):
@@ -172,6 +197,15 @@ def test_pictures_that_declare_a_large_size_are_refused(side, second, tmp_path, 
 
 def test_frames_of_different_sizes_are_refused(tmp_path, capsys):
     assert "its frames have different sizes" in one_line(capsys, main(["measure", str(gif(tmp_path, 9, 12, True))]))
+
+
+@pytest.mark.parametrize("size", [(8, 65), (65, 8), (1, 9)])
+def test_very_narrow_frames_are_refused(size, tmp_path, capsys):
+    Image.new("RGB", size).save(tmp_path / "a.gif")
+    words = one_line(capsys, main(["measure", str(tmp_path / "a.gif")]))
+    assert "expected frames of at most 8 times as many pixels along one side as along the other, found " in words
+    Image.new("RGB", (8, 64)).save(tmp_path / "a.gif")
+    assert read_video(tmp_path / "a.gif").shape == (1, 64, 8, 3)
 
 
 def test_a_picture_of_another_format_is_no_gif(tmp_path, capsys):

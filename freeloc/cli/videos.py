@@ -48,6 +48,7 @@ def bench(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Print all measures of video files: a row per measure, a column per file."""
     from freeloc.metrics.measures import MEASURES, OF_MOTION, pairs_with_texture
+    from freeloc.metrics.motion import working_size
     from freeloc.metrics.video import read_video
     from freeloc.pictures import drift_chart, write
 
@@ -56,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> None:
     for path in arguments.videos:
         video = read_video(path)
         if arguments.drift_chart:
-            videos[printable(str(path))] = [video]
+            videos[printable(str(path))] = [working_size(video)]  # as the chart does, and a whole video is large
         try:
             found.append({name: function(video) for name, function in MEASURES.items()})
             textured.append(pairs_with_texture(video))

@@ -22,6 +22,9 @@ MOST_FRAMES = 10_000
 LARGEST_SIDE = 8192
 """Largest height and width of a frame, in pixels."""
 
+LARGEST_RATIO = 8
+"""Largest ratio of a frame's sides. The measures reduce frames to 64 pixels along the shorter side."""
+
 MOST_PIXELS = 500_000_000
 """Largest number of pixels of all frames together: 1,252 frames of 832 x 480. As float32 they take 6 GB."""
 
@@ -39,8 +42,8 @@ def read_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Tensor:
         most_pixels: largest number of pixels of all frames together.
 
     Raises:
-        FreelocError: if there is no such file, it holds no video or a larger one than `MOST_FRAMES`, `LARGEST_SIDE` and
-            `most_pixels` allow, or the package that reads it is not installed.
+        FreelocError: if there is no such file, it holds no video or a larger one than `MOST_FRAMES`, `LARGEST_SIDE`,
+            `LARGEST_RATIO` and `most_pixels` allow, or the package that reads it is not installed.
     """
     path = Path(path)
     where = printable(str(path))
@@ -91,10 +94,15 @@ class _Limits:
 
         Raises:
             FreelocError: if it is too many, or too large.
-            ValueError: if it has another size than the first one.
+            ValueError: if it has another size than the first one, or is very narrow.
         """
         self.frames += 1
         self.require(self.frames, width, height)
+        if max(width, height) > LARGEST_RATIO * min(width, height):
+            raise ValueError(
+                f"expected frames of at most {LARGEST_RATIO} times as many pixels along one side as along the other, "
+                f"found {width} x {height}"
+            )
         if self.size not in (None, (width, height)):
             raise ValueError("its frames have different sizes")
         self.size = width, height

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from freeloc.errors import ProbeError
 from freeloc.probing.facts import SCHEMA_VERSION, Header, ProbeFacts, read_header, tables_of
 from freeloc.probing.table import Table, read_tensors, write_tensors
-from freeloc.profile.schema import LARGEST_MEASUREMENTS
+from freeloc.profile.hub import LARGEST_MEASUREMENTS
 from freeloc.untrusted import printable
 
 

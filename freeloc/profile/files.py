@@ -11,7 +11,7 @@ from freeloc.errors import FreelocError, ProfileError, RegistryError
 from freeloc.files import content_of, opened
 from freeloc.profile import hub
 from freeloc.profile.policies import wrong_policies
-from freeloc.profile.schema import LARGEST_FILE, LARGEST_MEASUREMENTS, SCHEMA_VERSION, Policy, Profile, version_for
+from freeloc.profile.schema import LARGEST_FILE, SCHEMA_VERSION, Policy, Profile, version_for
 from freeloc.registry import registry
 from freeloc.untrusted import brief, check_version, parsed, printable, problems
 
@@ -108,11 +108,11 @@ def digest(path: Path) -> str:
     """sha256 of a file of measurements.
 
     Raises:
-        ProfileError: if it cannot be read, or is larger than `LARGEST_MEASUREMENTS`.
+        ProfileError: if it cannot be read, or is larger than `freeloc.profile.hub.LARGEST_MEASUREMENTS`.
     """
     found = hashlib.sha256()
     try:
-        with opened(path, LARGEST_MEASUREMENTS) as file:
+        with opened(path, hub.LARGEST_MEASUREMENTS) as file:
             while part := file.read(1 << 20):
                 found.update(part)
     except (FreelocError, OSError) as error:

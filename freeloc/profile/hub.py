@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 
 from freeloc.errors import ProfileError
-from freeloc.profile.schema import LARGEST_FILE, LARGEST_MEASUREMENTS
+from freeloc.profile.schema import LARGEST_FILE
 
 PROFILE_FILE = "freeloc-profile.json"
 MEASUREMENTS_FILE = "freeloc-profile.safetensors"
+
+LARGEST_MEASUREMENTS = 250_000_000
+"""Largest size of a file of measurements, in bytes. Those of the tiny model have 185 thousand."""
 
 LARGEST = {PROFILE_FILE: LARGEST_FILE, MEASUREMENTS_FILE: LARGEST_MEASUREMENTS}
 """The files that are downloaded, and the largest size of each in bytes."""

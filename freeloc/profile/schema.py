@@ -30,9 +30,6 @@ SCHEMA_VERSION = 3
 LARGEST_FILE = 1_000_000
 """Largest size of a profile's file, in bytes."""
 
-LARGEST_MEASUREMENTS = 250_000_000
-"""Largest size of a file of measurements, in bytes. Those of the tiny model have 185 thousand."""
-
 MOST_PLACES = 10_000
 """Largest number of layers of a model, of heads of a layer, and of channels of a head."""
 
