@@ -6,6 +6,7 @@ A process of its own reads them, with a limit on its memory, so a crash or a han
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import random
 import resource
@@ -18,6 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "support")]
 
+from hostile import LITERALS, Fields, Literal, parts_of, written  # noqa: E402  # reason: found through the path above
+
 CORPUS = HERE / "corpus"
 LONGEST_KEPT = 4096
 MOST_MEMORY = 12 << 30
@@ -29,10 +32,57 @@ TOKENS = [
 ]
 
 
-def changed(data, others, chance):
+def changed(name, data, others, chance):
+    """The data of a reader with random changes: of its JSON if it has any, or else, and often, of its bytes."""
+    if chance.random() < 0.7:
+        try:
+            if name == "measurements":
+                return changed_header(data, chance)
+            if name in ("profile", "settings", "clock", "tasks", "workflow"):
+                return changed_json(data.decode(), chance).encode()
+        except (ValueError, LookupError, TypeError, RecursionError):  # it was changed too much to have any
+            pass
+    return changed_bytes(data, others, chance)
+
+
+def changed_json(text, chance):
+    """JSON with one to three random changes of fields and values."""
+    content = json.loads(text, object_pairs_hook=Fields)
+    for _ in range(chance.randint(1, 3)):
+        part = chance.choice([part for part in parts_of(content) if part])
+        place = chance.randrange(len(part))
+        name = part[place][0] if isinstance(part, Fields) else None
+        value = chance.choice([Literal(chance.choice(LITERALS)), Literal(chance.randint(-1, 99)), part[-1]])
+        value = value[1] if isinstance(value, tuple) else value
+        match chance.choice(["replace", "replace", "replace", "delete", "repeat", "rename"]):
+            case "delete":
+                del part[place]
+            case "repeat":
+                part.append(part[place])
+            case "rename" if name is not None:
+                part[place] = (chance.choice(["vrpr", "0", "3", "-1", "layers", "\x1b", "k" * 5000]), part[place][1])
+            case _:
+                part[place] = value if name is None else (name, value)
+    return written(content)
+
+
+def changed_header(data, chance):
+    """Measurements with a changed header, of the format or of freeloc in it, whose length fits."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    text = data[8:end].decode()
+    if chance.random() < 0.7:
+        content = json.loads(text)
+        content["__metadata__"]["freeloc"] = changed_json(content["__metadata__"]["freeloc"], chance)
+        text = json.dumps(content)
+    else:
+        text = changed_json(text, chance)
+    return len(text.encode()).to_bytes(8, "little") + text.encode() + data[end:]
+
+
+def changed_bytes(data, others, chance):
     """The data with one to four random changes."""
     data = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
+    for _ in range(chance.choice([1, 1, 1, 2, 4])):
         at = chance.randint(0, len(data))
         end = min(len(data), at + chance.choice([0, 1, 1, 2, 4, 8, 64]))
         other = chance.choice(others)
@@ -65,7 +115,8 @@ def read_all(connection, seed):
     with tempfile.TemporaryDirectory() as folder:
         while True:
             name = chance.choice([*READERS])
-            data = changed(chance.choice(pool[name]), pool[name], chance)
+            first = pool[name][0] if chance.random() < 0.5 else chance.choice(pool[name])
+            data = changed(name, first, pool[name], chance)
             connection.send((name, data))
             start = time.perf_counter()
             try:

@@ -152,12 +152,14 @@ def _av_frames(file: BinaryIO, limits: _Limits) -> Iterator[Tensor]:
             if not container.streams.video:
                 return
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("FFmpeg does not know its codec")
             limits.require(max(1, stream.frames), stream.width, stream.height)
             stream.codec_context.options = {"max_pixels": options["max_pixels"]}
             for frame in container.decode(stream):
                 limits.count(frame.width, frame.height)
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    except av.FFmpegError as error:  # the only base class of PyAV's errors
+    except (av.FFmpegError, OSError) as error:  # the only base class of PyAV's errors, and those of the file
         raise ValueError(f"{error.strerror}: expected an MP4, MOV, MKV, WebM, AVI or MPEG file, or a GIF") from error
 
 

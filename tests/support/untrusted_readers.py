@@ -23,6 +23,8 @@ from freeloc.probing.cells import Cells
 from freeloc.probing.facts import Header, ProbeFacts
 from freeloc.probing.sensitivity import Sensitivity
 from freeloc.registry import Registry
+from freeloc.tuning.clock import Clock
+from freeloc.tuning.work import Work
 
 LONGEST = 2500
 """The most characters that a message may have."""
@@ -38,8 +40,8 @@ def kind_of(message, path=""):
     assert len(message) < LONGEST, message[:200]
     assert all(line.isprintable() for line in message.split("\n")), message
     text = message.replace(str(path), "FILE") if path else message
-    text = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", text.partition(", found ")[0])
-    return re.sub(r"\d+", "N", text)[:90]
+    text = re.sub(r"'[^']*('|$)|\"[^\"]*(\"|$)", "'...'", text.partition(", found ")[0].partition("did you mean")[0])
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:90]
 
 
 def refused(call, path=""):
@@ -75,6 +77,19 @@ def measurements(data, folder):
 def settings(data, folder):
     (folder / "probe.json").write_bytes(data)
     return refused(lambda: Cells(folder, {"seed": 0}), folder)
+
+
+def clock(data, folder):
+    """What a tuning has spent."""
+    (folder / "clock.json").write_bytes(data)
+    return refused(lambda: Clock(1.0, folder), folder)
+
+
+def tasks(data, folder):
+    """The tasks of a tuning, for its other processes."""
+    work = Work(folder / "tuning", {"seed": 0}, lambda task: {}, Clock(1.0))
+    (folder / "tuning" / "round.json").write_bytes(data)
+    return refused(work._posted, folder)
 
 
 def gif(data, folder):
@@ -132,10 +147,12 @@ def name(data, folder):
     text = data.decode("utf-8", "surrogateescape")
     if freeloc.profile.hub.is_repository(text) or text.startswith("-"):
         return "repository or option"
-    return refused(lambda: freeloc.load_profile(text), text)
+    return refused(lambda: freeloc.load_profile(text))
 
 
-READERS = {read.__name__: read for read in (profile, measurements, settings, gif, video, plugin, workflow, name)}
+READERS = {
+    read.__name__: read for read in (profile, measurements, settings, clock, tasks, gif, video, plugin, workflow, name)
+}
 
 
 def seeds():
@@ -161,6 +178,8 @@ def seeds():
         "profile": json.dumps(full.model_dump(exclude_none=True, exclude={"policies"})).encode(),
         "measurements": save({"local.change": torch.zeros(4, 2, 1, 1)}, {"freeloc": header}),
         "settings": b'{"seed": 0}',
+        "clock": b'{"seconds": 1.5}',
+        "tasks": b'{"run": "7-7", "number": 1, "tasks": [["a/1", "loss", {"n": [1]}]], "until": 9.5, "done": false}',
         "gif": _gif(),
         "video": _mp4(),
         "plugin": b"[freeloc]\nmine = my_package\nother = my_package:module\n",
