@@ -110,9 +110,9 @@ def read_all(connection, seed):
     pool = {name: [first] for name, first in seeds().items()}
     for name, inputs in pool.items():
         inputs += [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
-    kinds = {(name, READERS[name](data, Path(tempfile.mkdtemp()))) for name, inputs in pool.items() for data in inputs}
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     with tempfile.TemporaryDirectory() as folder:
+        kinds = {(name, READERS[name](data, Path(folder))) for name, inputs in pool.items() for data in inputs}
+        connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         while True:
             name = chance.choice([*READERS])
             first = pool[name][0] if chance.random() < 0.5 else chance.choice(pool[name])
@@ -193,7 +193,7 @@ class Run:
         lines.append(
             f"peak memory: {self.memory / 1024:.0f} MiB, {(self.memory - self.base) / 1024:.0f} more than idle"
         )
-        lines.append(f"slowest input: {self.slowest[0]:.2f} s, {self.slowest[1]}")
+        lines.append(f"slowest input: {self.slowest[0]:.2f} s, {' '.join(self.slowest[1].split())}")
         lines.append(f"tracebacks, crashes and hangs: {len(self.failures)}")
         return "\n".join([*lines, *self.failures[:20]])
 

@@ -156,13 +156,18 @@ def test_a_file_of_the_current_folder_takes_no_package_s_place(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("this.py").write_text("raise AssertionError")  # the name of a module of Python that nothing imports
     Path("only_here.py").write_text("VALUE = 3")
+    Path("folder_here").mkdir()
+    Path("folder_here", "inside.py").write_text("VALUE = 4")
     with from_here(), pytest.MonkeyPatch.context() as own:
         own.delitem(sys.modules, "this", raising=False)
         assert importlib.util.find_spec("this").origin != str(tmp_path / "this.py")
         assert importlib.import_module("only_here").VALUE == 3
-    del sys.modules["only_here"]
+        assert importlib.import_module("folder_here.inside").VALUE == 4
+    for name in ("only_here", "folder_here", "folder_here.inside"):
+        del sys.modules[name]
     assert capsys.readouterr().err == (
         f"freeloc: running the code of {tmp_path / 'only_here.py'}, in the current folder\n"
+        f"freeloc: running the code of {tmp_path / 'folder_here'}, in the current folder\n"
     )
     with pytest.raises(ImportError):
         importlib.import_module("only_here")

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -75,6 +76,13 @@ class _SaidLoader(SourceFileLoader):
         super().exec_module(module)
 
 
+class _SaidFolder(Loader):
+    """Loads a folder of modules that has no file of its own, and says that its modules may run."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        running(f"{next(iter(module.__path__))}, in the current folder")
+
+
 class _HereFinder:
     """Finds top-level modules of the current folder."""
 
@@ -83,7 +91,10 @@ class _HereFinder:
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """The module of this name, if it is not one inside a package."""
-        return self._files.find_spec(name) if path is None else None
+        spec = self._files.find_spec(name) if path is None else None
+        if spec and spec.loader is None:
+            spec.loader = _SaidFolder()
+        return spec
 
 
 @contextmanager

@@ -35,7 +35,7 @@ FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,ivf,yuv4mpe
 def read_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Tensor:
     """All frames of a file, (frames, height, width, 3) float32 in 0..1.
 
-    The size of each frame is checked before it is decoded.
+    The sizes that the file declares are checked first, and then each frame, whatever it declares.
 
     Args:
         path: a GIF, or an MP4, MOV, MKV, WebM, AVI, MPEG, OGG, FLV, WMV, MXF, NUT, IVF or Y4M file.
@@ -75,7 +75,7 @@ class _TooLargeError(FreelocError):
 
 @dataclass
 class _Limits:
-    """What a video may take. Each frame is counted here before memory is allocated for it.
+    """What a video may take. Each frame is counted here before it is kept.
 
     Args:
         where: the file.
