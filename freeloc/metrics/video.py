@@ -16,14 +16,14 @@ from freeloc.untrusted import printable
 LARGEST_FILE = 20_000_000_000
 """Largest size of a video file, in bytes. It is decoded as a stream, and is never in memory as a whole."""
 
-MOST_FRAMES = 10_000
+MOST_FRAMES = 5000
 """Largest number of frames of a video."""
 
 LARGEST_SIDE = 8192
 """Largest height and width of a frame, in pixels."""
 
-LARGEST_RATIO = 8
-"""Largest ratio of a frame's sides. The measures reduce frames to 64 pixels along the shorter side."""
+LARGEST_RATIO = 4
+"""Largest ratio of the sides. The measures keep up to 64 pixels along the shorter one, so it bounds their memory."""
 
 MOST_PIXELS = 500_000_000
 """Largest number of pixels of all frames together: 1,252 frames of 832 x 480. As float32 they take 6 GB."""
