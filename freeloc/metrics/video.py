@@ -33,7 +33,16 @@ FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mxf,nut,ivf,yuv4mpe
 
 
 def read_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Tensor:
-    """All frames of a file, (frames, height, width, 3) float32 in 0..1.
+    """All frames of a file, (frames, height, width, 3) float32 in 0..1. See `read_frames`."""
+    frames = list(read_frames(path, most_pixels))
+    video = torch.empty(len(frames), *frames[0].shape)
+    for index, frame in enumerate(frames):
+        torch.div(frame, 255, out=video[index])
+    return video
+
+
+def read_frames(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[Tensor]:
+    """The frames of a file, one at a time, (height, width, 3) uint8.
 
     The sizes that the file declares are checked first, and then each frame, whatever it declares.
 
@@ -53,7 +62,7 @@ def read_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Tensor:
     try:
         with opened(path, LARGEST_FILE) as file:
             read = _gif_frames if path.suffix.lower() == ".gif" else _av_frames
-            frames = list(read(file, limits))
+            yield from read(file, limits)
     except ImportError as error:
         raise FreelocError(f'reading videos requires more packages ({error}): pip install "freeloc[video]"') from error
     except (_TooLargeError, MemoryError):
@@ -61,12 +70,8 @@ def read_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Tensor:
     except Exception as error:  # a decoder may fail in any way on a damaged file
         cause = printable(str(error) or type(error).__name__)
         raise FreelocError(f"cannot read {where} as a video: {cause}") from error
-    if not frames:
+    if not limits.frames:
         raise FreelocError(f"expected a video, found no frame in {where}")
-    video = torch.empty(len(frames), *frames[0].shape)
-    for index, frame in enumerate(frames):
-        torch.div(frame, 255, out=video[index])
-    return video
 
 
 class _TooLargeError(FreelocError):
