@@ -62,7 +62,7 @@ ATTENTION = [
         "a query that a mask hides everything from has weight",
         'part.lse.masked_fill(blind, float("-inf"))',
         "part.lse",
-        f"{_VISIBLE}",
+        "attention/test_blocks.py",
     ),
     Mutation(
         f"{_ATTENTION}parts.py",

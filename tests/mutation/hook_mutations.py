@@ -16,7 +16,7 @@ HOOKS = [
         "remove forgets all transformers but the first",
         "        for hook in self._hooks:",
         "        for hook in self._hooks[:1]:",
-        "adapters/test_wan.py::test_both_transformers_of_a_two_stage_pipeline test_patching.py",
+        "test_patching.py",
     ),
     Mutation(
         _PATCHING,
@@ -86,7 +86,7 @@ HOOKS = [
         "hooks that must run after an exception do not",
         "_forward_hooks_with_kwargs[_ID] = module._forward_hooks_always_called[_ID] = True",
         "_forward_hooks_with_kwargs[_ID] = True",
-        "test_patching.py",
+        "interception/test_missing_calls.py interception/test_interrupted.py",
     ),
     Mutation(
         _LAYERS,
@@ -100,7 +100,7 @@ HOOKS = [
         "a batch is corrected only if all its samples are due",
         "        return any(corrects)",
         "        return all(corrects)",
-        "interception/test_kernels.py adapters/test_hunyuan_original.py adapters/test_open_sora.py",
+        "adapters/test_wan_original.py",
     ),
     Mutation(
         _LAYERS,
@@ -135,15 +135,14 @@ HOOKS = [
         "a call that was interrupted still counts as running",
         "if context.owner is owner and context.is_running:",
         "if context.owner is owner:",
-        "interception/test_interrupted.py interception/test_state.py::test_forward_called_by_hand_is_right_or_refused",
+        "interception/test_interrupted.py",
     ),
     Mutation(
         _CONTEXT,
         "an attribute is given back while another layer needs it",
         "if known is not None and not users:",
         "if known is not None:",
-        "interception/test_interrupted.py::test_one_patched_model_in_several_threads"
-        " interception/test_state.py::test_layers_that_share_a_processor",
+        "interception/test_state.py::test_an_attribute_is_held_until_the_last_user_has_released_it",
     ),
     Mutation(
         _CONTEXT,
@@ -185,7 +184,7 @@ HOOKS = [
         "the mask of one sample is that of the first",
         "mask = mask[sample : sample + 1]",
         "mask = mask[:1]",
-        "interception/test_kernels.py adapters/test_hunyuan_video.py",
+        "interception/test_kernels.py::test_a_sample_of_a_batch_keeps_its_own_mask",
     ),
     Mutation(
         _ROTATION,
@@ -206,7 +205,7 @@ HOOKS = [
         "text that attends along is not counted as tokens",
         "expected = video + (text[-1] if self.site.joint else 0)",
         "expected = video",
-        "adapters/test_cogvideox.py adapters/test_hunyuan_video.py",
+        "adapters/test_open_sora.py adapters/test_hunyuan_original.py",
     ),
     Mutation(
         _CALL,

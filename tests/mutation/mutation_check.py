@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +42,10 @@ PRELOADED = ("torch", "diffusers.models.transformers.transformer_wan", "transfor
 
 PROCESSES = multiprocessing.get_context("forkserver")
 
-PYTEST = ("-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider")
+PYTEST = (
+    *("-x", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are preloaded
+)
 PASSED, FAILED = 0, 1
 """Exit status of pytest."""
 
@@ -64,32 +67,44 @@ class Copy:
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=root, check=True, capture_output=True, text=True,
         )  # fmt: skip
-        seen = hashlib.sha256()
+        self._digests: dict[str, str] = {}
         for name in sorted(filter(None, listed.stdout.split("\0"))):
             if (root / name).is_file():
                 target = self.root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 content = (root / name).read_bytes()
                 target.write_bytes(content)
-                seen.update(f"{name} {len(content)} ".encode() + content)
-        self.state = seen.hexdigest()
-        """Digest of all files: what is known about another state does not count."""
+                self._digests[name] = hashlib.sha256(content).hexdigest()
         self._names, self._printed = folder / "names", folder / "printed.txt"
         self._names.mkdir()
+        self._time = time.time()
         for name, of in IMPORTED_AS.items():
             if (self.root / of).is_dir():
                 (self._names / name).symlink_to(self.root / of, target_is_directory=True)
 
-    def run(self, tests: Sequence[str]) -> tuple[int | None, str]:
+    def state_of(self, mutation: Mutation) -> str:
+        """Digest of a mutation with all code that it may concern. What is known about another state does not count."""
+        tests = {test.partition("::")[0] for test in mutation.paths_of_tests}
+        code = [
+            (name, digest)
+            for name, digest in self._digests.items()
+            if name in tests or not ((name.startswith("tests/") and "/test_" in name) or name.endswith(".md"))
+            if not name.startswith("tests/mutation/")
+        ]
+        return hashlib.sha256(repr((code, mutation)).encode()).hexdigest()
+
+    def run(self, tests: Sequence[str], timeout: float | None) -> tuple[int | None, str]:
         """Run tests until one fails. Returns pytest's exit status, None if they were stopped, and what it printed."""
         process = PROCESSES.Process(target=_run_pytest, args=(self.root, self._names, self._printed, tests))
         process.start()
         group = process.pid
         assert group is not None  # it was started
-        process.join(self.timeout)
-        status = process.exitcode
-        with contextlib.suppress(ProcessLookupError):  # and all processes that they have started
-            os.killpg(group, signal.SIGKILL)
+        try:
+            process.join(timeout)
+            status = process.exitcode
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)  # and all processes that the tests have started
         process.join()
         return status, self._printed.read_text(encoding="utf-8", errors="replace")
 
@@ -100,27 +115,28 @@ class Copy:
             ValueError: if the mutation does not apply, or the tests cannot be run with it.
         """
         path, before = self.root / mutation.path, read(self.root, mutation)
+        own = path.stat().st_mtime
         path.write_text(mutation.applied_to(before), encoding="utf-8")
-        # Python compiles a file anew if its size or its time in seconds is another, and both may be the same here.
-        compiled = Path(importlib.util.cache_from_source(str(path)))
-        compiled.unlink(missing_ok=True)
+        # Python compiles a file anew if its size or its time in whole seconds is another. Both may be the same here.
+        self._time -= 10
+        os.utime(path, (self._time, self._time))
         try:
             for tests in [mutation.paths_of_tests, *([[]] if whole else [])]:
-                status, printed = self.run(tests)
+                status, printed = self.run(tests, self.timeout)
                 if status != PASSED:
                     return _failed(status, printed, mutation)
         finally:
             path.write_text(before, encoding="utf-8")
-            compiled.unlink(missing_ok=True)
+            os.utime(path, (own, own))
         return SURVIVED
 
     def require_passing(self, tests: Sequence[str]) -> None:
-        """Require that these tests pass without any mutation. Else a failure would say nothing.
+        """Require that tests that failed with a mutation pass without one. Else that would say nothing.
 
         Raises:
             ValueError: if one fails.
         """
-        status, printed = self.run(tests)
+        status, printed = self.run(tests, None) if tests else (PASSED, "")
         if status != PASSED:
             raise ValueError(f"expected the tests to pass without a mutation, found:\n{printed[-2000:]}")
 
@@ -133,6 +149,7 @@ def _run_pytest(root: Path, names: Path, printed: Path, tests: Sequence[str]) ->
     os.dup2(output, 2)
     os.chdir(root)
     sys.path[:0] = [str(root), str(names)]
+    sys.dont_write_bytecode = False  # what is not broken is compiled once
     os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "OMP_NUM_THREADS": "1"}
     for name in ("freeloc", *os.listdir(names)):
         package = importlib.import_module(name)
@@ -145,27 +162,27 @@ def _failed(status: int | None, printed: str, mutation: Mutation) -> str:
     """The name of the test that failed, as pytest printed it."""
     if status is None:
         return "stopped, since the tests did not end in time"
-    lines = [line.split()[1] for line in printed.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    lines = [line.partition(" ")[2] for line in printed.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     if status != FAILED or not lines:
         raise ValueError(
             f"expected a failing test with '{mutation.what}', found exit status {status}:\n{printed[-2000:]}"
         )
-    return lines[0]
+    return lines[0].partition(" - ")[0]
 
 
 def check(copy: Copy, mutations: Sequence[Mutation], results: Path, whole: bool = False) -> dict[str, str]:
     """Try these mutations, those first in `results` excepted, and print a line for each. Returns what caught each."""
     known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    found: dict[str, str] = known.get("found", {}) if known.get("state") == copy.state else {}
-    todo = [mutation for mutation in mutations if found.get(mutation.what, SURVIVED) == SURVIVED]
-    if todo:
-        copy.require_passing(sorted({test for mutation in todo for test in mutation.paths_of_tests}))
+    states = {mutation.what: copy.state_of(mutation) for mutation in mutations}
+    found = {what: known.get(state, SURVIVED) for what, state in states.items()}
+    todo = [mutation for mutation in mutations if found[mutation.what] == SURVIVED]
     for number, mutation in enumerate(mutations, start=1):
         if mutation in todo:
-            found[mutation.what] = copy.caught_by(mutation, whole)
+            known[states[mutation.what]] = found[mutation.what] = copy.caught_by(mutation, whole)
             results.parent.mkdir(parents=True, exist_ok=True)
-            results.write_text(json.dumps({"state": copy.state, "found": found}, indent=1), encoding="utf-8")
+            results.write_text(json.dumps(known, indent=1), encoding="utf-8")
         print(f"{number:3} {mutation.path}: {mutation.what}: {_told(mutation, found[mutation.what])}", flush=True)
+    copy.require_passing(sorted({caught for caught in found.values() if "::" in caught}))
     return found
 
 
