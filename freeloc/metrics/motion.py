@@ -80,7 +80,7 @@ def texture(video: Tensor, block: int = 7) -> Tensor:
     side = min(block, *frames.shape[2:])
     squares, sums = (_window_sums(_window_sums(x, side, 2), side, 3) for x in (centred.square(), centred))
     variance = squares / side**2 - (sums / side**2).square()
-    deviation = variance.mean(dim=1).clamp(min=0).sqrt().flatten(1)  # (frames, blocks)
+    deviation: Tensor = variance.mean(dim=1).clamp(min=0).sqrt().flatten(1)  # (frames, blocks)
     most = max(1, round(MOST_TEXTURED * deviation.shape[1]))
     return deviation.topk(most, dim=1).values[:, -1]
 

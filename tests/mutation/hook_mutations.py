@@ -3,6 +3,7 @@
 from mutation import Mutation
 
 _HOOKS, _LAYERS = "freeloc/interception/hooks.py", "freeloc/interception/layers.py"
+_REGISTRATION = "freeloc/interception/registration.py"
 _CONTEXT, _NAMES = "freeloc/interception/context.py", "freeloc/interception/names.py"
 _INTERCEPTORS, _CALL = "freeloc/interception/interceptors.py", "freeloc/interception/module_call.py"
 _ROTATION, _PATCHED = "freeloc/interception/rotation.py", "freeloc/interception/patched.py"
@@ -54,7 +55,7 @@ HOOKS = [
         "test_patching.py",
     ),
     Mutation(
-        _HOOKS,
+        _REGISTRATION,
         "the attributes that a patch gave to processors stay",
         "                    layer.held.disown()",
         "                    layer.held.own(module)",
@@ -82,7 +83,7 @@ HOOKS = [
         "interception/test_missing_calls.py",
     ),
     Mutation(
-        _HOOKS,
+        _REGISTRATION,
         "hooks that must run after an exception do not",
         "_forward_hooks_with_kwargs[_ID] = module._forward_hooks_always_called[_ID] = True",
         "_forward_hooks_with_kwargs[_ID] = True",
@@ -175,7 +176,7 @@ HOOKS = [
     Mutation(
         _INTERCEPTORS,
         "what an interrupted call left behind answers",
-        "if func is F.scaled_dot_product_attention and self.is_active:",
+        "if func is F.scaled_dot_product_attention and self.is_running():",
         "if func is F.scaled_dot_product_attention:",
         "interception/test_interrupted.py interception/test_state.py",
     ),
