@@ -26,7 +26,7 @@ PAUSE = 0.02
 """Seconds between two looks at the folder."""
 
 LARGEST_ROUND = 100_000_000
-"""Largest size of the file of a round, in bytes. A task takes less than a thousand."""
+"""Largest size of the file of a round, in bytes."""
 
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")]
 """Name of a task in a round, which becomes a path inside the folder."""
