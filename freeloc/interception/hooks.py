@@ -265,8 +265,7 @@ def _put_on(module: nn.Module, before: Callable[..., None] | None, after: Callab
     module._forward_hooks[_ID] = after
 
 
-_ID = -21_000_000_000
-"""Id of freeloc's hooks, which PyTorch's counter never reaches."""
+_ID = -21_000_000_000  # of freeloc's hooks: PyTorch's counter never reaches it
 
 
 def model_of(hook: object) -> PatchedModel | None:
@@ -288,13 +287,14 @@ def take_off(module: nn.Module, model: PatchedModel) -> None:
         hooks = getattr(module, name)
         for key, hook in list(hooks.items()):
             if model_of(hook) is model:
-                # Before the last hook is removed: after an interrupt here, it is done again.
-                compiled.unmark(module)
+                compiled.unmark(module)  # before the last hook is removed: after an interrupt here, it is done again
                 if isinstance(layer := getattr(hook, "__self__", None), LayerHook):
                     layer.held.disown()
                 for others in (f"{name}_with_kwargs", "_forward_hooks_always_called"):
                     getattr(module, others).pop(key, None)
                 hooks.pop(key, None)
-    if _ID not in module._forward_hooks:  # an interrupt in `_put_on` may have left these without a hook
+    if _ID not in module._forward_pre_hooks:  # an error in `_put_on` may have left these without a hook
+        module._forward_pre_hooks_with_kwargs.pop(_ID, None)
+    if _ID not in module._forward_hooks:
         module._forward_hooks_with_kwargs.pop(_ID, None)
         module._forward_hooks_always_called.pop(_ID, None)

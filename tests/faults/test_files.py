@@ -160,7 +160,7 @@ from test_files import SAVED
 
 
 class Killed(Injection):
-    def reached(self, place):
+    def reached(self, place, function):
         if place == self._point[:2]:
             os.kill(os.getpid(), signal.SIGKILL)
 

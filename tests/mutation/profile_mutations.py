@@ -196,7 +196,7 @@ PROFILES = [
         "frequencies end at the wrong one",
         "(-torch.arange(pairs, dtype=torch.float64) / pairs)",
         "(-torch.arange(pairs, dtype=torch.float64) / (pairs - 1))",
-        "adapters/test_wan.py::test_equals_the_oracle_at_1x_to_6x",
+        "attention/test_rotations.py",
     ),
     Mutation(
         _BLOCKS,
