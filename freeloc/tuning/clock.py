@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from freeloc.files import replacing
+from freeloc.probing.cells import write_json
 
 
 class Clock:
@@ -63,5 +63,4 @@ class Clock:
         # The first one of a kind also loads and prepares, so later ones count more.
         self._typical[kind] = seconds if known is None else 0.5 * (known + seconds)
         if self._path:
-            with replacing(self._path) as part:
-                part.write_text(json.dumps({"seconds": self.spent()}), encoding="utf-8")
+            write_json(self._path, {"seconds": self.spent()})

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freeloc.files import replacing
-from freeloc.probing.cells import Cell, Cells
+from freeloc.probing.cells import Cell, Cells, write_json
 from freeloc.tuning.clock import Clock
 
 PAUSE = 0.02
@@ -170,8 +169,7 @@ class Work(Cells):
         """Post a round: its tasks, and the time of day until which they may end."""
         listed = [[task.name, task.kind, task.data] for task in tasks]
         posted = {"run": self._run, "number": self._rounds, "tasks": listed, "until": until, "done": done}
-        with replacing((self.folder or Path()) / "round.json") as part:
-            part.write_text(json.dumps(posted), encoding="utf-8")
+        write_json((self.folder or Path()) / "round.json", posted)
 
     def _posted(self) -> dict[str, Any]:
         """The last round; empty if there is none."""

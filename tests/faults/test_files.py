@@ -20,6 +20,7 @@ from freeloc.errors import FreelocError
 from freeloc.metrics.video import write_video
 from freeloc.pictures.figures import empty_figure, write
 from freeloc.probing import Local, Table
+from freeloc.tuning.clock import Clock
 
 
 def save_profile(path, version):
@@ -122,6 +123,17 @@ def test_a_probe_on_a_full_disk_goes_on_when_there_is_room(small_disk):
         probe(probe_of)
     (small_disk / "filling").unlink()
     assert torch.equal(probe(probe_of).table("local.logits").values, whole.table("local.logits").values)
+
+
+def test_the_clock_of_a_tuning_on_a_full_disk(small_disk):
+    fill(small_disk)
+    clock = Clock(1.0, small_disk)
+    with pytest.raises(FreelocError, match=r"cannot write .*clock.json: No space left on device"):
+        clock.note("a kind", 1.0)
+    assert [path.name for path in small_disk.iterdir()] == ["filling"]
+    (small_disk / "filling").unlink()
+    clock.note("a kind", 1.0)
+    assert Clock(1.0, small_disk).spent() >= 0
 
 
 @pytest.mark.parametrize("kind", list(ERRORS))
