@@ -16,8 +16,6 @@ import sys
 
 from .jobs import ROOT, SUBJECTS, Results, run_subject
 
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
-
 
 def here(subject: str, again: bool, only: str) -> int:
     """Run one subject in this process, and print each cell. The exit status: 1 if one is not as it must be."""

@@ -108,7 +108,9 @@ def differs(cell: Cell, case: Case, found: Exact) -> str:
     if not found.difference <= allowed:
         return f"expected a difference of at most {allowed:.1e}, found {found.difference:.1e} of {found.gap:.1e}"
     if not found.gap >= LEAST_GAP * found.difference:
-        return f"expected a correction of {LEAST_GAP} times the difference {found.difference:.1e}, found {found.gap:.1e}"
+        return (
+            f"expected a correction of {LEAST_GAP} times the difference {found.difference:.1e}, found {found.gap:.1e}"
+        )
     return ""
 
 

@@ -26,7 +26,9 @@ def lengths_in_turn(case: Case) -> Exact:
     for (_, frames), output in found.items():
         if frames <= TRAINED:
             assert torch.equal(output, case.run(frames=frames))
-    return worst([Exact(difference(output, right), difference(*pair)) for (pair, output) in pairs for right in pair[1:]])
+    return worst(
+        [Exact(difference(output, right), difference(*pair)) for (pair, output) in pairs for right in pair[1:]]
+    )
 
 
 def other_calls(frames: int = LONG, batch: int = 2, grid: tuple[int, int] = (2, 3)) -> Any:
@@ -150,15 +152,28 @@ def determined(case: Case) -> Exact:
 
 
 def on_meta(case: Case) -> Exact:
-    """Shapes only, on a model without weights; then its weights are loaded, and it is right."""
+    """Patched before its weights are loaded, as by accelerate.init_empty_weights."""
+    from accelerate import init_empty_weights
+
     weights = case.model.state_dict()
-    with torch.device("meta"):
+    with init_empty_weights():
         model = type(case.model).from_config(case.model.config).eval()
     with case.patch(model) as patch:
         model.load_state_dict(weights, assign=True)
         result = case.exact(case.run(model))
         assert patch.report().corrected_calls
     return result
+
+
+def shapes_only(case: Case) -> Exact:
+    """A run on the meta device, where tensors have no values."""
+    model = case.model.to("meta")
+    given = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in case.inputs().items()}
+    if "image_rotary_emb" in given:
+        given["image_rotary_emb"] = tuple(table.to("meta") for table in given["image_rotary_emb"])
+    with case.patch(), torch.no_grad():
+        assert video(model, given).shape == case.plain().shape
+    return Exact(0.0, 1.0, "the shape of the output")
 
 
 def in_fake_mode(case: Case) -> Exact:
@@ -202,7 +217,8 @@ CELLS = [
     Cell("model.forward(...), 3 frames, then 9", forward_by_hand(SHORT, LONG), expects=Refused("Call model")),
     Cell("an error of any kind inside attention, then another run", after_an_exception, quick=("wan",)),
     Cell("a with block in a generator that is closed", in_a_generator),
-    Cell("weights loaded after the patch, from meta", on_meta),
+    Cell("patched under init_empty_weights, then load_state_dict", on_meta),
+    Cell("a run on the meta device", shapes_only),
     Cell("FakeTensorMode, then a real run", in_fake_mode),
     Cell("another patched model inside a block", two_models_nested),
 ]

@@ -21,7 +21,9 @@ def rows(found: Mapping[str, Outcome]) -> list[str]:
     """
     every = list(jobs())
     if missing := [job.name for job in every if job.name not in found]:
-        raise SystemExit(f"{len(missing)} of {len(every)} cells have not run, so there is no page: " + "; ".join(missing))
+        raise SystemExit(
+            f"{len(missing)} of {len(every)} cells have not run, so there is no page: " + "; ".join(missing)
+        )
     if wrong := [job.name for job in every if found[job.name].problem]:
         raise SystemExit(f"{len(wrong)} cells are not as they must be, so there is no page: " + "; ".join(wrong))
     lines = [", ".join(f"{name} {number}" for name, number in versions().items()) + ".\n"]

@@ -1,0 +1,78 @@
+"""torch.compile with breaks in its graph.
+
+Breaks are caused by hooks of the user, and by torch.compiler.disable, at each place around attention.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cell import Apply, applied
+from .compilation import attention_of, blocks_of
+
+
+def breaks(*given: Any) -> None:
+    torch._dynamo.graph_break()
+
+
+def prints(*given: Any) -> None:
+    print(end="")
+
+
+def before(name: str, hook: Callable[..., None] = breaks) -> Callable[[nn.Module], None]:
+    """A forward pre-hook on a part of the attention module, or, without a name, on itself."""
+    return lambda attention: attention.get_submodule(name).register_forward_pre_hook(hook) and None
+
+
+def after(attention: nn.Module) -> None:
+    attention.register_forward_hook(breaks)
+
+
+def forward_disabled(name: str) -> Callable[[nn.Module], None]:
+    def apply(attention: nn.Module) -> None:
+        part = attention.get_submodule(name)
+        part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+
+    return apply
+
+
+def processor_disabled(attention: Any) -> None:
+    kind = type(attention.processor)
+    attention.processor.__class__ = type(kind.__name__, (kind,), {"__call__": torch.compiler.disable(kind.__call__)})
+
+
+PLACES = {
+    "a pre-hook on to_q that breaks the graph": before("to_q"),
+    "a pre-hook on to_out that breaks the graph": before("to_out.0"),
+    "a pre-hook on norm_q that breaks the graph": before("norm_q"),
+    "a pre-hook on the attention that breaks the graph": before(""),
+    "a hook on the attention that breaks the graph": after,
+    "a hook on to_v that prints": before("to_v", prints),
+    "torch.compiler.disable on attn.forward": forward_disabled(""),
+    "torch.compiler.disable on to_q.forward": forward_disabled("to_q"),
+    "torch.compiler.disable on the processor": processor_disabled,
+}
+
+
+def with_break(place: Callable[[nn.Module], None], by_blocks: bool) -> Apply:
+    def apply(model: Any) -> None:
+        for block in blocks_of(model):
+            place(attention_of(block)[1])
+        for module in blocks_of(model) if by_blocks else [model]:
+            module.compile(backend="eager")
+
+    return apply
+
+
+CELLS = [
+    applied(
+        f"{name}; {'block' if by_blocks else 'model'}.compile()",
+        with_break(place, by_blocks),
+        families=("wan", "hunyuan-video") if name.endswith("to_q that breaks the graph") else ("wan",),
+        quick=("wan",) if name.endswith("attn.forward") and not by_blocks else (),
+    )
+    for name, place in PLACES.items()
+    for by_blocks in (False, True)
+]
