@@ -17,23 +17,7 @@ from .cell import EXACT, LEAST_GAP, Case, Cell, Exact, Fails, Refused, restored
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "matrix"
-SUBJECTS = (
-    "lengths",
-    "compilation",
-    "graph_breaks",
-    "offloading",
-    "weights",
-    "lora",
-    "hooks",
-    "backends",
-    "caches",
-    "pipelines",
-    "training",
-    "precision",
-    "copies",
-    "processes",
-    "threads",
-)
+SUBJECTS = ("lengths", "offloading", "weights", "lora")
 LIBRARIES = ("freeloc", "torch", "diffusers", "accelerate", "peft", "cache-dit")
 """Packages of the development environment whose versions the page names."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")

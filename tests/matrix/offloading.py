@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .cell import Apply, applied
+from .cell import Apply, Fails, applied
 
 CPU = torch.device("cpu")
 
@@ -71,16 +71,20 @@ OFFLOADS: dict[str, Apply] = {
 WEIGHTS_OF_ROPE = ("mochi", "ltx", "kandinsky5", "cosmos", "motif-video")
 """Models whose adapters read weights or tables of the model when it is patched."""
 
+RETURNS = {"ltx-2": Fails("missing 1 required positional argument: 'audio_sample'")}
+"""accelerate cannot move the output of LTX-2, which is a dataclass of two tensors."""
+
 CELLS = [
     applied(
         f"accelerate: {name}" if "_" in name[:12] else f"diffusers: {name}",
         apply,
         quick={"cpu_offload": ("wan",), "groups of leaves": ("hunyuan-video",)}.get(name, ()),
+        but=RETURNS if name in ("cpu_offload", "disk_offload") else {},
     )
     for name, apply in OFFLOADS.items()
     if name != "dispatch_model"
 ] + [
-    applied("accelerate: dispatch_model, blocks on disk", OFFLOADS["dispatch_model"]),
+    applied("accelerate: dispatch_model, blocks on disk", OFFLOADS["dispatch_model"], but=RETURNS),
     applied("layerwise casting to float8_e4m3fn", cast(torch.float8_e4m3fn), changes=True),
     applied("layerwise casting to float8_e5m2", cast(torch.float8_e5m2), changes=True),
     applied("other families: cpu_offload", OFFLOADS["cpu_offload"], families=WEIGHTS_OF_ROPE),
