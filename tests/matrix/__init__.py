@@ -1,4 +1,4 @@
-"""The matrix: freeloc together with other libraries, in both orders, on small real models: ``python -m tests.matrix``."""
+"""The matrix: freeloc together with other libraries, on small real models: ``python -m tests.matrix``."""
 
 import sys
 from pathlib import Path

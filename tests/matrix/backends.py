@@ -123,18 +123,25 @@ ELSEWHERE = {
         ),
         "not usable because of missing package",
     ),
-    "aiter": "not usable because of missing package",
 }
 """Backends that need another device or package, and what diffusers says."""
 
 CELLS = [
     *[
-        applied(f"set_attention_backend('{name}')", set_on_model(name), families=THREE,
-                quick={"_native_math": ("wan",), "flex": ("hunyuan-video",)}.get(name, ()))
+        applied(
+            f"set_attention_backend('{name}')",
+            set_on_model(name),
+            families=THREE,
+            quick={"_native_math": ("wan",), "flex": ("hunyuan-video",)}.get(name, ()),
+        )
         for name in RUN_ON_A_CPU
     ],
-    applied("set_attention_backend('_native_flash')", set_on_model("_native_flash"), families=THREE,
-            but=dict.fromkeys(THREE[1:], Fails("`attn_mask` is not supported"))),
+    applied(
+        "set_attention_backend('_native_flash')",
+        set_on_model("_native_flash"),
+        families=THREE,
+        but=dict.fromkeys(THREE[1:], Fails("`attn_mask` is not supported")),
+    ),
     *[
         applied(f"set_attention_backend('{name}')", set_on_model(name), families=THREE, orders=(), expects=Fails(said))
         for name, said in ELSEWHERE.items()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cell import Apply, applied
+from .cell import LONG, LONGER, ORDERS, Apply, applied
 from .compilation import attention_of, blocks_of
 
 
@@ -54,6 +54,7 @@ PLACES = {
     "torch.compiler.disable on to_q.forward": forward_disabled("to_q"),
     "torch.compiler.disable on the processor": processor_disabled,
 }
+IN_BOTH_ORDERS = ("a pre-hook on to_q that breaks the graph",)
 
 
 def with_break(place: Callable[[nn.Module], None], by_blocks: bool) -> Apply:
@@ -70,7 +71,9 @@ CELLS = [
     applied(
         f"{name}; {'block' if by_blocks else 'model'}.compile()",
         with_break(place, by_blocks),
-        families=("wan", "hunyuan-video") if name.endswith("to_q that breaks the graph") else ("wan",),
+        families=("wan", "hunyuan-video") if name in IN_BOTH_ORDERS else ("wan",),
+        orders=ORDERS if name in IN_BOTH_ORDERS else ORDERS[1:],
+        lengths=(LONG, LONGER),
         quick=("wan",) if name.endswith("attn.forward") and not by_blocks else (),
     )
     for name, place in PLACES.items()

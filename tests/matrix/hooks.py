@@ -107,7 +107,9 @@ def replaced_kernel(calls_original: bool) -> Iterator[None]:
             return original(query, key, value, attn_mask=attn_mask, **options)
         weights = query @ key.mT * query.shape[-1] ** -0.5
         if attn_mask is not None:
-            weights = weights.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+            weights = (
+                weights.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+            )
         return weights.softmax(-1).nan_to_num(0) @ value
 
     with mock.patch.object(F, "scaled_dot_product_attention", other):
@@ -203,13 +205,30 @@ CELLS = [
     applied("a hook on to_q that changes its output", projection_hook(1.5), changes=True, quick=("wan",)),
     applied("fresh attention processors", fresh_processors, quick=("wan",)),
     Cell("a forward on the class, as of TeaCache", class_level_forward, orders=("before", "after")),
-    Cell("F.scaled_dot_product_attention is another function", with_kernel(False), orders=("before", "after"),
-         expects=NO_CALL),
-    Cell("F.scaled_dot_product_attention is a wrapper of itself", with_kernel(True), orders=("before", "after"),
-         expects=NO_CALL, quick=("wan",)),
-    Cell("a processor that passes dropout_p", dropout_in_the_kernel, families=("wan",),
-         expects=Refused("LayoutError: .*expected dropout_p=0.0 in its attention, found 0.1")),
-    Cell("nnsight: a trace of the patched model, a patch of the wrapper", nnsight_traced, families=("wan",),
-         needs=("nnsight",)),
+    Cell(
+        "F.scaled_dot_product_attention is another function",
+        with_kernel(False),
+        orders=("before", "after"),
+        expects=NO_CALL,
+    ),
+    Cell(
+        "F.scaled_dot_product_attention is a wrapper of itself",
+        with_kernel(True),
+        orders=("before", "after"),
+        expects=NO_CALL,
+        quick=("wan",),
+    ),
+    Cell(
+        "a processor that passes dropout_p",
+        dropout_in_the_kernel,
+        families=("wan",),
+        expects=Refused("LayoutError: .*expected dropout_p=0.0 in its attention, found 0.1"),
+    ),
+    Cell(
+        "nnsight: a trace of the patched model, a patch of the wrapper",
+        nnsight_traced,
+        families=("wan",),
+        needs=("nnsight",),
+    ),
     Cell("torch.func.vmap", on_another_device_mode, families=("wan", "ltx-2")),
 ]

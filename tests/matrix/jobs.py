@@ -1,5 +1,6 @@
 """Runs of cells: a cell with one family in one order. Each is judged, and what was found is kept in a file."""
 
+import contextlib
 import functools
 import importlib
 import json
@@ -13,11 +14,29 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from .cell import EXACT, LEAST_GAP, Case, Cell, Exact, Fails, Refused, restored
+import torch
+
+from .cell import EXACT, LEAST_GAP, LEAST_GAP_OF_MOVING, Case, Cell, Exact, Fails, Refused
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "matrix"
-SUBJECTS = ("lengths", "offloading", "weights", "lora")
+SUBJECTS = (
+    "lengths",
+    "offloading",
+    "weights",
+    "lora",
+    "compilation",
+    "graph_breaks",
+    "hooks",
+    "backends",
+    "caches",
+    "pipelines",
+    "training",
+    "precision",
+    "copies",
+    "threads",
+    "processes",
+)
 LIBRARIES = ("freeloc", "torch", "diffusers", "accelerate", "peft", "cache-dit")
 """Packages of the development environment whose versions the page names."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
@@ -31,6 +50,7 @@ class Outcome:
     """``"exact"``, ``"refused"``, ``"fails without freeloc"`` or ``"not installed"``."""
     difference: float = 0.0
     gap: float = 0.0
+    own: float = 0.0
     message: str = ""
     problem: str = ""
     """What is not as expected; empty if nothing is."""
@@ -83,18 +103,19 @@ def judge(cell: Cell, expected: Refused | Fails | str, case: Case) -> Outcome:
         return Outcome(kind, message=" ".join(fits[:1]), problem=problem)
     if kind != EXACT:
         return Outcome(kind, problem=f"expected an error with {expected.pattern!r}, found none: {found}")  # type: ignore[union-attr]
-    return Outcome(EXACT, *found[:2], message=found.note, problem=differs(cell, case, found))
+    return Outcome(EXACT, found.difference, found.gap, found.own, found.note, differs(cell, case, found))
 
 
 def differs(cell: Cell, case: Case, found: Exact) -> str:
     """What is wrong with a measurement; empty if nothing is."""
-    allowed = max(cell.tolerance, case.facts.tolerance)
+    allowed, least = (
+        max(cell.tolerance, case.facts.tolerance, 2 * found.own),
+        LEAST_GAP_OF_MOVING if found.own else LEAST_GAP,
+    )
     if not found.difference <= allowed:
         return f"expected a difference of at most {allowed:.1e}, found {found.difference:.1e} of {found.gap:.1e}"
-    if not found.gap >= LEAST_GAP * found.difference:
-        return (
-            f"expected a correction of {LEAST_GAP} times the difference {found.difference:.1e}, found {found.gap:.1e}"
-        )
+    if not found.gap >= least * found.difference:
+        return f"expected a correction of {least} times the difference {found.difference:.1e}, found {found.gap:.1e}"
     return ""
 
 
@@ -110,6 +131,23 @@ def messages(error: BaseException | None) -> list[str]:
 def is_ours(message: str) -> bool:
     """Whether a message is of an error of freeloc, also inside the text of another error."""
     return bool(re.search(r"\b(Layout|Patch|Adapter|Profile|Registry|Probe|Freeloc)Error\b", message))
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Put back what is global: compiled code, default dtype, default device, threads, attention backend, gradients."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    before = torch.get_default_dtype(), registry._active_backend, torch.is_grad_enabled(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_default_device(None)
+        registry._active_backend = before[1]
+        torch.set_grad_enabled(before[2])
+        torch.set_num_threads(before[3])
+        torch._dynamo.reset()
 
 
 def subject_module(subject: str) -> ModuleType:

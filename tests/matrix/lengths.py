@@ -13,7 +13,7 @@ import torch
 from lengths import plan_of_call
 
 import freeloc
-from freeloc.testing import noise, random_model
+from freeloc.testing import random_model
 
 from .cell import LONG, SHORT, TRAINED, Case, Cell, Exact, Fails, Refused, applied, difference, video, worst
 
@@ -102,7 +102,7 @@ def forward_by_hand(before: int, then: int) -> Any:
 
 
 def after_an_exception(case: Case) -> Exact:
-    """Each kind of error, raised in the attention of the second layer by a hook of the user; then the model is right."""
+    """Each kind of error, raised in the second layer by a hook of the user; then the model is right."""
     found = []
     attention = [module for name, module in case.model.named_modules() if name.endswith("to_k")][1]
     kinds = (RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, MemoryError, RecursionError)
@@ -168,7 +168,9 @@ def on_meta(case: Case) -> Exact:
 def shapes_only(case: Case) -> Exact:
     """A run on the meta device, where tensors have no values."""
     model = case.model.to("meta")
-    given = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in case.inputs().items()}
+    given = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in case.inputs().items()
+    }
     if "image_rotary_emb" in given:
         given["image_rotary_emb"] = tuple(table.to("meta") for table in given["image_rotary_emb"])
     with case.patch(), torch.no_grad():

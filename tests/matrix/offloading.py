@@ -23,7 +23,7 @@ def accelerated(name: str) -> Apply:
             accelerate.disk_offload(model, tempfile.mkdtemp(), execution_device=CPU)
         else:
             places = {part: "disk" if "blocks" in part else "cpu" for part, _ in model.named_children()}
-            places |= {part: "cpu" for part in dict(model.named_parameters(recurse=False))}
+            places |= dict.fromkeys(dict(model.named_parameters(recurse=False)), "cpu")
             options = {"main_device": "cpu", "offload_dir": tempfile.mkdtemp(), "force_hooks": True}
             accelerate.dispatch_model(model, places, **options)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from itertools import groupby
 
-from .cell import EXACT, Cell
+from .cell import EXACT
 from .jobs import ROOT, SUBJECTS, Job, Outcome, jobs, subject_module, versions
 
 PAGE = ROOT / "docs" / "matrix.md"
@@ -28,21 +28,22 @@ def rows(found: Mapping[str, Outcome]) -> list[str]:
         raise SystemExit(f"{len(wrong)} cells are not as they must be, so there is no page: " + "; ".join(wrong))
     lines = [", ".join(f"{name} {number}" for name, number in versions().items()) + ".\n"]
     for subject in SUBJECTS:
-        title = (subject_module(subject).__doc__ or "").splitlines()[0].removesuffix(".")
-        lines += [f"\n## {title}\n\n", "| cell | models | order | outcome |\n|---|---|---|---|\n"]
+        lines += [f"\n## {heading(subject)}\n\n", "| cell | models | order | outcome |\n|---|---|---|---|\n"]
         for _, group in groupby(jobs((subject,)), key=lambda job: id(job.cell)):
             lines += cell_rows(list(group), found)
     return lines
 
 
 def cell_rows(every: list[Job], found: Mapping[str, Outcome]) -> list[str]:
-    """The lines of one cell: one for all models and orders with the same kind of outcome and message."""
-    groups: dict[tuple[str, str], list[Job]] = {}
+    """The lines of one cell: one for all models with the same kind of outcome and message in the same orders."""
+    orders: dict[tuple[str, str, str], list[Job]] = {}
     for job in every:
         outcome = found[job.name]
-        told = shown(outcome.message, job.cell, outcome.outcome)
-        groups.setdefault((outcome.outcome, told), []).append(job)
-    return [row(told, group, found) for (_, told), group in groups.items()]
+        orders.setdefault((outcome.outcome, shown(outcome), job.family), []).append(job)
+    lines: dict[tuple[str, str, tuple[str, ...]], list[Job]] = {}
+    for (kind, told, _), group in orders.items():
+        lines.setdefault((kind, told, tuple(job.order for job in group)), []).extend(group)
+    return [row(told, group, found) for (_, told, _), group in lines.items()]
 
 
 def row(told: str, group: list[Job], found: Mapping[str, Outcome]) -> str:
@@ -51,18 +52,54 @@ def row(told: str, group: list[Job], found: Mapping[str, Outcome]) -> str:
     orders = ", ".join(filter(None, dict.fromkeys(job.order for job in group)))
     kind = found[group[0].name].outcome
     if kind == EXACT:
-        largest = max(found[job.name].difference for job in group)
+        largest, own = (max(getattr(found[job.name], name) for job in group) for name in ("difference", "own"))
         gap = min(found[job.name].gap for job in group)
-        kind = f"exact: {largest:.1e} of {gap:.1e}"
+        kind = f"exact: {largest:.1e} of {gap:.1e}" + (f", rounding alone {own:.1e}" if own else "")
     text = f"{kind}. {told}" if told else kind
-    return f"| {group[0].cell.name.replace('|', '/')} | {families} | {orders} | {text} |\n"
+    return f"| {title(group[0])} | {families} | {orders} | {text} |\n"
 
 
-def shown(message: str, cell: Cell, kind: str) -> str:
-    """A message as it stands in the table: on one line, without what differs from run to run."""
-    line = " ".join(message.split())
-    line = re.sub(r"0x[0-9a-f]+|/\S+/", "...", line).replace("|", "/").replace("<", "&lt;").replace("`", "'")
+def title(job: Job) -> str:
+    """The name of a cell as it stands in the table."""
+    return job.cell.name.replace("|", "/")
+
+
+def parsed(text: str) -> dict[tuple[str, str, str, str], str]:
+    """By subject, title of the cell, model and order, the outcome that a page names.
+
+    Raises:
+        ValueError: if two lines are about the same.
+    """
+    outcomes: dict[tuple[str, str, str, str], str] = {}
+    subject = ""
+    for line in text.partition(START)[2].partition(END)[0].splitlines():
+        if line.startswith("## "):
+            subject = line.removeprefix("## ")
+        cells = [cell.strip() for cell in line.strip("|").split(" |")]
+        if not line.startswith("| ") or cells[0] == "cell":
+            continue
+        for family in cells[1].split(", "):
+            for order in cells[2].split(", "):
+                place = subject, cells[0], family, order
+                if place in outcomes:
+                    raise ValueError(f"two lines about {place}")
+                outcomes[place] = re.split(r"[:.]", cells[3])[0]
+    return outcomes
+
+
+def shown(outcome: Outcome) -> str:
+    """A message as it stands in the table: on one line, without what differs from model to model and run to run."""
+    line = " ".join(outcome.message.split())
+    line = re.sub(r"0x[0-9a-f]+|/\S+/", "...", line)
+    line = re.sub(r"\w*blocks\.\d+\.\w+( \(\w+\))?", "the attention", line)
+    line = re.sub(r"\w*Transformer3DModel", "the model", line)
+    line = line.replace("|", "/").replace("<", "&lt;").replace("`", "'").replace("*", "\\*").replace("_", "\\_")
     return line if len(line) <= MOST else line[:MOST].rsplit(" ", 1)[0] + " ..."
+
+
+def heading(subject: str) -> str:
+    """The first line of what is said about a subject."""
+    return (subject_module(subject).__doc__ or "").splitlines()[0].removesuffix(".")
 
 
 def count(found: Mapping[str, Outcome]) -> str:

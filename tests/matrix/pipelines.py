@@ -6,7 +6,6 @@ Whole runs of a small WanPipeline of diffusers, with guidance: several pipelines
 import contextlib
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import freeloc
@@ -209,7 +208,12 @@ CELLS = [
     Cell("enable_cache(PyramidAttentionBroadcastConfig)", with_cache(pyramid), WAN, ORDERS, **MANY),  # type: ignore[arg-type]
     Cell("a cache stays on when the patch is removed", cache_after_removal, WAN, **MANY),  # type: ignore[arg-type]
     Cell("another pipeline with the same transformer", shared, WAN, **MANY),  # type: ignore[arg-type]
-    Cell("two patches of a transformer of two pipelines", patched_twice, WAN, expects=Refused("PatchError: .*is patched already")),
+    Cell(
+        "two patches of a transformer of two pipelines",
+        patched_twice,
+        WAN,
+        expects=Refused("PatchError: .*is patched already"),
+    ),
     Cell("callback_on_step_end removes the patch, and patches again", callback_that_patches, WAN, **MANY),  # type: ignore[arg-type]
     Cell("callback_on_step_end ends the run by KeyboardInterrupt, then another run", callback_that_raises, WAN, **MANY),  # type: ignore[arg-type]
     Cell("the hook of enable_model_cpu_offload", offloaded, WAN, ORDERS, **MANY),  # type: ignore[arg-type]

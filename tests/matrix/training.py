@@ -247,12 +247,25 @@ CELLS = [
     Cell("checkpoints, two lengths, then backward", two_lengths(False), **RELATIVE),  # type: ignore[arg-type]
     Cell("reentrant checkpoints, two lengths, then backward", two_lengths(True), ("wan",), **RELATIVE),  # type: ignore[arg-type]
     Cell("checkpoints, backward after the with block", after_the_block, expects=Refused("PatchError: ")),
-    Cell("torch.compile(aot_eager), a training step", compiled("model", backend="aot_eager"), ("wan", "hunyuan-video", "ltx-2"),
-         BEFORE_AND_AFTER, quick=("wan",), **RELATIVE),  # type: ignore[arg-type]
-    Cell("torch.compile(eager), a training step", compiled("model", backend="eager"), orders=BEFORE_AND_AFTER, **RELATIVE),  # type: ignore[arg-type]
+    Cell(
+        "torch.compile(aot_eager), a training step",
+        compiled("model", backend="aot_eager"),
+        ("wan", "hunyuan-video", "ltx-2"),
+        BEFORE_AND_AFTER,
+        quick=("wan",),
+        **RELATIVE,
+    ),  # type: ignore[arg-type]
+    Cell(
+        "torch.compile(eager), a training step", compiled("model", backend="eager"), orders=BEFORE_AND_AFTER, **RELATIVE
+    ),  # type: ignore[arg-type]
     Cell("torch.compile(inductor), a training step", compiled("model"), ("wan",), BEFORE_AND_AFTER, **RELATIVE),  # type: ignore[arg-type]
-    Cell("compile_repeated_blocks, a training step", compiled("blocks", backend="aot_eager"), ("wan", "hunyuan-video"),
-         BEFORE_AND_AFTER, **RELATIVE),  # type: ignore[arg-type]
+    Cell(
+        "compile_repeated_blocks, a training step",
+        compiled("blocks", backend="aot_eager"),
+        ("wan", "hunyuan-video"),
+        BEFORE_AND_AFTER,
+        **RELATIVE,
+    ),  # type: ignore[arg-type]
     Cell("compiled, only the last projection trained", last_layer_only, ("wan",), **RELATIVE),  # type: ignore[arg-type]
     *[
         Cell(f"torch.autograd: {kind}", with_hooks_of_autograd(kind), ("wan", "hunyuan-video"), **RELATIVE)  # type: ignore[arg-type]
