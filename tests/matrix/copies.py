@@ -173,7 +173,7 @@ def with_cache(apply: Apply) -> Any:
     return body
 
 
-# The hooks of diffusers stay those of the first model: in a deep copy, modules with hooks run the first model's modules.
+# In a deep copy, the hooks of diffusers stay those of the first model, and run its modules.
 WITHOUT_AUDIO = ("wan", "hunyuan-video", "cogvideox-1.5")
 CELLS = [
     Cell("copy.deepcopy(model)", copied(deep), quick=("wan",)),

@@ -89,7 +89,7 @@ def parsed(text: str) -> dict[tuple[str, str, str, str], str]:
 
 def shown(outcome: Outcome) -> str:
     """A message as it stands in the table: on one line, without what differs from model to model and run to run."""
-    line = " ".join(outcome.message.split())
+    line = " ".join(outcome.message.split()).removeprefix("SharedError: ")  # in another process
     line = re.sub(r"0x[0-9a-f]+|/\S+/", "...", line)
     line = re.sub(r"\w*blocks\.\d+\.\w+( \(\w+\))?", "the attention", line)
     line = re.sub(r"\w*Transformer3DModel", "the model", line)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
-from .cell import LONG, LONGER, SHORT, Case, Cell, Exact, Refused, difference, video
+from .cell import LONG, LONGER, SHORT, Case, Cell, Exact, Fails, Refused, difference, video
 
 RELATIVE = {"tolerance": 1e-4}
 """Of the largest gradient."""
@@ -44,7 +45,8 @@ def compared(case: Case, found: dict[str, Tensor], model: Any = None, lengths: S
             expected = gradients(twin, case, lengths)
         else:
             expected = _sum_of_oracles(twin, case, lengths)
-    assert set(found) == set(expected)
+    assert set(expected) <= set(found)  # reentrant checkpoints also give zeros, to what is not used
+    assert not any(found[name].any() for name in set(found) - set(expected))
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     differences = [max(difference(of[name], expected[name]) for name in expected) / largest for of in (found, plain)]
     return Exact(*differences, "of the largest gradient")
@@ -167,11 +169,12 @@ def gradient_penalty(case: Case) -> Exact:
         (first,) = torch.autograd.grad(video(model, given).square().sum(), hidden, create_graph=True)
         return torch.autograd.grad(first.square().sum(), hidden)[0]
 
-    plain = twice(case.model)
-    with case.oracle(case.model):
-        expected = twice(case.model)
-    with case.patch():
-        found = twice(case.model)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        plain = twice(case.model)
+        with case.oracle(case.model):
+            expected = twice(case.model)
+        with case.patch():
+            found = twice(case.model)
     largest = float(expected.abs().max())
     return Exact(difference(found, expected) / largest, difference(plain, expected) / largest, "of the largest")
 
@@ -182,14 +185,17 @@ def tangent(case: Case) -> Exact:
     hidden = given["hidden_states"]
     direction = torch.ones_like(hidden)
 
-    def of(model: Any) -> Any:
-        return lambda changed: video(model, given | {"hidden_states": changed, "return_dict": False})
+    def of(changed: Tensor) -> Tensor:
+        return video(case.model, given | {"hidden_states": changed, "return_dict": False})
 
-    with case.patch():
-        found = torch.func.jvp(of(case.model), (hidden,), (direction,))[1]
-    plain = torch.func.jvp(of(case.model), (hidden,), (direction,))[1]
-    with case.oracle(case.model):
-        expected = torch.autograd.functional.jvp(of(case.model), hidden, direction)[1]
+    if not case.is_patched:
+        return Exact(0.0, float(torch.func.jvp(of, (hidden,), (direction,))[1].abs().max()))
+    with sdpa_kernel(SDPBackend.MATH):
+        with case.patch(backend="reference"):
+            found = torch.func.jvp(of, (hidden,), (direction,))[1]
+        plain = torch.func.jvp(of, (hidden,), (direction,))[1]
+        with case.oracle(case.model):
+            expected = torch.autograd.functional.jvp(of, hidden, direction)[1]
     largest = float(expected.abs().max())
     return Exact(difference(found, expected) / largest, difference(plain, expected) / largest, "of the largest")
 
@@ -216,11 +222,11 @@ def prepared_by_accelerate(case: Case) -> Exact:
 
 
 def training_dropout(case: Case) -> Exact:
-    """train() with dropout behind attention: the same random numbers in both."""
+    """train() with dropout in the feed-forward layers: the same random numbers in both."""
     found = []
     for model in (case.new_model(), case.model):
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Dropout) and ".attn" not in name:  # the oracle runs attention twice
                 module.p = 0.3
         model.train()
 
@@ -271,9 +277,10 @@ CELLS = [
         Cell(f"torch.autograd: {kind}", with_hooks_of_autograd(kind), ("wan", "hunyuan-video"), **RELATIVE)  # type: ignore[arg-type]
         for kind in ("anomaly", "save_on_cpu", "saved_tensors_hooks")
     ],
-    Cell("gradients of a gradient", gradient_penalty, ("wan",), **RELATIVE),  # type: ignore[arg-type]
-    Cell("torch.func.jvp", tangent, ("wan",), **RELATIVE),  # type: ignore[arg-type]
+    Cell("gradients of a gradient, sdpa_kernel(MATH)", gradient_penalty, ("wan",), **RELATIVE),  # type: ignore[arg-type]
+    Cell("torch.func.jvp", tangent, expects=Fails("Trying to use forward AD with")),
+    Cell("torch.func.jvp, sdpa_kernel(MATH), backend='reference'", tangent, ("wan",), **RELATIVE),  # type: ignore[arg-type]
     Cell("torch.func.functional_call", with_other_weights),
     Cell("Accelerator().prepare(model)", prepared_by_accelerate, ("wan",), BEFORE_AND_AFTER),
-    Cell("train() with dropout behind attention", training_dropout, ("wan",)),
+    Cell("train() with dropout", training_dropout, ("wan",)),
 ]
