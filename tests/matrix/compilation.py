@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cell import LONG, LONGER, ORDERS, SHORT, Apply, Case, Cell, Exact, Fails, Refused, applied, difference, worst
+from .cell import LONG, LONGER, SHORT, Apply, Case, Cell, Exact, Fails, Refused, applied, difference, worst
 
 THREE = ("wan", "hunyuan-video", "ltx-2")
 
@@ -142,10 +142,15 @@ def cast_and_compiled(model: Any) -> None:
     model.compile(backend="eager")
 
 
+def compiled(name: str, apply: Apply, **options: Any) -> Cell:
+    """A cell of one model and two lengths, if nothing else is said: each compilation takes seconds."""
+    return applied(name, apply, **{"families": ("wan",), "lengths": (LONG, LONGER)} | options)
+
+
 MODES = ("reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 
 CELLS = [
-    applied("torch.compile(fullgraph=True)", whole(fullgraph=True), quick=("wan",)),
+    applied("torch.compile(fullgraph=True)", whole(fullgraph=True)),
     applied("torch.compile(fullgraph=True), inductor", whole(fullgraph=True, backend="inductor"), families=THREE[:2]),
     *[
         applied(
@@ -158,41 +163,30 @@ CELLS = [
     ],
     applied("torch.compile, aot_eager", whole(backend="aot_eager"), families=("wan",)),
     applied("torch.compile, graph breaks allowed", whole()),
-    applied("torch.compile(dynamic=True)", whole(dynamic=True)),
-    applied("torch.compile(dynamic=False)", whole(dynamic=False)),
-    applied("torch.compile(dynamic=True, fullgraph=True)", whole(dynamic=True, fullgraph=True)),
+    compiled("torch.compile(dynamic=True)", whole(dynamic=True)),
+    compiled("torch.compile(dynamic=False)", whole(dynamic=False)),
+    compiled("torch.compile(dynamic=True, fullgraph=True)", whole(dynamic=True, fullgraph=True)),
     Cell("torch._dynamo.mark_dynamic on the frames", marked_dynamic, families=("wan",)),
-    applied("model.compile()", in_place(), quick=("cogvideox-1.5",)),
-    applied(
-        "model.compile_repeated_blocks(fullgraph=True)",
-        repeated(fullgraph=True),
-        families=THREE,
-        quick=("hunyuan-video",),
-    ),
-    applied("model.compile_repeated_blocks(dynamic=True)", repeated(dynamic=True), families=THREE),
-    applied("one block: block.compile()", block_in_place),
-    applied("one block: torch.compile(block) in its place", block_replaced),
-    applied("attention: attn.compile()", attention_in_place),
-    applied("attention: torch.compile(attn) in its place", attention_replaced),
-    applied("model.forward = torch.compile(model.forward)", forward_replaced(lambda model: [model])),
-    applied("block.forward = torch.compile(block.forward)", forward_replaced(lambda model: list(blocks_of(model)))),
-    applied(
+    compiled("model.compile()", in_place(), families=("wan", "cogvideox-1.5")),
+    compiled("model.compile_repeated_blocks(fullgraph=True)", repeated(fullgraph=True), families=THREE),
+    compiled("model.compile_repeated_blocks(dynamic=True)", repeated(dynamic=True)),
+    compiled("one block: block.compile()", block_in_place, families=("wan", "ltx-2"), quick=("wan",)),
+    compiled("one block: torch.compile(block) in its place", block_replaced),
+    compiled("attention: attn.compile()", attention_in_place, families=THREE[:2]),
+    compiled("attention: torch.compile(attn) in its place", attention_replaced),
+    compiled("model.forward = torch.compile(model.forward)", forward_replaced(lambda model: [model])),
+    compiled("block.forward = torch.compile(block.forward)", forward_replaced(lambda model: list(blocks_of(model)))),
+    compiled(
         "attn.forward = torch.compile(attn.forward)",
         forward_replaced(lambda model: [attention_of(block)[1] for block in blocks_of(model)]),
     ),
-    Cell("compiled once, patched three times", patched_again),
-    Cell("compiled; inference_mode, no_grad, gradients in turn", modes_of_autograd),
-    applied("accelerate.cpu_offload and model.compile()", offloaded("cpu_offload", in_place()), families=("wan",)),
-    applied(
-        "group offload of leaves and model.compile()", offloaded("groups of leaves", in_place()), families=("wan",)
-    ),
-    applied(
-        "group offload of leaves and repeated blocks", offloaded("groups of leaves", repeated()), families=("wan",)
-    ),
-    applied(
-        "group offload of blocks and repeated blocks", offloaded("groups of blocks", repeated()), families=("wan",)
-    ),
-    applied("layerwise casting to float8 and model.compile()", cast_and_compiled, changes=True, families=("wan",)),
+    Cell("compiled once, patched three times", patched_again, families=("wan",)),
+    Cell("compiled; inference_mode, no_grad, gradients in turn", modes_of_autograd, families=("wan",)),
+    compiled("accelerate.cpu_offload and model.compile()", offloaded("cpu_offload", in_place())),
+    compiled("group offload of leaves and model.compile()", offloaded("groups of leaves", in_place())),
+    compiled("group offload of leaves and repeated blocks", offloaded("groups of leaves", repeated())),
+    compiled("group offload of blocks and repeated blocks", offloaded("groups of blocks", repeated())),
+    compiled("layerwise casting to float8 and model.compile()", cast_and_compiled, changes=True),
     Cell(
         "torch.export.export(strict=True)", exported(True), expects=Refused("PatchError: a patched model cannot be exp")
     ),
@@ -203,4 +197,3 @@ CELLS = [
     ),
     Cell("torch.jit.trace", jit_traced, but={"hunyuan-video": Fails("INTERNAL ASSERT FAILED")}),
 ]
-__all__ = ["CELLS", "ORDERS"]

@@ -74,7 +74,7 @@ CELLS = [
         families=("wan", "hunyuan-video") if name in IN_BOTH_ORDERS else ("wan",),
         orders=ORDERS if name in IN_BOTH_ORDERS else ORDERS[1:],
         lengths=(LONG, LONGER),
-        quick=("wan",) if name.endswith("attn.forward") and not by_blocks else (),
+        quick=("wan",) if name.endswith("attn.forward") and by_blocks else (),
     )
     for name, place in PLACES.items()
     for by_blocks in (False, True)

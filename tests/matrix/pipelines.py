@@ -202,20 +202,20 @@ MANY = {"tolerance": 1e-4}
 """Four steps with guidance."""
 
 CELLS = [
-    Cell("WanPipeline with guidance", of_batch(1), WAN, quick=WAN, **MANY),  # type: ignore[arg-type]
-    Cell("three prompts with guidance", of_batch(3), WAN, **MANY),  # type: ignore[arg-type]
-    Cell("enable_cache(FirstBlockCacheConfig)", with_cache(first_block), WAN, ORDERS, **MANY),  # type: ignore[arg-type]
-    Cell("enable_cache(PyramidAttentionBroadcastConfig)", with_cache(pyramid), WAN, ORDERS, **MANY),  # type: ignore[arg-type]
-    Cell("a cache stays on when the patch is removed", cache_after_removal, WAN, **MANY),  # type: ignore[arg-type]
-    Cell("another pipeline with the same transformer", shared, WAN, **MANY),  # type: ignore[arg-type]
+    Cell("WanPipeline with guidance", of_batch(1), WAN, quick=WAN, **MANY),
+    Cell("three prompts with guidance", of_batch(3), WAN, **MANY),
+    Cell("enable_cache(FirstBlockCacheConfig)", with_cache(first_block), WAN, ORDERS, **MANY),
+    Cell("enable_cache(PyramidAttentionBroadcastConfig)", with_cache(pyramid), WAN, ORDERS, **MANY),
+    Cell("a cache stays on when the patch is removed", cache_after_removal, WAN, **MANY),
+    Cell("another pipeline with the same transformer", shared, WAN, **MANY),
     Cell(
         "two patches of a transformer of two pipelines",
         patched_twice,
         WAN,
         expects=Refused("PatchError: .*is patched already"),
     ),
-    Cell("callback_on_step_end removes the patch, and patches again", callback_that_patches, WAN, **MANY),  # type: ignore[arg-type]
-    Cell("callback_on_step_end ends the run by KeyboardInterrupt, then another run", callback_that_raises, WAN, **MANY),  # type: ignore[arg-type]
-    Cell("the hook of enable_model_cpu_offload", offloaded, WAN, ORDERS, **MANY),  # type: ignore[arg-type]
+    Cell("callback_on_step_end removes the patch, and patches again", callback_that_patches, WAN, **MANY),
+    Cell("callback_on_step_end ends the run by KeyboardInterrupt, then another run", callback_that_raises, WAN, **MANY),
+    Cell("the hook of enable_model_cpu_offload", offloaded, WAN, ORDERS, **MANY),
     Cell("hooks of smoothed energy guidance", smoothed_energy, WAN, ORDERS),
 ]
