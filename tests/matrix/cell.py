@@ -217,7 +217,7 @@ class Cell:
         families: models that it is done to.
         orders: when, of `ORDERS`; none if that has no meaning.
         expects: what must come of it: `EXACT`, `Refused` or `Fails`.
-        but: the same for some families.
+        but: the same for some families, or for "family, order".
         needs: packages beside those of the development environment.
         quick: families with which the cell runs in every test run.
         tolerance: the largest difference that is exact.
@@ -233,8 +233,8 @@ class Cell:
     quick: Sequence[str] = ()
     tolerance: float = 2e-5
 
-    def expected(self, family: str) -> Expected:
-        return self.but.get(family, self.expects)
+    def expected(self, family: str, order: str) -> Expected:
+        return self.but.get(f"{family}, {order}", self.but.get(family, self.expects))
 
 
 def applied(

@@ -80,7 +80,7 @@ class Job:
 
     def run(self) -> Outcome:
         """Run the cell as it is expected to end."""
-        expected = self.cell.expected(self.family)
+        expected = self.cell.expected(self.family, self.order)
         if missing := self.missing():
             return Outcome("not installed", message=", ".join(missing), problem=f"not installed: {missing}")
         with restored(), warnings.catch_warnings():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .cell import Apply, Fails, applied
+from .cell import Apply, Fails, Refused, applied
 
 CPU = torch.device("cpu")
 
@@ -71,6 +71,8 @@ OFFLOADS: dict[str, Apply] = {
 WEIGHTS_OF_ROPE = ("mochi", "ltx", "kandinsky5", "cosmos", "motif-video")
 """Models whose adapters read weights or tables of the model when it is patched."""
 
+NOT_LOADED = Refused("AdapterError: .*RoPE are weights, and now offloaded or not loaded: patch it before")
+
 RETURNS = {"ltx-2": Fails("missing 1 required positional argument: 'audio_sample'")}
 """accelerate cannot move the output of LTX-2, which is a dataclass of two tensors."""
 
@@ -87,8 +89,10 @@ CELLS = [
     applied("accelerate: dispatch_model, blocks on disk", OFFLOADS["dispatch_model"], but=RETURNS),
     applied("layerwise casting to float8_e4m3fn", cast(torch.float8_e4m3fn), changes=True),
     applied("layerwise casting to float8_e5m2", cast(torch.float8_e5m2), changes=True),
-    applied("other families: cpu_offload", OFFLOADS["cpu_offload"], families=WEIGHTS_OF_ROPE),
-    applied("other families: disk_offload", OFFLOADS["disk_offload"], families=WEIGHTS_OF_ROPE),
+    *[
+        applied(f"other families: {name}", OFFLOADS[name], families=WEIGHTS_OF_ROPE, but={"mochi, before": NOT_LOADED})
+        for name in ("cpu_offload", "disk_offload")
+    ],
     applied("other families: groups of leaves", OFFLOADS["groups of leaves"], families=WEIGHTS_OF_ROPE),
     applied("other families: layerwise casting", cast(torch.float8_e4m3fn), changes=True, families=WEIGHTS_OF_ROPE),
 ]

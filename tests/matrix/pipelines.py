@@ -198,7 +198,7 @@ def smoothed_energy(case: Case) -> Exact:
         return Exact(difference(case.run(), expected), difference(plain, expected))
 
 
-MANY = {"tolerance": 1e-4}
+MANY: dict[str, Any] = {"tolerance": 1e-4}
 """Four steps with guidance."""
 
 CELLS = [

@@ -18,7 +18,8 @@ def test_cell(job: Job) -> None:
 
 
 def test_every_subject_has_quick_cells() -> None:
-    assert {job.subject for job in EVERY if job.is_quick and not job.cell.needs} == set(SUBJECTS)
+    without = {"processes"}  # to start two of them takes longer than all quick cells; test_parallel.py does
+    assert {job.subject for job in EVERY if job.is_quick and not job.cell.needs} == set(SUBJECTS) - without
 
 
 def test_no_two_cells_have_one_name() -> None:

@@ -14,7 +14,7 @@ from torch.utils import checkpoint
 
 from .cell import LONG, LONGER, SHORT, Case, Cell, Exact, Fails, Refused, difference, video
 
-RELATIVE = {"tolerance": 1e-4}
+RELATIVE: dict[str, Any] = {"tolerance": 1e-4}
 """Of the largest gradient."""
 
 
@@ -246,12 +246,13 @@ def training_dropout(case: Case) -> Exact:
 
 
 BEFORE_AND_AFTER = ("before", "after")
+WAN = ("wan",)
 CELLS = [
     Cell("a training step", training_step(), quick=("wan",), **RELATIVE),
     Cell("gradient checkpointing", training_step(False), quick=("cogvideox-1.5",), **RELATIVE),
     Cell("gradient checkpointing, reentrant", training_step(True), **RELATIVE),
     Cell("checkpoints, two lengths, then backward", two_lengths(False), **RELATIVE),
-    Cell("reentrant checkpoints, two lengths, then backward", two_lengths(True), ("wan",), **RELATIVE),
+    Cell("reentrant checkpoints, two lengths, then backward", two_lengths(True), WAN, **RELATIVE),
     Cell("checkpoints, backward after the with block", after_the_block, expects=Refused("PatchError: ")),
     Cell(
         "torch.compile(aot_eager), a training step",
@@ -263,27 +264,27 @@ CELLS = [
     Cell(
         "torch.compile(eager), a training step",
         compiled("model", backend="eager"),
-        ("wan",),
+        WAN,
         BEFORE_AND_AFTER,
         **RELATIVE,
     ),
-    Cell("torch.compile(inductor), a training step", compiled("model"), ("wan",), BEFORE_AND_AFTER, **RELATIVE),
+    Cell("torch.compile(inductor), a training step", compiled("model"), WAN, BEFORE_AND_AFTER, **RELATIVE),
     Cell(
         "compile_repeated_blocks, a training step",
         compiled("blocks", backend="aot_eager"),
-        ("wan",),
+        WAN,
         BEFORE_AND_AFTER,
         **RELATIVE,
     ),
-    Cell("compiled, only the last projection trained", last_layer_only, ("wan",), **RELATIVE),
+    Cell("compiled, only the last projection trained", last_layer_only, WAN, **RELATIVE),
     *[
         Cell(f"torch.autograd: {kind}", with_hooks_of_autograd(kind), ("wan", "hunyuan-video"), **RELATIVE)
         for kind in ("anomaly", "save_on_cpu", "saved_tensors_hooks")
     ],
-    Cell("gradients of a gradient, sdpa_kernel(MATH)", gradient_penalty, ("wan",), **RELATIVE),
+    Cell("gradients of a gradient, sdpa_kernel(MATH)", gradient_penalty, WAN, **RELATIVE),
     Cell("torch.func.jvp", tangent, expects=Fails("Trying to use forward AD with")),
-    Cell("torch.func.jvp, sdpa_kernel(MATH), backend='reference'", tangent, ("wan",), **RELATIVE),
+    Cell("torch.func.jvp, sdpa_kernel(MATH), backend='reference'", tangent, WAN, **RELATIVE),
     Cell("torch.func.functional_call", with_other_weights),
-    Cell("Accelerator().prepare(model)", prepared_by_accelerate, ("wan",), BEFORE_AND_AFTER),
-    Cell("train() with dropout", training_dropout, ("wan",)),
+    Cell("Accelerator().prepare(model)", prepared_by_accelerate, WAN, BEFORE_AND_AFTER),
+    Cell("train() with dropout", training_dropout, WAN),
 ]
