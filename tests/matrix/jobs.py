@@ -32,6 +32,7 @@ SUBJECTS = (
     "caches",
     "pipelines",
     "training",
+    "compiled_training",
     "precision",
     "copies",
     "threads",
