@@ -132,7 +132,7 @@ CELLS = [
             f"set_attention_backend('{name}')",
             set_on_model(name),
             families=THREE,
-            quick={"_native_math": ("wan",), "flex": ("hunyuan-video",)}.get(name, ()),
+            quick=("wan",) if name == "_native_math" else (),
         )
         for name in RUN_ON_A_CPU
     ],

@@ -41,7 +41,7 @@ class Exact(NamedTuple):
     difference: float
     """Largest difference to the oracle."""
     gap: float
-    """Largest difference of the oracle to the same without a correction."""
+    """Largest difference of the oracle to the same without a correction; infinite where only shapes are compared."""
     note: str = ""
     own: float = 0.0
     """How far the model itself moves, without freeloc, where numbers are rounded in another way; 0 if that is small."""

@@ -183,7 +183,7 @@ def shapes_only(case: Case) -> Exact:
         given["image_rotary_emb"] = tuple(table.to("meta") for table in given["image_rotary_emb"])
     with case.patch(), torch.no_grad():
         assert video(model, given).shape == case.plain().shape
-    return Exact(0.0, 1.0, "the shape of the output")
+    return Exact(0.0, float("inf"), "only shapes are compared")
 
 
 def in_fake_mode(case: Case) -> Exact:

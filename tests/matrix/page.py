@@ -54,14 +54,22 @@ def row(told: str, group: list[Job], found: Mapping[str, Outcome]) -> str:
     if kind == EXACT:
         largest, own = (max(getattr(found[job.name], name) for job in group) for name in ("difference", "own"))
         gap = min(found[job.name].gap for job in group)
-        kind = f"exact: {largest:.1e} of {gap:.1e}" + (f", rounding alone {own:.1e}" if own else "")
+        if gap < float("inf"):
+            kind = f"exact: {largest:.1e} of {gap:.1e}" + (f", rounding alone {own:.1e}" if own else "")
     text = f"{kind}. {told}" if told else kind
     return f"| {title(group[0])} | {families} | {orders} | {text} |\n"
 
 
 def title(job: Job) -> str:
     """The name of a cell as it stands in the table."""
-    return job.cell.name.replace("|", "/")
+    return escaped(job.cell.name)
+
+
+def escaped(text: str) -> str:
+    """Text in which nothing is a mark of Markdown, or the end of a cell."""
+    for mark, shown_as in {"|": "/", "<": "&lt;", "`": "'", "*": "\\*", "_": "\\_"}.items():
+        text = text.replace(mark, shown_as)
+    return text
 
 
 def parsed(text: str) -> dict[tuple[str, str, str, str], str]:
@@ -93,8 +101,7 @@ def shown(outcome: Outcome) -> str:
     line = re.sub(r"0x[0-9a-f]+|/\S+/", "...", line)
     line = re.sub(r"\w*blocks\.\d+\.\w+( \(\w+\))?", "the attention", line)
     line = re.sub(r"\w*Transformer3DModel", "the model", line)
-    line = line.replace("|", "/").replace("<", "&lt;").replace("`", "'").replace("*", "\\*").replace("_", "\\_")
-    return line if len(line) <= MOST else line[:MOST].rsplit(" ", 1)[0] + " ..."
+    return escaped(line if len(line) <= MOST else line[:MOST].rsplit(" ", 1)[0] + " ...")
 
 
 def heading(subject: str) -> str:
