@@ -274,7 +274,7 @@ CELLS = [
         "torch.compile with graph breaks, a second thread in between",
         compiled_with_breaks,
         ("wan",),
-        expects=Refused("PatchError: .*thread"),
+        expects=Refused("(PatchError|LayoutError): .*one thread at a time"),
     ),
     Cell("compile_repeated_blocks, two threads", compiled_blocks, TWO),
     Cell("one compiled block, three threads", one_compiled_block, TWO),
