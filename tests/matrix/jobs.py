@@ -99,7 +99,7 @@ def judge(cell: Cell, expected: Refused | Fails | str, case: Case) -> Outcome:
         if not isinstance(expected, Refused | Fails):
             return Outcome(kind, problem="".join(traceback.format_exception(error, limit=-12)))
         fits = [each for each in told if re.search(expected.pattern, each, flags=re.DOTALL)]
-        own = isinstance(expected, Fails) or any(re.match(r"\w+: ", each) and is_ours(each) for each in fits)
+        own = isinstance(expected, Fails) or any(re.match(r"\w+: ", each) and OURS.search(each) for each in fits)
         problem = "" if fits and own else f"expected an error with {expected.pattern!r}, found {told}"
         return Outcome(kind, message=" ".join(fits[:1]), problem=problem)
     if kind != EXACT:
@@ -129,9 +129,8 @@ def messages(error: BaseException | None) -> list[str]:
     return found
 
 
-def is_ours(message: str) -> bool:
-    """Whether a message is of an error of freeloc, also inside the text of another error."""
-    return bool(re.search(r"\b(Layout|Patch|Adapter|Profile|Registry|Probe|Freeloc)Error\b", message))
+OURS = re.compile(r"\b(Layout|Patch|Adapter|Profile|Registry|Probe|Freeloc)Error\b")
+"""Name of an error of freeloc, which may stand inside the text of another error."""
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import groupby
 
 from .cell import EXACT
-from .jobs import ROOT, SUBJECTS, Job, Outcome, jobs, subject_module, versions
+from .jobs import OURS, ROOT, SUBJECTS, Job, Outcome, jobs, subject_module, versions
 
 PAGE = ROOT / "docs" / "matrix.md"
 START, END = "<!-- written by python -m tests.matrix -->\n", "<!-- end of what python -m tests.matrix wrote -->\n"
@@ -97,7 +97,9 @@ def parsed(text: str) -> dict[tuple[str, str, str, str], str]:
 
 def shown(outcome: Outcome) -> str:
     """A message as it stands in the table: on one line, without what differs from model to model and run to run."""
-    line = " ".join(outcome.message.split()).removeprefix("SharedError: ")  # in another process
+    line = " ".join(outcome.message.split())
+    if outcome.outcome == "refused" and (ours := OURS.search(line)):
+        line = line[ours.start() :]  # inside the error of another library, or of another process
     line = re.sub(r"0x[0-9a-f]+|/\S+/", "...", line)
     line = re.sub(r"\w*blocks\.\d+\.\w+( \(\w+\))?", "the attention", line)
     line = re.sub(r"\w*Transformer3DModel", "the model", line)
