@@ -149,9 +149,11 @@ def patch(
         allowed=left.arguments,
         noise=prepared,
     )
-    hooks = install(found, correction)
     told = NoiseReport(initial.name, loaded.model.trained_latent_frames, by_caller=True) if initial else None
+    hooks = hooks_for(found, correction)
     try:
+        for hook in hooks:
+            hook.install()
         for hook in hooks:
             hook.require_executable(2 * loaded.model.trained_latent_frames)
         latents = put_on(model_or_pipeline, prepared, hooks[0].model)
@@ -181,8 +183,8 @@ def _prepared_by_patch(model: object, method: Method, profile: Profile, adapter:
     return InitialNoise(method, trained, axes)
 
 
-def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) -> list[ModelHook]:
-    """Install hooks on all of these transformers, or on none of them.
+def hooks_for(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) -> list[ModelHook]:
+    """Hooks for these transformers. The caller installs them, and removes all of them if that fails.
 
     Raises:
         PatchError: if one is patched already, or an interrupted patch has left hooks on it.
@@ -197,17 +199,7 @@ def install(found: Sequence[tuple[nn.Module, Adapter]], correction: Correction) 
                 )
     seconds = frozenset(known.beside.argument for _, known in found if known.beside)
     correction = replace(correction, allowed=correction.allowed | seconds)
-    hooks: list[ModelHook] = []
-    try:
-        for transformer, known in found:
-            hooks.append(ModelHook(transformer, known, correction))
-        for hook in hooks:
-            hook.install()
-    except BaseException:
-        for hook in hooks:
-            hook.remove()
-        raise
-    return hooks
+    return [ModelHook(transformer, known, correction) for transformer, known in found]
 
 
 def unpatch(model_or_pipeline: object) -> None:

@@ -27,6 +27,7 @@ from freeloc.errors import FreelocError, RegistryError
 from freeloc.markers import GROUP, hookspec
 from freeloc.metrics.scorers import Scorer
 from freeloc.plans.method import Method
+from freeloc.untrusted import brief, printable
 
 T = TypeVar("T")
 
@@ -84,6 +85,9 @@ EAGER: dict[str, tuple[tuple[type[Any], ...], Callable[[Any], str]]] = {
     "depths": ((Depth,), lambda depth: depth.name),
 }
 """For hooks that are called when a plugin is loaded: the types of their objects, and how to read an object's name."""
+
+LONGEST_NAME = 200
+"""Largest length of the name of an object, in characters."""
 
 LAZY = ("freeloc_examples",)
 """Hooks that are called only when their objects are needed: they import code that `freeloc.patch` does not need."""
@@ -157,7 +161,7 @@ class Registry:
         self._manager.add_hookspecs(Hooks)
         self._plugins: list[tuple[str, str, object]] = []
         for point in entry_points:
-            distribution = point.dist.name if point.dist else "an unknown distribution"
+            distribution = _distribution(point)
             try:
                 self._load(point, distribution)
             except (Exception, SystemExit) as error:  # any plugin may fail in any way; the others must still load
@@ -168,8 +172,8 @@ class Registry:
         self._manager.register(plugin, name=f"{distribution}:{point.name}")
         _check_hook_names(plugin)
         provided = {
-            name: _checked(f"freeloc_{name}", kinds, [found() for found in self._hooks(plugin, f"freeloc_{name}")])
-            for name, (kinds, _) in EAGER.items()
+            name: [(_name(read(thing), name), thing) for thing in self._found(plugin, f"freeloc_{name}", kinds)]
+            for name, (kinds, read) in EAGER.items()
         }
         if not any(provided.values()) and not any(self._hooks(plugin, name) for name in LAZY):
             raise FreelocError(
@@ -177,8 +181,8 @@ class Registry:
                 "marked @freeloc.hookimpl, return a list of them?"
             )
         for name, things in provided.items():
-            for thing in things:
-                getattr(self, name).add(EAGER[name][1](thing), distribution, thing)
+            for own, thing in things:
+                getattr(self, name).add(own, distribution, thing)
         self._plugins.append((point.name, distribution, plugin))
 
     @functools.cached_property
@@ -187,12 +191,15 @@ class Registry:
         shelf: Shelf[Example] = Shelf("example")
         for point, distribution, plugin in self._plugins:
             try:
-                results = [found() for found in self._hooks(plugin, "freeloc_examples")]
-                for example in _checked("freeloc_examples", (Example,), results):
-                    shelf.add(example.label, distribution, example)
+                for example in self._found(plugin, "freeloc_examples", (Example,)):
+                    shelf.add(_name(example.label, "examples"), distribution, example)
             except (Exception, SystemExit) as error:  # noqa: PERF203  # reason: as above
                 self._fail(point, distribution, error)
         return shelf
+
+    def _found(self, plugin: object, hook: str, kinds: tuple[type[T], ...]) -> list[T]:
+        """The objects that a hook of one plugin returns."""
+        return _checked(hook, kinds, [found() for found in self._hooks(plugin, hook)])
 
     def _hooks(self, plugin: object, hook: str) -> list[Callable[[], Any]]:
         """The implementations of a hook in one plugin."""
@@ -200,7 +207,25 @@ class Registry:
         return [found.function for found in caller.get_hookimpls() if found.plugin is plugin]
 
     def _fail(self, point: str, distribution: str, error: BaseException) -> None:
-        self.failures.append(Failure(point, distribution, " ".join(f"{type(error).__name__}: {error}".split())))
+        cause = printable(" ".join(f"{type(error).__name__}: {error}".split())[:1000], None)
+        self.failures.append(Failure(printable(point), distribution, cause))
+
+
+def _distribution(point: metadata.EntryPoint) -> str:
+    """The name of the package that an entry point is from."""
+    try:
+        return printable(point.dist.name) if point.dist else "an unknown distribution"
+    except Exception:  # its metadata may be damaged in any way
+        return "a distribution without a name"
+
+
+def _name(name: object, kind: str) -> str:
+    """The name of a plugin's object, which lists and messages can show unchanged."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise FreelocError(
+            f"expected names of {kind} of 1 to {LONGEST_NAME} characters that can be printed, found {brief(name)}"
+        )
+    return name
 
 
 def _check_hook_names(plugin: object) -> None:
@@ -235,5 +260,17 @@ def _checked(hook: str, kinds: tuple[type[T], ...], results: list[Any]) -> list[
 
 @functools.cache
 def registry() -> Registry:
-    """The registry of this process."""
-    return Registry(metadata.entry_points(group=GROUP))
+    """The registry of this process.
+
+    Raises:
+        RegistryError: if the metadata of an installed package is damaged, so that Python cannot read any of it.
+    """
+    try:
+        points = metadata.entry_points(group=GROUP)
+    except Exception as error:  # it may be damaged in any way
+        cause = printable(f"{type(error).__name__}: {error}")
+        raise RegistryError(
+            f"Python cannot read the entry points of the installed packages ({cause}): 'pip check' may say which "
+            "package is damaged: install it again"
+        ) from error
+    return Registry(points)

@@ -17,13 +17,13 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
 _BRIEF.maxlist = _BRIEF.maxtuple = 8
 
 
-def parsed(text: str) -> Any:
-    """The content of a JSON text in which no object has a field twice.
+def parsed(text: str | bytes) -> Any:
+    """The content of a JSON text, in UTF-8 if it is bytes, in which no object has a field twice.
 
     Raises:
         ValueError, RecursionError: if it is not JSON.
     """
-    return json.loads(text, object_pairs_hook=_each_once)
+    return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_each_once)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,6 +70,16 @@ def brief(value: Any) -> str:
     except ValueError:  # Python refuses to write very large integers
         text = "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def readable(message: str) -> str:
+    """A message of several lines, with escapes for characters that cannot be printed.
+
+    >>> print(readable("two\\nlines and \\x1b[31mred"))
+    two
+    lines and \\x1b[31mred
+    """
+    return "\n".join(printable(line, None) for line in message.split("\n"))
 
 
 def printable(text: str, length: int | None = 300) -> str:

@@ -1,6 +1,10 @@
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported: two processes with all threads each are slower
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -12,6 +16,12 @@ collect_ignore = ["attention/compile_triton.py", "attention/triton_interpreted.p
 """Not for this process: test_triton.py runs them in processes of their own."""
 collect_ignore_glob = ["runtimes/support/*", "runtimes/*_processes.py", "runtimes/*_source.py"]
 """Not tests: what they share, which imports other projects' source."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for all tests; none beside this one for the tests of a file, which start sooner so."""
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
 
 SMALL = {
     "patch_size": (1, 2, 2),

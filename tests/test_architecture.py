@@ -11,8 +11,8 @@ FREELOC = ROOT / "freeloc"
 FILES = sorted(path for path in FREELOC.rglob("*.py"))
 
 LEVELS = [
-    {"errors", "markers", "files"},
-    {"untrusted"},
+    {"errors", "markers"},
+    {"files", "untrusted"},
     {"plans", "adapter"},
     {"attention", "metrics"},
     {"registry", "report"},

@@ -99,6 +99,16 @@ def test_when_one_of_two_transformers_is_refused_neither_is_patched(small_wan):
     assert_same_state(other, states[1])
 
 
+def test_removing_takes_the_hooks_off_both_transformers(small_wan):
+    other = make_wan(num_layers=4, seed=1)
+    states = state_of(small_wan), state_of(other)
+    patch = freeloc.patch(SimpleNamespace(transformer=small_wan, transformer_2=other), make_profile())
+    assert other._forward_hooks
+    patch.remove()
+    assert_same_state(small_wan, states[0])
+    assert_same_state(other, states[1])
+
+
 def test_two_models_with_different_patches_do_not_affect_each_other(small_wan, run):
     other = copy.deepcopy(small_wan)
     with freeloc.patch(small_wan, make_profile()):

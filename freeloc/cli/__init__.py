@@ -5,6 +5,7 @@ import sys
 
 from freeloc.cli import models, probe, profiles, tune, videos
 from freeloc.errors import FreelocError
+from freeloc.untrusted import readable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,5 +23,5 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except FreelocError as error:
-        print(f"freeloc: {error}", file=sys.stderr)
+        print(f"freeloc: {readable(str(error))}", file=sys.stderr)
         return 2

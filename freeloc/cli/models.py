@@ -10,8 +10,9 @@ from typing import TypeVar
 from freeloc.adapter.example import Example
 from freeloc.adapter.spec import Adapter, Refusal
 from freeloc.attention.backends import Backend
-from freeloc.cli.common import Commands, from_here, positive, problems
+from freeloc.cli.common import Commands, from_here, positive, problems, running
 from freeloc.errors import AdapterError, FreelocError
+from freeloc.files import replacing
 from freeloc.metrics.judges import FAMILIES
 from freeloc.registry import registry
 
@@ -73,7 +74,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     if arguments.output:
         text = adapter_file(seen)
         try:
-            arguments.output.write_text(text, encoding="utf-8")
+            with replacing(arguments.output) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise FreelocError(f"cannot write {arguments.output}: {error.strerror}") from error
         command = ["freeloc", "check-adapter", f"{arguments.output}:ADAPTER", "--example", arguments.example]
@@ -88,6 +90,7 @@ def _example(name: str) -> Example:
 def _thing(path: str, kind: type[T]) -> T:
     """The object at "package.module:NAME" or "path/to/file.py:NAME"."""
     place, _, name = path.rpartition(":")
+    running(place)
     try:
         is_file = place.endswith(".py")
         thing = runpy.run_path(place)[name] if is_file else getattr(importlib.import_module(place), name)

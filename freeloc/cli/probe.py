@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from freeloc.cli.common import Commands, errors_as, positive, problems
 from freeloc.discovery import transformers_of
 from freeloc.errors import FreelocError, ProbeError
+from freeloc.files import content_of
 from freeloc.metrics.video import read_video
 from freeloc.probing import Depth, encode, find_depth, probe
 from freeloc.probing.depths.lookup import installed_depths
@@ -22,9 +22,13 @@ from freeloc.profile.files import load_profile
 from freeloc.profile.matching import default_profile, fitting_profile
 from freeloc.profile.schema import Profile
 from freeloc.registry import registry
+from freeloc.untrusted import parsed, printable
 
 OPTIONS = {"clips": "--clips", "scorers": "--scorer", "policies": "--policy"}
 """Options of the command line, by the setting of a depth that they set."""
+
+LARGEST_PROMPTS = 10_000_000
+"""Largest size of a file of prompts, in bytes."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -116,9 +120,9 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompt)
     if arguments.prompts:
         try:
-            lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProbeError(f"cannot read the prompts {arguments.prompts}: {error}") from error
+            lines = content_of(arguments.prompts, LARGEST_PROMPTS).decode("utf-8").splitlines()
+        except ValueError as error:
+            raise ProbeError(f"cannot read the prompts {printable(str(arguments.prompts))}: {error}") from error
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ProbeError("expected at least one prompt: give --prompt TEXT or --prompts FILE")
@@ -140,11 +144,11 @@ def _clip(arguments: argparse.Namespace, pipe: Any, path: Path) -> Tensor:
     """Latents of a video file, cropped to the length and size of the run."""
     video = read_video(path)
     if len(video) < arguments.frames:
-        raise ProbeError(f"{path}: expected at least {arguments.frames} frames, found {len(video)}")
+        raise ProbeError(f"{printable(str(path))}: expected at least {arguments.frames} frames, found {len(video)}")
     axes = transformers_of(pipe)[0][1].grid.axes.split()
     order = " ".join(axes[1:]) if set(axes) == {"b", "c", "f", "h", "w"} else "c f h w"
     video = fitted(video[: arguments.frames], arguments.height, arguments.width)
-    with errors_as(f"the VAE cannot encode {path}"):
+    with errors_as(f"the VAE cannot encode {printable(str(path))}"):
         return encode(pipe.vae, video, order).float().cpu()
 
 
@@ -174,8 +178,8 @@ def _profile(arguments: argparse.Namespace, pipe: Any) -> Profile:
 
 def _pipeline_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
-        more = json.loads(arguments.arguments)
-    except ValueError as error:
+        more = parsed(arguments.arguments)
+    except (ValueError, RecursionError) as error:
         raise ProbeError(
             f"expected --arguments to be a JSON object, found {arguments.arguments!r} ({error})"
         ) from error

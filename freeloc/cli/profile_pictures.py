@@ -2,6 +2,8 @@
 
 import argparse
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,9 @@ from freeloc.profile.schema import Policy, Profile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_PICTURES = 100
+"""Largest number of pictures. Untrusted measurements can hold thousands of tables."""
+
 MOST_DRAWN = 1000
 """Largest number of layers, heads and latent frames to draw. An untrusted profile could fill all memory."""
 
@@ -28,17 +33,19 @@ def plot(arguments: argparse.Namespace) -> None:
     frames = arguments.frames or 4 * (profile.model.trained_latent_frames - 1) + 1
     _require_drawable(profile, frames)
     measured = _measurements(arguments)
-    pictures = {"layers": layer_chart(profile, measured, arguments.depth or _chosen_by(profile, measured))}
+    depth = arguments.depth or _chosen_by(profile, measured)
+    pictures: dict[str, Callable[[], Figure]] = {"layers": partial(layer_chart, profile, measured, depth)}
     for policy in profile.used_policies:
         if policy != "none":
-            pictures[file_name(f"plan-{policy}")] = _plan(profile, policy, frames)
+            pictures[file_name(f"plan-{policy}")] = partial(_plan, profile, policy, frames)
     if measured:
-        pictures |= {f"depth-{depth.name}": depth.picture(measured) for depth in installed_depths(measured.depths)}
-        for name, table in measured.tables.items():
-            if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
-                pictures[file_name(name)] = sensitivity_map(measured, name)
-    for name, figure in pictures.items():
-        write(figure, folder / f"{name}.png")
+        pictures |= _of_measurements(measured)
+    if len(pictures) > MOST_PICTURES:
+        raise ProfileError(
+            f"expected at most {MOST_PICTURES} pictures, of policies and of tables, found {len(pictures)}"
+        )
+    for name, draw in pictures.items():  # one after the other, since figures are large
+        write(draw(), folder / f"{name}.png")
         print(folder / f"{name}.png")
 
 
@@ -54,6 +61,22 @@ def _require_drawable(profile: Profile, frames: int) -> None:
     for name, count in counts.items():
         if count > MOST_DRAWN:
             raise ProfileError(f"expected at most {MOST_DRAWN} {name} to draw, found {count}")
+
+
+def _of_measurements(measured: Sensitivity) -> "dict[str, Callable[[], Figure]]":
+    """What draws the pictures of measurements, by name."""
+    for table in measured.tables.values():
+        for axis in {"layers", "heads", "steps"} & set(table.axes):
+            if (count := len(table.axes[axis])) > MOST_DRAWN:
+                raise ProfileError(f"expected measurements of at most {MOST_DRAWN} {axis} to draw, found {count}")
+    drawn: dict[str, Callable[[], Figure]] = {
+        file_name(f"depth-{depth.name}"): partial(depth.picture, measured)
+        for depth in installed_depths(measured.depths)
+    }
+    for name, table in measured.tables.items():
+        if "layers" in table.axes and {"heads", "steps"} & set(table.axes) and not name.endswith("error"):
+            drawn[file_name(name)] = partial(sensitivity_map, measured, name)
+    return drawn
 
 
 def file_name(table: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freeloc.cli.common import Commands, errors_as, from_here, positive
+from freeloc.cli.common import Commands, errors_as, from_here, positive, running
 from freeloc.errors import FreelocError, ProbeError
 from freeloc.probing.cells import RANK, SIZE
 from freeloc.tuning import tune
@@ -25,6 +25,14 @@ TINY = ("tiny-wan", "tiny-film")
 
 MOST_CLIPS, FIRST_SEED = 24, 700_000
 """Number of clips of a tiny model, and the seed of the first video's noise."""
+
+FOLLOWER = """
+import sys
+sys.path = [folder for folder in sys.path if folder]
+from freeloc.cli import main
+sys.exit(main())
+"""
+"""The program of the other processes. `python -m freeloc` would import the files of the current folder first."""
 
 FUNCTION = "tuning"
 """Name of the function in a user's file."""
@@ -63,6 +71,8 @@ def _maker(subject: str) -> Callable[[], Mapping[str, Any]]:
     if subject in TINY:
         return partial(tiny, subject)
     place, _, name = subject.partition(":") if ".py" in subject else subject.rpartition(":")
+    if place:
+        running(place)
     with errors_as(f"cannot read {subject}"):
         if place.endswith(".py"):
             maker = runpy.run_path(place).get(name or FUNCTION)
@@ -104,7 +114,7 @@ def _followers(arguments: argparse.Namespace | None) -> Iterator[None]:
         yield
         return
     (arguments.folder / "pieces" / "round.json").unlink(missing_ok=True)  # of a finished run, which would end them
-    command = [sys.executable, "-m", "freeloc", "tune", arguments.subject, "--folder", str(arguments.folder)]
+    command = [sys.executable, "-c", FOLLOWER, "tune", arguments.subject, "--folder", str(arguments.folder)]
     command += ["--minutes", str(arguments.minutes), "--seed", str(arguments.seed), "--workers", str(count)]
     processes = []
     os.environ[SIZE[0]], os.environ[RANK[0]] = str(count), "0"

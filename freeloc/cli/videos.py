@@ -3,11 +3,18 @@
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from freeloc.cli.common import Commands, positive
 from freeloc.errors import FreelocError
+from freeloc.untrusted import printable
+
+if TYPE_CHECKING:
+    from freeloc.metrics.streaming import Measured
+
+T = TypeVar("T")
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -46,26 +53,19 @@ def bench(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print all measures of video files: a row per measure, a column per file."""
-    from freeloc.metrics.measures import MEASURES, OF_MOTION, pairs_with_texture
-    from freeloc.metrics.video import read_video
+    from freeloc.metrics.measures import MEASURES, OF_MOTION
     from freeloc.pictures import drift_chart, write
 
-    found: list[dict[str, float]] = []
-    videos, textured = {}, []
-    for path in arguments.videos:
-        video = read_video(path)
-        if arguments.drift_chart:
-            videos[str(path)] = [video]
-        try:
-            found.append({name: function(video) for name, function in MEASURES.items()})
-            textured.append(pairs_with_texture(video))
-        except FreelocError as error:
-            raise FreelocError(f"{path}: {error}") from error
+    measured = [_measured(path) for path in arguments.videos]
+    found, textured = [each.values for each in measured], [each.textured for each in measured]
     if arguments.drift_chart:
-        write(drift_chart(videos), arguments.drift_chart)
-    names = [str(path) for path in arguments.videos]
+        names = [printable(str(path)) for path in arguments.videos]
+        small = {name: [each.small] for name, each in zip(names, measured, strict=True)}
+        write(drift_chart(small), arguments.drift_chart)
+    names = [printable(str(path), None) for path in arguments.videos]
     if arguments.json:
-        print(json.dumps([_as_json(*row) for row in zip(names, found, textured, strict=True)]))
+        files = map(str, arguments.videos)
+        print(json.dumps([_as_json(*row) for row in zip(files, found, textured, strict=True)]))
         return
     width = max(12, *(len(name) + 2 for name in names))
     print(f"{'':20}" + "".join(f"{name:>{width}}" for name in names))
@@ -77,6 +77,27 @@ def measure(arguments: argparse.Namespace) -> None:
                 f"{name}: {' and '.join(OF_MOTION)} are measured in {pairs} of {of_all} pairs of frames; the others "
                 "have no texture, and no motion can be seen in them"
             )
+
+
+def _measured(path: Path) -> "Measured":
+    """What is measured of one file."""
+    from freeloc.metrics.streaming import measure
+    from freeloc.metrics.video import read_frames
+
+    where = printable(str(path))
+    try:
+        return measure(_with_progress(read_frames(path), where))
+    except FreelocError as error:
+        raise error if where in str(error) else FreelocError(f"{where}: {error}") from error
+
+
+def _with_progress(frames: Iterable[T], title: str) -> Iterable[T]:
+    """Count frames on a terminal, if tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return frames
+    return tqdm(frames, title, unit=" frames", leave=False, disable=None)  # type: ignore[no-any-return]
 
 
 def _shown(value: float) -> str:
@@ -131,7 +152,9 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "measure", help="measure sharpness, motion, flicker, freezing, looping and drift of videos"
     )
-    command.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="any file that ffmpeg reads, or a GIF")
+    command.add_argument(
+        "videos", nargs="+", type=Path, metavar="VIDEO", help="an MP4, MOV, MKV, WebM, AVI or MPEG file, or a GIF"
+    )
     command.add_argument("--json", action="store_true", help="one JSON object per file, in a list")
     command.add_argument("--drift-chart", type=Path, metavar="PNG", help="draw the drift of colours over time")
     command.set_defaults(run=measure)

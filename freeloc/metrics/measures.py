@@ -25,10 +25,15 @@ def sharpness(video: Tensor) -> float:
     >>> sharpness(torch.full((2, 8, 8, 3), 0.5))
     0.0
     """
-    grey = brightness(checked(video))
-    across = (grey[:, 1:-1, 2:] - 2 * grey[:, 1:-1, 1:-1] + grey[:, 1:-1, :-2]).abs()
-    down = (grey[:, 2:, 1:-1] - 2 * grey[:, 1:-1, 1:-1] + grey[:, :-2, 1:-1]).abs()
-    return float((across + down).mean())
+    return float(sharpness_of_frames(brightness(checked(video))).mean())
+
+
+def sharpness_of_frames(grey: Tensor) -> Tensor:
+    """`sharpness` of each frame, (frames,), from brightness (frames, height, width)."""
+    twice = 2 * grey[:, 1:-1, 1:-1]
+    across = (grey[:, 1:-1, 2:] + grey[:, 1:-1, :-2]).sub_(twice).abs_()
+    down = (grey[:, 2:, 1:-1] + grey[:, :-2, 1:-1]).sub_(twice).abs_()
+    return across.add_(down).mean(dim=(1, 2))
 
 
 def contrast(video: Tensor) -> float:
@@ -37,7 +42,12 @@ def contrast(video: Tensor) -> float:
     >>> contrast(torch.full((2, 8, 8, 3), 0.5))
     0.0
     """
-    return float(brightness(checked(video)).flatten(1).std(dim=1, unbiased=False).mean())
+    return float(contrast_of_frames(brightness(checked(video))).mean())
+
+
+def contrast_of_frames(grey: Tensor) -> Tensor:
+    """`contrast` of each frame, (frames,), from brightness (frames, height, width)."""
+    return grey.flatten(1).std(dim=1, unbiased=False)
 
 
 def dynamic_degree(video: Tensor) -> float:
@@ -91,11 +101,19 @@ def flicker(video: Tensor) -> float:
     >>> round(flicker(torch.tensor([0.0, 1, 0, 1]).view(4, 1, 1, 1).expand(4, 8, 8, 3)), 3)
     2.0
     """
-    colour = checked(video, frames=3).mean(dim=(1, 2))  # (frames, channels)
+    return flicker_of_colours(checked(video, frames=3).mean(dim=(1, 2)))
+
+
+def flicker_of_colours(colour: Tensor) -> float:
+    """`flicker`, from the mean colours of the frames, (frames, channels)."""
     return float((colour[2:] - 2 * colour[1:-1] + colour[:-2]).abs().mean())
 
 
-def frozen_share(video: Tensor, threshold: float = 0.002) -> float:
+FROZEN = 0.002
+"""Mean absolute difference of neighbouring frames, of values 0..1, below which they are frozen."""
+
+
+def frozen_share(video: Tensor, threshold: float = FROZEN) -> float:
     """Share of neighbouring frames whose mean absolute difference, of values 0..1, is below `threshold`.
 
     Source: ffmpeg's freezedetect.

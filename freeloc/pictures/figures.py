@@ -27,7 +27,7 @@ def write(figure: "Figure", path: str | Path) -> None:
         with replacing(path) as part:
             figure.savefig(part, format="png", dpi=100, metadata={"Software": None})
     except OSError as error:
-        raise FreelocError(f"cannot write the picture {path}: {error.strerror}") from error
+        raise FreelocError(f"cannot write the picture {printable(str(path))}: {error.strerror}") from error
 
 
 def empty_figure(width: float, height: float, title: str) -> "Figure":

@@ -37,7 +37,7 @@ def layer_chart(profile: Profile, sensitivity: MeasurementsLike | None = None, d
     bars = _bars(profile, sensitivity, depth) if sensitivity else {}
     heights = [2.2] * len(bars) + [max(0.5, 0.22 * heads)]
     width, height = max(6.0, 0.22 * layers + 2), sum(heights) + 1.2
-    figure = empty_figure(min(width, 60), min(height, 60), f"{profile.model.name}: {profile.provenance.kind}")
+    figure = empty_figure(min(width, 30), min(height, 30), f"{profile.model.name}: {profile.provenance.kind}")
     rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, (values, errors)) in zip(rows, bars.items(), strict=False):
         of_layers = [colours[profile.policy(layer)] for layer in range(layers)]

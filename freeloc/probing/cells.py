@@ -10,12 +10,19 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.files import replacing
+from freeloc.files import content_of, replacing
 from freeloc.probing.table import read_tensors, write_tensors
+from freeloc.untrusted import parsed, printable
 
 # Set by accelerate launch and torchrun, and by mpirun, with which accelerate starts several processes on CPUs.
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+LARGEST_CELL = 10_000_000_000
+"""Largest size of a cell's file, in bytes. Cells may hold clips and recorded calls."""
+
+LARGEST_SETTINGS = 10_000_000
+"""Largest size of the file of settings, in bytes."""
 
 T = TypeVar("T")
 Cell = dict[str, Tensor]
@@ -63,8 +70,8 @@ class Cells:
                 self._known[name] = make(name)
             else:
                 if not self._path(name).exists():
-                    write_tensors(self._path(name), make(name), {})
-                self._known[name] = read_tensors(self._path(name))[0]
+                    write_tensors(self._path(name), make(name), {}, LARGEST_CELL)
+                self._known[name] = read_tensors(self._path(name), LARGEST_CELL)[0]
         return self._known[name]
 
     def _path(self, name: str) -> Path:
@@ -91,9 +98,9 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         if not path.exists():
             with replacing(path) as part:
                 part.write_text(text, encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProbeError(f"cannot keep a probe in {folder}: {error}") from error
+        found = parsed(content_of(path, LARGEST_SETTINGS))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProbeError(f"cannot keep a probe in {folder}: {printable(str(error))}") from error
     expected = json.loads(text)
     if found != expected:
         names = found.keys() | expected.keys() if isinstance(found, dict) else expected.keys()
@@ -101,7 +108,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             name for name in sorted(names) if not isinstance(found, dict) or found.get(name) != expected.get(name)
         ]
         raise ProbeError(
-            f"{folder} holds a probe with another {', '.join(changed)}: give another folder, or remove that one"
+            f"{folder} holds a probe with another {printable(', '.join(changed))}: "
+            "give another folder, or remove that one"
         )
 
 

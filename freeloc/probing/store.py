@@ -11,6 +11,7 @@ from typing_extensions import Self
 from freeloc.errors import ProbeError
 from freeloc.probing.facts import SCHEMA_VERSION, Header, ProbeFacts, read_header, tables_of
 from freeloc.probing.table import Table, read_tensors, write_tensors
+from freeloc.profile.hub import LARGEST_MEASUREMENTS
 from freeloc.untrusted import printable
 
 
@@ -58,7 +59,7 @@ class Measurements:
         except ValueError as error:
             raise ProbeError(f"cannot write {path}: {printable(str(error)[:300])}") from error
         tensors = {name: table.values for name, table in self.tables.items()}
-        write_tensors(path, tensors, {"freeloc": text})
+        write_tensors(path, tensors, {"freeloc": text}, LARGEST_MEASUREMENTS)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -67,7 +68,7 @@ class Measurements:
         Raises:
             ProbeError: if it cannot be read, or is not such a file.
         """
-        tensors, metadata = read_tensors(Path(path))
+        tensors, metadata = read_tensors(Path(path), LARGEST_MEASUREMENTS)
         where = printable(str(path))
         if "freeloc" not in metadata:
             raise ProbeError(f"{where} holds no measurements of freeloc: expected metadata named 'freeloc', found none")

@@ -15,7 +15,7 @@ from freeloc.errors import ProbeError
 from freeloc.interception.parallel import is_shared
 from freeloc.interception.patched import Correction
 from freeloc.interception.watch import Observer
-from freeloc.patching import backends_named, install
+from freeloc.patching import backends_named, hooks_for
 from freeloc.plans.frame_plan import FramePlan
 from freeloc.plans.length import VideoLength, plans_of_length
 from freeloc.plans.method import Plans
@@ -145,8 +145,10 @@ class Subject:
             trained_frames=self.profile.model.trained_latent_frames,
             needs_all_heads=True,
         )
-        hooks = install(self.found, correction)
+        hooks = hooks_for(self.found, correction)
         try:
+            for hook in hooks:
+                hook.install()
             # An observer that counts calls would make a compiled model compile again and again.
             with torch.compiler.set_stance("force_eager"):
                 yield

@@ -9,10 +9,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from freeloc.errors import ProbeError
-from freeloc.files import replacing
+from freeloc.files import opened, replacing
 from freeloc.untrusted import brief, printable
 
 Label = str | int | float
+
+LARGEST_FILE_HEADER = 40_000_000
+"""Largest header of a file that is read, in bytes: 10 million characters of metadata, and names of tensors."""
+
+MOST_TENSORS = 10_000
+"""Largest number of tensors in a file that is read."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ class Table:
         return found
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file. The write is atomic.
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], largest: int) -> None:
+    """Write a safetensors file of at most `largest` bytes, which `read_tensors` can read. The write is atomic.
 
     Raises:
         ProbeError: if it cannot be written.
@@ -113,25 +119,36 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         own = {
             name: tensor.contiguous().clone() for name, tensor in tensors.items()
         }  # safetensors refuses tensors that share memory
+        content = save(own, metadata)
+        if len(content) > largest:
+            raise ProbeError(f"cannot write {path}: expected at most {largest} bytes, found {len(content)}")
         with replacing(path) as part:
-            part.write_bytes(save(own, metadata))  # save_file would make it readable by the owner only
+            part.write_bytes(content)  # save_file would make it readable by the owner only
+    except ProbeError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ProbeError(f"cannot write {path}: {error}") from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata.
+def read_tensors(path: Path, largest: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file of at most `largest` bytes, and its metadata.
+
+    Its sizes are checked before it is read.
 
     Raises:
         ProbeError: if it is not such a file.
     """
     where = f"cannot read the measurements {printable(str(path))}"
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise ProbeError(f"{where}: expected a safetensors file, found a folder or a device")
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        with opened(path, largest) as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > LARGEST_FILE_HEADER:
+            raise ProbeError(f"{where}: expected a header of at most {LARGEST_FILE_HEADER} bytes, found {header}")
+        with safe_open(path, framework="pt") as content:
+            names = content.keys()
+            if len(names) > MOST_TENSORS:
+                raise ProbeError(f"{where}: expected at most {MOST_TENSORS} tensors, found {len(names)}")
+            return {name: content.get_tensor(name) for name in names}, content.metadata() or {}
     except ProbeError:
         raise
     except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:  # a header can claim anything

@@ -3,11 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+from freeloc.errors import ProfileError
 from freeloc.profile.schema import Profile
 from freeloc.untrusted import printable
 
 CHOICE = ("layers", "heads")
 """The fields that choose policies. They are compared layer by layer, regardless of their order in the file."""
+
+
+MOST_COMPARED = 1000
+"""Largest number of layers, and of heads of a layer. Two small untrusted files could have a hundred million."""
 
 
 def differences(first: Profile, second: Profile) -> list[str]:
@@ -20,7 +25,14 @@ def differences(first: Profile, second: Profile) -> list[str]:
     >>> print(*differences(wan, freeloc.load_profile("wan2.1-14b"))[2:4], sep="\\n")
     model.layers: 30 -> 40
     model.heads: 12 -> 40
+
+    Raises:
+        ProfileError: if a model has more than `MOST_COMPARED` layers, or heads of a layer.
     """
+    for model in (first.model, second.model):
+        for name, count in (("layers", model.layers), ("heads", model.heads)):
+            if count > MOST_COMPARED:
+                raise ProfileError(f"expected at most {MOST_COMPARED} {name} to compare, found {count}")
     one, other = (_fields(profile.model_dump(mode="json", exclude=set(CHOICE))) for profile in (first, second))
     lines = []
     for name in dict.fromkeys([*one, *other]):

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from freeloc.errors import FreelocError, ProfileError, RegistryError
+from freeloc.files import content_of, opened
 from freeloc.profile import hub
 from freeloc.profile.policies import wrong_policies
 from freeloc.profile.schema import LARGEST_FILE, SCHEMA_VERSION, Policy, Profile, version_for
@@ -79,9 +80,10 @@ def measurements_path(name_or_path: str | Path) -> Path | None:
 def _read(path: Path) -> Profile:
     """The profile in a file. It checks that measurements beside the file are the ones that the profile names."""
     where = printable(str(path))
-    text = _text(path, where)
     try:
-        content = parsed(text)
+        content = parsed(content_of(path, LARGEST_FILE))
+    except FreelocError as error:
+        raise ProfileError(f"cannot read the profile {where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"{where} is not JSON: {error}") from error
     profile = validated(content, where)
@@ -102,41 +104,19 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _text(path: Path, where: str) -> str:
-    try:
-        regular = path.is_file()
-        if not regular and path.exists():  # opening a pipe would wait for a writer
-            found = "a folder or a device"
-        else:
-            with path.open("rb") as file:
-                content = file.read(LARGEST_FILE + 1)
-            if len(content) <= LARGEST_FILE:
-                return content.decode("utf-8")
-            found = f"{path.stat().st_size} bytes"
-    except OSError as error:
-        raise ProfileError(f"cannot read the profile {where}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{where} is not JSON: {error}") from error
-    except ValueError as error:
-        raise ProfileError(f"cannot read the profile {where}: expected the path of a .json file: {error}") from error
-    raise ProfileError(
-        f"cannot read the profile {where}: expected a file of at most {LARGEST_FILE} bytes, found {found}"
-    )
-
-
 def digest(path: Path) -> str:
-    """sha256 of a file.
+    """sha256 of a file of measurements.
 
     Raises:
-        ProfileError: if it cannot be read.
+        ProfileError: if it cannot be read, or is larger than `freeloc.profile.hub.LARGEST_MEASUREMENTS`.
     """
     found = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path, hub.LARGEST_MEASUREMENTS) as file:
             while part := file.read(1 << 20):
                 found.update(part)
-    except OSError as error:
-        raise ProfileError(f"cannot read {printable(str(path))}: {error.strerror}") from error
+    except (FreelocError, OSError) as error:
+        raise ProfileError(f"cannot read the measurements {printable(str(path))}: {error}") from error
     return found.hexdigest()
 
 

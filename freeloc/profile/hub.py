@@ -8,9 +8,16 @@ import re
 from pathlib import Path
 
 from freeloc.errors import ProfileError
+from freeloc.profile.schema import LARGEST_FILE
 
 PROFILE_FILE = "freeloc-profile.json"
 MEASUREMENTS_FILE = "freeloc-profile.safetensors"
+
+LARGEST_MEASUREMENTS = 250_000_000
+"""Largest size of a file of measurements, in bytes. Those of the tiny model have 185 thousand."""
+
+LARGEST = {PROFILE_FILE: LARGEST_FILE, MEASUREMENTS_FILE: LARGEST_MEASUREMENTS}
+"""The files that are downloaded, and the largest size of each in bytes."""
 
 _REPOSITORY = re.compile(r"(?P<name>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./-]{0,255}))?", re.ASCII)
 
@@ -36,12 +43,12 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
 
     Args:
         repository: owner/name, of the main branch, or owner/name@revision: a branch, a tag or a commit.
-        file: name of the file in the repository.
+        file: name of the file in the repository, one of `LARGEST`.
 
     Raises:
         NoSuchFileError: if the repository holds no such file.
-        ProfileError: if huggingface_hub is not installed, there is no such repository or revision, or the file is
-            neither in the cache nor can be downloaded.
+        ProfileError: if huggingface_hub is not installed, there is no such repository or revision, the file is
+            neither in the cache nor can be downloaded, or it is larger than a file of its kind may be.
     """
     refusal = ProfileError
     try:
@@ -54,6 +61,12 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
     match = _REPOSITORY.fullmatch(repository)
     if match is None:
         raise ProfileError(f"expected a repository as owner/name or owner/name@revision, found '{repository:.100}'")
+    largest, size = LARGEST[file], _size(match["name"], file, match["revision"])
+    if size is not None and size > largest:
+        raise ProfileError(
+            f"cannot read {file} of the Hugging Face repository '{repository}': expected a file of at most {largest} "
+            f"bytes, found {size} bytes"
+        )
     try:
         return Path(hf_hub_download(match["name"], file, revision=match["revision"], library_name="freeloc"))
     except errors.LocalEntryNotFoundError:  # must come before its base class below
@@ -73,3 +86,13 @@ def download(repository: str, file: str = PROFILE_FILE) -> Path:
         f"cannot read {file} of the Hugging Face repository '{repository}': {problem}. "
         "If you meant a file, give its whole path, ending in .json"
     )
+
+
+def _size(name: str, file: str, revision: str | None) -> int | None:
+    """Size of a repository's file in bytes, as its server says; None if it cannot be asked."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        return get_hf_file_metadata(hf_hub_url(name, file, revision=revision), library_name="freeloc").size
+    except Exception:  # the download fails for the same reason, and says which, or there is a copy in the cache
+        return None

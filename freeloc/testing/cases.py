@@ -16,7 +16,7 @@ from freeloc.adapter.spec import Adapter
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.interception.patched import Correction
 from freeloc.interception.watch import LayerCall
-from freeloc.patching import backends_named, install, patch
+from freeloc.patching import backends_named, hooks_for, patch
 from freeloc.plans.frame_plan import DENSE, NONE, FramePlan
 from freeloc.plans.length import VideoLength
 from freeloc.profile.matching import default_profile
@@ -100,8 +100,10 @@ class Case:
         correction = Correction(
             "the suite", lambda layer: "observed", self._identity, backends_named("sdpa"), note, False
         )
-        hooks = install([(self.model, self.adapter)], correction)
+        hooks = hooks_for([(self.model, self.adapter)], correction)
         try:
+            for hook in hooks:
+                hook.install()
             self.run(self.inputs() if inputs is None else inputs)
         finally:
             for hook in hooks:

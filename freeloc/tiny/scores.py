@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from freeloc import metrics
+from freeloc.files import replacing
 
 Part = TypeVar("Part")
 
@@ -107,12 +108,10 @@ def summary(rows: list[dict[str, Any]], baseline: str = "direct") -> list[dict[s
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows atomically. Columns have the order in which they first occur."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 
 def markdown(rows: list[list[str]]) -> str:

@@ -1,11 +1,17 @@
 """Clock: how much of the budget is spent. A run that was interrupted goes on with what is left of it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from freeloc.files import replacing
+from freeloc.errors import FreelocError, ProbeError
+from freeloc.files import content_of, replacing
+from freeloc.untrusted import brief, parsed, printable
+
+LARGEST_FILE = 1000
+"""Largest size of the file that keeps what was spent, in bytes."""
 
 
 class Clock:
@@ -20,6 +26,9 @@ class Clock:
         minutes: the budget.
         folder: folder that keeps what was spent; None keeps it in memory only.
         now: seconds of a clock that never goes back.
+
+    Raises:
+        ProbeError: if the file in the folder is damaged.
     """
 
     def __init__(self, minutes: float, folder: Path | None = None, now: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +37,7 @@ class Clock:
         self._path = folder / "clock.json" if folder else None
         self._before = 0.0
         if self._path and self._path.exists():
-            self._before = float(json.loads(self._path.read_text(encoding="utf-8"))["seconds"])
+            self._before = _seconds(self._path)
         self._start = now()
         self._typical: dict[Hashable, float] = {}
         self._expected: dict[Hashable, float] = {}
@@ -65,3 +74,17 @@ class Clock:
         if self._path:
             with replacing(self._path) as part:
                 part.write_text(json.dumps({"seconds": self.spent()}), encoding="utf-8")
+
+
+def _seconds(path: Path) -> float:
+    """What was spent according to a file, which may be damaged or from somebody else."""
+    try:
+        found = parsed(content_of(path, LARGEST_FILE))
+        seconds = found.get("seconds") if isinstance(found, dict) else None
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            raise ValueError(f'expected {{"seconds": a number from 0}}, found {brief(found)}')
+        return float(seconds)
+    except (FreelocError, ValueError, RecursionError, OverflowError) as error:
+        raise ProbeError(
+            f"cannot read {printable(str(path))}: {printable(str(error))}: remove it to count the time from 0"
+        ) from error

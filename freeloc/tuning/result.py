@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from freeloc.errors import FreelocError, ProbeError
-from freeloc.files import replacing
+from freeloc.files import content_of, replacing
 from freeloc.pictures import write
 from freeloc.probing import Sensitivity
 from freeloc.probing.facts import ProbeFacts
@@ -20,12 +20,16 @@ from freeloc.tuning.evidence import tables_of
 from freeloc.tuning.pictures import pictures_of
 from freeloc.tuning.report import report_of
 from freeloc.tuning.session import Session
+from freeloc.untrusted import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROFILE, MEASUREMENTS, REPORT = "profile.json", "profile.safetensors", "report.md"
 """The files of a result."""
+
+LARGEST_REPORT = 10_000_000
+"""Largest size of a report, in bytes."""
 
 RULE = "tune: lowest denoising loss on one half of the clips; kept if it wins on the other half and in sampled videos"
 
@@ -119,7 +123,7 @@ class Tuned:
         folder = Path(folder)
         profile, measured = load_profile(folder / PROFILE), Sensitivity.load(folder / MEASUREMENTS)
         try:
-            report = (folder / REPORT).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ProbeError(f"cannot read {folder / REPORT}: {error}") from error
+            report = content_of(folder / REPORT, LARGEST_REPORT).decode("utf-8")
+        except (FreelocError, UnicodeDecodeError) as error:
+            raise ProbeError(f"cannot read {printable(str(folder / REPORT))}: {error}") from error
         return cls(profile, measured, report, {})

@@ -12,14 +12,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from freeloc.files import replacing
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from freeloc.errors import FreelocError, ProbeError
+from freeloc.files import content_of, replacing
 from freeloc.probing.cells import Cell, Cells
 from freeloc.tuning.clock import Clock
+from freeloc.untrusted import printable, problems
 
 PAUSE = 0.02
 """Seconds between two looks at the folder."""
+
+LARGEST_ROUND = 100_000_000
+"""Largest size of the file of a round, in bytes. A task takes less than a thousand."""
+
+CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")]
+"""Name of a task in a round, which becomes a path inside the folder."""
 
 PATIENCE = 10.0
 """Seconds, and times the typical task, after which another process's task is taken over."""
@@ -38,6 +48,26 @@ class Task:
     name: str
     kind: str
     data: dict[str, Any]
+
+
+class Round(BaseModel):
+    """Tasks for all processes. The file may be from somebody else, until the leader of this run writes one.
+
+    Args:
+        run: the run: process and time.
+        number: number of the round in it.
+        tasks: name, kind and data of each task.
+        until: seconds since the epoch until which the tasks may end.
+        done: whether the run is over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run: Annotated[str, Field(pattern="^[0-9]+-[0-9]+$")]
+    number: int
+    tasks: list[tuple[CellName, str, dict[str, Any]]]
+    until: float
+    done: bool
 
 
 class Work(Cells):
@@ -110,13 +140,13 @@ class Work(Cells):
         seen: tuple[str, int] | None = None
         while os.getppid() == parent:
             posted = self._posted()
-            if posted and posted["done"]:
+            if posted and posted.done:
                 return
-            if not posted or (number := (posted["run"], posted["number"])) == seen:
+            if not posted or (number := (posted.run, posted.number)) == seen:
                 time.sleep(PAUSE)
                 continue
-            for task in (Task(*listed) for listed in posted["tasks"]):
-                late = time.time() + self.clock.typical(task.kind) > posted["until"]
+            for task in (Task(*listed) for listed in posted.tasks):
+                late = time.time() + self.clock.typical(task.kind) > posted.until
                 if late or self._posted() != posted:
                     break
                 if not self.has(task.name) and self._claim(*number, task):
@@ -173,13 +203,21 @@ class Work(Cells):
         with replacing((self.folder or Path()) / "round.json") as part:
             part.write_text(json.dumps(posted), encoding="utf-8")
 
-    def _posted(self) -> dict[str, Any]:
-        """The last round; empty if there is none."""
+    def _posted(self) -> Round | None:
+        """The last round; None if there is none.
+
+        Raises:
+            ProbeError: if the file is damaged.
+        """
+        path = (self.folder or Path()) / "round.json"
+        where = f"cannot read {printable(str(path))}"
         try:
-            found: dict[str, Any] = json.loads(((self.folder or Path()) / "round.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return found
+            return Round.model_validate_json(content_of(path, LARGEST_ROUND)) if path.exists() else None
+        except ValidationError as error:
+            cause = " ".join(problems(error, "round").split())
+            raise ProbeError(f"{where}: expected tasks that freeloc wrote: remove it. {cause}") from None
+        except FreelocError as error:
+            raise ProbeError(f"{where}: {error}") from error
 
 
 def _missing(name: str) -> Cell:

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from freeloc_toy.adapter import TOY
 from freeloc_toy.examples import inputs
 from freeloc_toy.model import ToyDiT
 
 import freeloc
-from freeloc.adapter import TokenGrid
+from freeloc.adapter import References, TokenGrid
+from freeloc.adapter.reader import GridReader, references_of
 
 
 class Rated(ToyDiT):
@@ -43,3 +45,28 @@ def test_an_argument_that_is_refused_may_stay_at_its_default():
         with pytest.raises(freeloc.errors.LayoutError, match="cannot be corrected when called with packed: no frames"):
             model(**given, packed=True)
     assert patch.report().corrected_calls == 4
+
+
+def grid_of(grid, **given):
+    model = ToyDiT()
+    return GridReader(replace(TOY, grid=grid), model, model).of_model(model, given).grid
+
+
+def test_each_axis_is_divided_by_its_own_side_of_a_patch_and_the_last_one_along_frames_may_be_incomplete():
+    grid = TokenGrid("video", axes="b f c h w", patch=(2, 2, 3))
+    assert grid_of(grid, video=torch.zeros(1, 5, 7, 8, 9)) == (3, 4, 3)
+
+
+def test_the_largest_coordinate_of_a_table_is_one_less_than_the_number():
+    grid = TokenGrid("places", axes="sample token (f h w)", patch=(1, 1, 1))
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(2), torch.arange(3))
+    assert grid_of(grid, places=places[None]) == (4, 2, 3)
+
+
+def test_references_are_counted_on_their_side_of_the_video():
+    kinds = (
+        References("first", 1),
+        References("last", lambda given: given["images"]),
+        References("last", 4, apart=True),
+    )
+    assert references_of(kinds, ToyDiT(), {"images": 2}) == (1, 6, 4)

@@ -153,7 +153,7 @@ AS_MANY_HEADS_AS_TOKENS = {
 }
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(calls())
 @example(AS_MANY_HEADS_AS_TOKENS)
 @example(AS_MANY_HEADS_AS_TOKENS | {"name": "mochi", "rate": None})

@@ -69,10 +69,20 @@ def really_ran(model, paths, run):
     return called, computed, result
 
 
+PAIRS = [
+    *(
+        (name, cache)
+        for cache in EVERYWHERE
+        for name in EXAMPLES
+        if "hidden_states" in EXAMPLES[name].inputs(4, 1, 1, 1)
+    ),
+    *((name, cache) for cache in BLOCKS for name in WITH_BLOCKS),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "cache"),
-    [(name, cache) for cache in EVERYWHERE for name in EXAMPLES if "hidden_states" in EXAMPLES[name].inputs(4, 1, 1, 1)]
-    + [(name, cache) for cache in BLOCKS for name in WITH_BLOCKS],
+    [pytest.param(*pair, marks=[pytest.mark.slow] * bool(index % 4)) for index, pair in enumerate(PAIRS)],
 )
 def test_a_cache_keeps_corrected_answers_and_the_report_counts_them(name, cache):
     model, facts, inputs = EXAMPLES[name].model(), FACTS[name], EXAMPLES[name].inputs(9, 2, 3, 1)

@@ -131,6 +131,31 @@ def test_keys_that_are_rotated_one_query_frame_after_the_other_equal_those_rotat
         torch.testing.assert_close(copy[:, at], expected, atol=1e-6, rtol=0)
 
 
+def test_a_key_that_was_rotated_is_rotated_back_after_query_frames_that_do_not_see_it():
+    rotation, used = torch.full((3, 6), -1), torch.zeros(3, 6, dtype=torch.bool)
+    rotation[0, 0], rotation[1, 5] = 1, 2
+    used[0, 0] = used[1, 5] = used[2, 0] = True
+    assert stale_frames(rotation, used) == [[range(1)], [range(5, 6)], [range(1)]]
+
+
+@pytest.mark.parametrize("text_last", [0, 3])
+def test_long_ranges_of_keys_are_computed_in_pieces(text_last, monkeypatch):
+    monkeypatch.setattr(blocks, "CACHED_KEYS", 16)
+    layout, plan = TokenLayout(9, 2, 3, text_first=2, text_last=text_last), vrpr_plan(9, 4)
+    tensors = random_inputs(torch.Generator().manual_seed(8), layout)
+    found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout)
+    torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout), atol=2e-5, rtol=2e-5)
+
+
+def test_a_part_of_which_a_mask_hides_all_keys_has_no_weight():
+    query, key, value = random_inputs(torch.Generator().manual_seed(9), TokenLayout(2, 2, 2))
+    hidden = torch.full((8, 4), float("-inf"), dtype=query.dtype)
+    seen = attend_part(query, key[:, :, :4], value[:, :, :4])
+    merged = merge([seen, attend_part(query, key[:, :, 4:], value[:, :, 4:], hidden)])
+    torch.testing.assert_close(merged.out, seen.out)
+    torch.testing.assert_close(merged.lse, seen.lse)
+
+
 @given(st.integers(1, 400), st.floats(0.001, 1))
 def test_chunks_cover_every_token_of_a_frame_and_windows_every_key_of_a_stripe(tokens, share):
     reach = FramePlan.identity(1).stripe_tokens(tokens) if share == 1 else max(1, round(share * tokens))

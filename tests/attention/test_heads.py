@@ -61,6 +61,13 @@ def test_tables_are_shared() -> None:
     assert [group.heads for group in same.groups] == [None]
 
 
+def test_the_density_is_the_mean_over_heads() -> None:
+    several = [sliding_window(FRAMES, 3), FramePlan.identity(FRAMES), FramePlan.identity(FRAMES), PLANS[0]]
+    prepared = LayerPlans(lambda layer, frames: several, ModelShape(1, HEADS, DIM), ROPE, ROPE.frequencies(DIM))
+    found = prepared.at(0, VideoLength(FRAMES)).density(LAYOUT.tokens_per_frame)
+    assert found == pytest.approx((several[0].density(LAYOUT.tokens_per_frame) + 3) / 4)
+
+
 @pytest.mark.parametrize(
     ("plans", "words"),
     [

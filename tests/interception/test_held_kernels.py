@@ -7,9 +7,9 @@ import threading
 import kernel_double
 import pytest
 import torch
+from injection import Injection, points_of
 from kernel_double import PLACES, adapter
 from subjects import in_threads
-from test_any_line import Interrupt, lines_of
 from test_kernels import Subject
 
 import freeloc
@@ -51,12 +51,12 @@ def test_an_interrupt_at_any_line_leaves_no_trace(kind, every):
     plain, state = subject.run(6), state_of(subject.model)
     with subject.patch():
         corrected = subject.run(6)
-        count = lines_of(lambda: subject.run(6))
-    for at in range(0, count, every):
+        points = points_of(lambda: subject.run(6), "interception", "patching.py")
+    for number, point in enumerate(points[::every]):
         with subject.patch():
-            with pytest.raises(KeyboardInterrupt), Interrupt(at):
+            with pytest.raises(KeyboardInterrupt), Injection(point, KeyboardInterrupt()):
                 subject.run(6)
-            if at % 2:
+            if number % 2:
                 assert torch.equal(subject.run(6), corrected)
         assert state_of(subject.model) == state
         assert torch.equal(subject.run(6), plain)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 import freeloc
 from freeloc.discovery import transformers_of
+from freeloc.errors import LayoutError
 from freeloc.interception.layers import LayerHook
 
 
@@ -70,6 +71,15 @@ def test_an_interrupted_model_still_works_while_patched(small_wan, run, interrup
         assert torch.equal(run(small_wan, 9), expected)
         assert _get_current_function_mode() is None
         assert small_wan.blocks[1].attn1.processor._attention_backend is backend
+
+
+def test_what_an_interrupted_call_has_read_answers_no_other_call(small_wan, run, interrupted):
+    with freeloc.patch(small_wan, make_profile()):
+        interrupted.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(small_wan, 9)
+        with pytest.raises(LayoutError, match="outside a call of"), torch.no_grad():
+            small_wan.forward(**wan_inputs(9))
 
 
 def test_other_torch_function_modes_stay_active(small_wan, run, interrupted):

@@ -12,6 +12,7 @@ from kernel_double import attention as renamed
 
 import freeloc
 from freeloc.errors import AdapterError, LayoutError
+from freeloc.interception.kernel_call import KernelCall, of_sample
 from freeloc.testing import run_checks
 
 EVERY = pytest.mark.parametrize("name", KERNELS)
@@ -260,3 +261,12 @@ def test_a_function_that_no_file_has_is_an_error():
     message = "kernel_double has no function 'flash', which its adapter expects"
     with subject.patch(function="flash"), pytest.raises(AdapterError, match=message):
         subject.run(9)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_sample_of_a_batch_keeps_its_own_mask(rows):
+    query, key, value = torch.randn(3, 2, 1, 5, 4)
+    mask = torch.arange(2 * rows * 5).view(2, 1, rows, 5).float()
+    found = of_sample(KernelCall(query, key, value, mask, torch.tensor([5, 3]), None), sample=1, tokens=3)
+    assert torch.equal(found.query, query[1:, :, :3])
+    assert torch.equal(found.mask, mask[1:, :, : min(rows, 3), :3])

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import math
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from subjects import EXAMPLES, Subject, error_of, in_threads
 import freeloc
 from freeloc.discovery import find_adapter
 from freeloc.errors import LayoutError, PatchError
+from freeloc.interception.context import HeldAttributes
 from freeloc.interception.registration import patched_models
 
 LABELS = sorted(EXAMPLES)
@@ -90,6 +92,18 @@ def test_threads_that_generate_while_one_compiles(small_wan, run):
         _, short, long = in_threads(compile_something, lambda: generate(3), lambda: generate(9))
     assert all(torch.equal(output, expected[3]) for output in short), short
     assert all(torch.equal(output, expected[9]) for output in long), long
+
+
+def test_an_attribute_is_held_until_the_last_user_has_released_it():
+    module, users = torch.nn.Module(), [object(), object()]
+    module.kernel = "own"
+    held = HeldAttributes({"kernel": "math:pi"})
+    for user in users:
+        held.hold(module, user)
+    held.release(module, users[0])
+    assert module.kernel == math.pi
+    held.release(module, users[1])
+    assert module.kernel == "own"
 
 
 def test_layers_that_share_a_processor(small_wan, run):

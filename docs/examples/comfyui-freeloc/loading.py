@@ -5,7 +5,9 @@ from pathlib import Path
 
 import freeloc
 from freeloc.errors import FreelocError
+from freeloc.files import content_of
 from freeloc.profile import hub
+from freeloc.profile.schema import LARGEST_FILE
 from freeloc.registry import registry
 
 FOLDER = "freeloc"
@@ -44,7 +46,9 @@ def names():
 
 
 def problem(profile, repository):
-    """What is wrong with these inputs, or an empty text."""
+    """What is wrong with these inputs, or an empty text. A workflow may hold values of any type."""
+    if not isinstance(profile, str) or not isinstance(repository, str):
+        return f"expected profile and repository to be texts, found {profile!r:.100} and {repository!r:.100}"
     if profile == HUB:
         if not hub.is_repository(repository):
             return (
@@ -115,7 +119,7 @@ class LoadProfile:
         """A value that changes with the content of a file, so that an edited profile is read again."""
         if profile == HUB or problem(profile, repository):
             return repository
-        return hashlib.sha256(path_of(profile, repository).read_bytes()).hexdigest()
+        return hashlib.sha256(content_of(path_of(profile, repository), LARGEST_FILE)).hexdigest()
 
     def load(self, profile, repository=""):
         """The profile."""

@@ -1,6 +1,7 @@
 """The node ``freeloc: long video``."""
 
 from freeloc.errors import FreelocError
+from freeloc.untrusted import brief
 
 from .choosing import (
     AS_PROFILE,
@@ -13,6 +14,32 @@ from .choosing import (
     transformer_of,
 )
 from .sampling import Correction, correction_of
+
+MOST_FRAMES = 100_000
+"""Largest value of trained_frames, in video frames."""
+
+MOST_REFERENCES = 1000
+"""Largest value of reference_frames, in latent frames."""
+
+
+def require_values(method, trained_frames, reference_frames, backend):
+    """Require values that the inputs allow. ComfyUI checks what is typed, and not what comes from other nodes.
+
+    Raises:
+        FreelocError: if one is another.
+    """
+    for name, value, least, most in (
+        ("trained_frames", trained_frames, 0, MOST_FRAMES),
+        ("reference_frames", reference_frames, -1, MOST_REFERENCES),
+    ):
+        if type(value) is not int or not least <= value <= most:
+            raise FreelocError(f"expected {name} to be a whole number from {least} to {most}, found {brief(value)}")
+    for name, value, known in (
+        ("method", method, [AS_PROFILE, *methods()]),
+        ("backend", backend, ["auto", *backends()]),
+    ):
+        if value not in known:
+            raise FreelocError(f"expected {name} to be one of {', '.join(known)}, found {brief(value)}")
 
 
 class LongVideo:
@@ -55,7 +82,7 @@ class LongVideo:
                     {
                         "default": 0,
                         "min": 0,
-                        "max": 100_000,
+                        "max": MOST_FRAMES,
                         "tooltip": "Length of the model's training clips in video frames, such as 81 for Wan. 0: as "
                         "the profile says. Set it for models that have no profile.",
                     },
@@ -65,7 +92,7 @@ class LongVideo:
                     {
                         "default": -1,
                         "min": -1,
-                        "max": 1000,
+                        "max": MOST_REFERENCES,
                         "advanced": True,
                         "tooltip": "How many latent frames at the start of the latent are reference images and no part "
                         "of the video. -1: what the model says.",
@@ -88,6 +115,7 @@ class LongVideo:
         Raises:
             FreelocError: if this cannot work. The message says what to do. Nothing has been sampled by then.
         """
+        require_values(method, trained_frames, reference_frames, backend)
         if correction_of(model) is not None:
             raise FreelocError(
                 "this MODEL comes from a 'freeloc: long video' node already, and a model can be corrected once: remove "

@@ -1,0 +1,253 @@
+"""Mutations of hooks: what a patch puts on and takes off, and what it reads and checks in a call."""
+
+from mutation import Mutation
+
+_HOOKS, _LAYERS = "freeloc/interception/hooks.py", "freeloc/interception/layers.py"
+_REGISTRATION = "freeloc/interception/registration.py"
+_CONTEXT, _NAMES = "freeloc/interception/context.py", "freeloc/interception/names.py"
+_INTERCEPTORS, _CALL = "freeloc/interception/interceptors.py", "freeloc/interception/module_call.py"
+_ROTATION, _PATCHED = "freeloc/interception/rotation.py", "freeloc/interception/patched.py"
+_MISSING, _KERNEL = "freeloc/interception/missing.py", "freeloc/interception/kernel_call.py"
+_PATCHING = "freeloc/patching.py"
+_READ = "interception/test_read_from_the_call.py"
+
+HOOKS = [
+    Mutation(
+        _PATCHING,
+        "remove forgets all transformers but the first",
+        "        for hook in self._hooks:",
+        "        for hook in self._hooks[:1]:",
+        "test_patching.py",
+    ),
+    Mutation(
+        _PATCHING,
+        "auto prefers the backend with the lowest priority",
+        "sorted(automatic, key=lambda pair: -pair[0])",
+        "sorted(automatic, key=lambda pair: pair[0])",
+        "attention/test_backends.py",
+    ),
+    Mutation(
+        _PATCHING,
+        "a negative number of reference images is taken",
+        "all(isinstance(count, int) and count >= 0 for count in pair)",
+        "all(isinstance(count, int) for count in pair)",
+        f"{_READ}::test_a_wrong_number_of_references",
+    ),
+    Mutation(
+        _PATCHING,
+        "a patch that was removed can be entered again",
+        "if any(hook.is_removed for hook in self._hooks):",
+        "if not self._hooks:",
+        "interception/test_interrupted.py::test_a_removed_patch_is_not_entered_again",
+    ),
+    Mutation(
+        _HOOKS,
+        "remove forgets the hook on the submodule that has the grid",
+        "for module in (self.model.module, *self._parts, *(layer.module for layer in self.layers)):",
+        "for module in (self.model.module, *(layer.module for layer in self.layers)):",
+        "interception/test_grid_of_a_submodule.py",
+    ),
+    Mutation(
+        _HOOKS,
+        "remove forgets the hook of the last layer",
+        "*self._parts, *(layer.module for layer in self.layers)):",
+        "*self._parts, *(layer.module for layer in self.layers[:-1])):",
+        "test_patching.py",
+    ),
+    Mutation(
+        _REGISTRATION,
+        "the attributes that a patch gave to processors stay",
+        "                    layer.held.disown()",
+        "                    layer.held.own(module)",
+        "test_patching.py interception/test_state.py::test_layers_that_share_a_processor",
+    ),
+    Mutation(
+        _HOOKS,
+        "arguments are read before the hooks of others have changed them",
+        "if not context.is_followed(module, self.open_forward):",
+        "if True:",
+        f"{_READ}::test_a_hook_that_adds_frames",
+    ),
+    Mutation(
+        _HOOKS,
+        "forward passes that fail are not counted",
+        "            model.report.failed += 1",
+        "            model.report.failed += 0",
+        "interception/test_missing_calls.py::test_calls_that_end_in_an_error_are_not_counted",
+    ),
+    Mutation(
+        _HOOKS,
+        "layers that made no call are not looked for",
+        "if missing := due.difference(called):",
+        "if missing := due.difference(due):",
+        "interception/test_missing_calls.py",
+    ),
+    Mutation(
+        _REGISTRATION,
+        "hooks that must run after an exception do not",
+        "_forward_hooks_with_kwargs[_ID] = module._forward_hooks_always_called[_ID] = True",
+        "_forward_hooks_with_kwargs[_ID] = True",
+        "interception/test_missing_calls.py interception/test_interrupted.py",
+    ),
+    Mutation(
+        _LAYERS,
+        "text before the video is taken to be after it",
+        '{"first": (text, 0), "last": (0, text), "none": (0, 0)}',
+        '{"first": (0, text), "last": (0, text), "none": (0, 0)}',
+        "adapters/test_hunyuan_video.py adapters/test_cogvideox.py",
+    ),
+    Mutation(
+        _LAYERS,
+        "a batch is corrected only if all its samples are due",
+        "        return any(corrects)",
+        "        return all(corrects)",
+        "adapters/test_wan_original.py",
+    ),
+    Mutation(
+        _LAYERS,
+        "a refused call with more tokens than in training runs, if it has few frames",
+        "if seen.refused and (any(corrects) or seen.is_longer):",
+        "if seen.refused and any(corrects):",
+        f"{_READ}::test_a_model_that_adds_tokens_inside_is_refused_beyond_the_trained_number",
+    ),
+    Mutation(
+        _LAYERS,
+        "a processor that was exchanged is not checked",
+        "if known is None or known[0] is not own[0] or known[1] is not own[1]:",
+        "if known is None:",
+        f"{_READ}::test_a_regrouping_processor_that_is_set_while_patched_is_refused",
+    ),
+    Mutation(
+        _LAYERS,
+        "layers whose plan changes nothing are intercepted, and the others are not",
+        "= not plan.is_identity or",
+        "= plan.is_identity or",
+        "test_patching.py",
+    ),
+    Mutation(
+        _LAYERS,
+        "a sample keeps its padding",
+        "max(tokens - self.reader.video_tokens(grids[at]), 0)",
+        "max(tokens - self.reader.video_tokens(grids[at]), text)",
+        "adapters/test_hunyuan_original.py interception/test_kernels.py adapters/test_open_sora.py",
+    ),
+    Mutation(
+        _CONTEXT,
+        "a call that was interrupted still counts as running",
+        "if context.owner is owner and context.is_running:",
+        "if context.owner is owner:",
+        "interception/test_interrupted.py",
+    ),
+    Mutation(
+        _CONTEXT,
+        "an attribute is given back while another layer needs it",
+        "if known is not None and not users:",
+        "if known is not None:",
+        "interception/test_state.py::test_an_attribute_is_held_until_the_last_user_has_released_it",
+    ),
+    Mutation(
+        _CONTEXT,
+        "of nested calls of a model, the outer one answers",
+        "            return context",
+        "            return next(other for other in _stack.get() if other.owner is owner)",
+        "interception/test_state.py::test_a_nested_call_of_the_same_model",
+    ),
+    Mutation(
+        _NAMES,
+        "a name is given back while another thread needs it",
+        "if self._users or owner is None:",
+        "if owner is None:",
+        "interception/test_held_kernels.py interception/test_kernels.py",
+    ),
+    Mutation(
+        _NAMES,
+        "a name that an object inherited becomes its own",
+        "self._is_own = getattr(owner, self._name), self._name in vars(owner)",
+        "self._is_own = getattr(owner, self._name), True",
+        "interception/test_held_kernels.py",
+    ),
+    Mutation(
+        _INTERCEPTORS,
+        "taking off a mode takes off those of others",
+        "            if mode is not self:",
+        "            if mode is self:",
+        "interception/test_interrupted.py",
+    ),
+    Mutation(
+        _INTERCEPTORS,
+        "what an interrupted call left behind answers",
+        "if func is F.scaled_dot_product_attention and self.is_running():",
+        "if func is F.scaled_dot_product_attention:",
+        "interception/test_interrupted.py interception/test_state.py",
+    ),
+    Mutation(
+        _KERNEL,
+        "the mask of one sample is that of the first",
+        "mask = mask[sample : sample + 1]",
+        "mask = mask[:1]",
+        "interception/test_kernels.py::test_a_sample_of_a_batch_keeps_its_own_mask",
+    ),
+    Mutation(
+        _ROTATION,
+        "positions that are as much faster or slower everywhere are taken as described",
+        "return Rotation(step * factor)",
+        "return Rotation(step)",
+        f"{_READ}::test_interpolated_time",
+    ),
+    Mutation(
+        _ROTATION,
+        "tables with other angles are taken as described",
+        "return bool((error <= tolerance + rounding).all())",
+        "return bool((error <= tolerance + rounding).any())",
+        _READ,
+    ),
+    Mutation(
+        _CALL,
+        "text that attends along is not counted as tokens",
+        "expected = video + (text[-1] if self.site.joint else 0)",
+        "expected = video",
+        "adapters/test_open_sora.py adapters/test_hunyuan_original.py",
+    ),
+    Mutation(
+        _CALL,
+        "another number of tokens than the grid says is taken",
+        "if hidden.shape[1] == expected:",
+        "if hidden.shape[1] >= expected:",
+        f"{_READ}::test_a_model_that_adds_tokens_inside_is_refused_beyond_the_trained_number",
+    ),
+    Mutation(
+        _CALL,
+        "the largest text of a batch is that of its first sample",
+        "counts: list[int] = mask.bool().sum(dim=-1).tolist()",
+        "counts: list[int] = mask.bool().sum(dim=-1)[:1].tolist()",
+        "adapters/test_hunyuan_video.py adapters/test_families.py",
+    ),
+    Mutation(
+        _PATCHED,
+        "references beside the grid's argument are not added to its frames",
+        "grid, refused = (frames + apart, height, width), refused or why",
+        "grid, refused = (frames, height, width), refused or why",
+        "adapters/test_references.py",
+    ),
+    Mutation(
+        _PATCHED,
+        "of several calls of the submodule with the grid, the smallest counts",
+        "grid = max(read.grid, grid, key=math.prod)",
+        "grid = min(read.grid, grid, key=math.prod)",
+        "interception/test_grid_of_a_submodule.py::test_a_submodule_that_runs_more_than_once",
+    ),
+    Mutation(
+        _MISSING,
+        "a cache that was filled before the patch is taken",
+        "            if not report.has_computed(frames):",
+        "            if report.has_computed(frames) is None:",
+        "adapters/test_bypasses.py::test_a_cache_that_was_filled_before_the_patch_is_refused",
+    ),
+    Mutation(
+        _MISSING,
+        "a run in which nothing was corrected is no error",
+        "if len(never) == due and not any(found.values()):",
+        "if len(never) > due and not any(found.values()):",
+        "interception/test_missing_calls.py::test_attention_that_is_called_as_a_method_is_refused",
+    ),
+]
