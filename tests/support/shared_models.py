@@ -96,6 +96,8 @@ def share(model: Any, library: str, kind: str = "ulysses") -> Any:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    elif library == "ddp":
+        return nn.parallel.DistributedDataParallel(model.requires_grad_(True), find_unused_parameters=True)
     elif library == "fsdp2":
         from torch.distributed.fsdp import fully_shard
 
