@@ -20,24 +20,7 @@ from .cell import EXACT, LEAST_GAP, LEAST_GAP_OF_MOVING, Case, Cell, Exact, Fail
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "matrix"
-SUBJECTS = (
-    "lengths",
-    "offloading",
-    "weights",
-    "lora",
-    "compilation",
-    "graph_breaks",
-    "hooks",
-    "backends",
-    "caches",
-    "pipelines",
-    "training",
-    "compiled_training",
-    "precision",
-    "copies",
-    "threads",
-    "processes",
-)
+SUBJECTS = ("lengths", "offloading", "hooks", "caches", "pipelines", "compiled_training", "precision", "copies", "processes")
 LIBRARIES = ("freeloc", "torch", "diffusers", "accelerate", "peft", "cache-dit")
 """Packages of the development environment whose versions the page names."""
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
