@@ -18,7 +18,7 @@ from freeloc.interception import context
 from freeloc.interception.hooks import ModelHook
 from freeloc.interception.noise import InitialNoise, axes_of, by_hand
 from freeloc.interception.patched import Correction
-from freeloc.interception.pipeline_noise import NAME, PreparedLatents, put_on
+from freeloc.interception.pipeline_noise import NAME, PreparedLatents, put_on, take_off_latents
 from freeloc.interception.registration import patched_models, take_off
 from freeloc.plans.length import VideoLength
 from freeloc.plans.method import Method, PlanFunction, Plans
@@ -161,6 +161,7 @@ def patch(
     except BaseException:
         if prepared is not None:
             prepared.is_removed = True
+            take_off_latents(model_or_pipeline, prepared)
         for hook in hooks:
             hook.remove()
         raise
@@ -206,8 +207,7 @@ def unpatch(model_or_pipeline: object) -> None:
     """Remove every patch from a model or pipeline, including hooks that interrupted calls left behind. Idempotent."""
     context.close_dead()
     leave_cpu()
-    if isinstance(latents := getattr(model_or_pipeline, NAME, None), PreparedLatents):
-        latents.take_off()
+    take_off_latents(model_or_pipeline)
     for part in components(model_or_pipeline).values():
         for module in part.modules():
             for model in list(patched_models(module)):

@@ -4,7 +4,7 @@ import pytest
 from conftest import make_profile
 
 import freeloc
-from freeloc.report import LayerReport
+from freeloc.report import LayerReport, TransformerReport
 
 
 def test_the_report_proves_that_calls_were_corrected(small_wan, run):
@@ -47,3 +47,11 @@ def test_a_cache_under_heads_of_one_process_may_answer_where_their_plan_changes_
     assert not report.has_computed(16)
     report.share = ""
     assert not report.has_computed(9)
+
+
+def test_skipped_calls_are_counted_among_the_forward_passes_of_their_length():
+    layer = LayerReport(0, "blocks.0.attn1", "vrpr")
+    layer.skipped[9, "a cache"] += 1
+    report = TransformerReport([layer])
+    report.due.update({9: 2, 13: 5})
+    assert "skipped by a cache: layer 0 (blocks.0.attn1), in 1 of 2 forward passes at 9 latent frames" in report.lines()

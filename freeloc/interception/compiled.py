@@ -48,7 +48,10 @@ NOTHING = Traced(*(torch.full(shape, -1, dtype=kind, device="cpu") for shape, ki
 def outside_graphs(function: F) -> F:
     """Make torch.compile break its graph at a function: `torch.compiler.disable`, but without loading Dynamo."""
 
-    reason = "freeloc intercepts kernels other than PyTorch's own between graphs: compile without fullgraph=True"
+    reason = (
+        "freeloc intercepts kernels other than PyTorch's own, and attention that is compiled without its module, "
+        "between graphs: compile without fullgraph=True"
+    )
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -95,13 +98,13 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse to export a patched model, since the export would contain the plans of one length.
 
     Raises:
-        PatchError: if this model is being exported.
+        PatchError: if this model is being exported, also by torch.jit.trace.
     """
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     traced = torch.compiler.is_dynamo_compiling() or any(
         type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
     )
-    if exporting() and traced:
+    if (exporting() and traced) or torch._C._get_tracing_state():
         raise PatchError(
             "a patched model cannot be exported: its plans depend on the length of each video. Export the model "
             "without the patch (call remove() on it, or freeloc.unpatch(model)), or use torch.compile"

@@ -35,7 +35,9 @@ class TracedCalls:
         """Intercept the attention call of the layer's module."""
         answer = _answer_in_trace(self._layer, args, kwargs)
         interceptor = SdpaInterceptor(
-            lambda given, named: answer(interceptor.calls - 1, given, named), lambda: self._is_open(interceptor)
+            lambda given, named: answer(interceptor.calls - 1, given, named),
+            lambda: self._is_open(interceptor),
+            is_traced=True,
         )
         self._open = interceptor, self._layer.held.hold_in_trace(module)
         interceptor.enter()

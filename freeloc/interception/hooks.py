@@ -95,7 +95,7 @@ class ModelHook:
     def _open_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = self.model
         context.close_dead()
-        if torch.compiler.is_compiling():  # in any thread
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # the former in any thread
             compiled.refuse_export(args, kwargs)
         forward = ForwardContext(model, context.module_frame())
         if not context.is_followed(module, self.open_forward):

@@ -23,6 +23,7 @@ from torch.overrides import (
 
 from freeloc.adapter.kernel import MATMUL, SDPA, Kernel
 from freeloc.errors import AdapterError, LayoutError
+from freeloc.interception.compiled import outside_graphs
 from freeloc.interception.context import is_inside
 from freeloc.interception.names import Answer, NameInterceptor, places_of
 
@@ -109,12 +110,14 @@ class _ModeInterceptor(TorchFunctionMode):
     Args:
         answer: see `interceptor_of`.
         is_running: whether its module is running. After an interrupt, no hook ends the interception.
+        is_traced: whether torch.compile traces the answer.
     """
 
-    def __init__(self, answer: Answer, is_running: Callable[[], bool]) -> None:
+    def __init__(self, answer: Answer, is_running: Callable[[], bool], is_traced: bool = False) -> None:
         super().__init__()
         self.answer = answer
         self.is_running = is_running
+        self.is_traced = is_traced
         self.calls = 0
 
     def enter(self) -> None:
@@ -148,13 +151,22 @@ class SdpaInterceptor(_ModeInterceptor):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and self.is_running():
-            self.calls += 1
-            out = self.answer(args, kwargs or {})
-            return func(*args, **(kwargs or {})) if out is NotImplemented else out
+        if func is F.scaled_dot_product_attention:
+            if self.is_traced or not torch.compiler.is_dynamo_compiling():
+                return self._call(func, args, kwargs or {})
+            return self._call_outside(func, args, kwargs or {})  # the forward alone is compiled, without its hooks
         if func is Tensor.unflatten:  # Dynamo cannot trace this Python method while a mode is active
             return torch.unflatten(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def _call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.is_running():
+            return func(*args, **kwargs)
+        self.calls += 1
+        out = self.answer(args, kwargs)
+        return func(*args, **kwargs) if out is NotImplemented else out
+
+    _call_outside = outside_graphs(_call)
 
 
 class ProductInterceptor(_ModeInterceptor):

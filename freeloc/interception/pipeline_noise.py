@@ -98,6 +98,13 @@ def put_on(pipeline: object, noise: InitialNoise | None, model: PatchedModel) ->
     return latents
 
 
+def take_off_latents(pipeline: object, noise: InitialNoise | None = None) -> None:
+    """Give a pipeline its own function back, if that of a patch is in its place: that of this noise, or any."""
+    latents = getattr(pipeline, NAME, None)
+    if isinstance(latents, PreparedLatents) and (noise is None or latents.noise is noise):
+        latents.take_off()
+
+
 class _Call:
     """One call of `prepare_latents`."""
 

@@ -52,6 +52,8 @@ def take_off(module: nn.Module, model: PatchedModel) -> None:
                 for others in (f"{name}_with_kwargs", "_forward_hooks_always_called"):
                     getattr(module, others).pop(key, None)
                 hooks.pop(key, None)
-    if _ID not in module._forward_hooks:  # an interrupt in `_put_on` may have left these without a hook
+    if _ID not in module._forward_pre_hooks:  # an error in `put_on` may have left these without a hook
+        module._forward_pre_hooks_with_kwargs.pop(_ID, None)
+    if _ID not in module._forward_hooks:
         module._forward_hooks_with_kwargs.pop(_ID, None)
         module._forward_hooks_always_called.pop(_ID, None)

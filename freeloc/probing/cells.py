@@ -113,6 +113,19 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a small file beside the cells. The write is atomic.
+
+    Raises:
+        ProbeError: if it cannot be written.
+    """
+    try:
+        with replacing(path) as part:
+            part.write_text(json.dumps(content), encoding="utf-8")
+    except OSError as error:
+        raise ProbeError(f"cannot write {path}: {error.strerror}") from error
+
+
 def _progress(things: Iterable[T], title: str) -> Iterable[T]:
     """Add a progress bar if tqdm is installed."""
     try:

@@ -1,13 +1,13 @@
 """Clock: how much of the budget is spent. A run that was interrupted goes on with what is left of it."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from freeloc.errors import FreelocError, ProbeError
-from freeloc.files import content_of, replacing
+from freeloc.files import content_of
+from freeloc.probing.cells import write_json
 from freeloc.untrusted import brief, parsed, printable
 
 LARGEST_FILE = 1000
@@ -72,8 +72,7 @@ class Clock:
         # The first one of a kind also loads and prepares, so later ones count more.
         self._typical[kind] = seconds if known is None else 0.5 * (known + seconds)
         if self._path:
-            with replacing(self._path) as part:
-                part.write_text(json.dumps({"seconds": self.spent()}), encoding="utf-8")
+            write_json(self._path, {"seconds": self.spent()})
 
 
 def _seconds(path: Path) -> float:

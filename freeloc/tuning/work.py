@@ -5,7 +5,6 @@ until the leader is done. A task is claimed by creating a file, so none is measu
 costs no more than the task it had.
 """
 
-import json
 import os
 import shutil
 import time
@@ -17,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from freeloc.errors import FreelocError, ProbeError
-from freeloc.files import content_of, replacing
-from freeloc.probing.cells import Cell, Cells
+from freeloc.files import content_of
+from freeloc.probing.cells import Cell, Cells, write_json
 from freeloc.tuning.clock import Clock
 from freeloc.untrusted import printable, problems
 
@@ -26,7 +25,7 @@ PAUSE = 0.02
 """Seconds between two looks at the folder."""
 
 LARGEST_ROUND = 100_000_000
-"""Largest size of the file of a round, in bytes. A task takes less than a thousand."""
+"""Largest size of the file of a round, in bytes."""
 
 CellName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$")]
 """Name of a task in a round, which becomes a path inside the folder."""
@@ -200,8 +199,7 @@ class Work(Cells):
         """Post a round: its tasks, and the time of day until which they may end."""
         listed = [[task.name, task.kind, task.data] for task in tasks]
         posted = {"run": self._run, "number": self._rounds, "tasks": listed, "until": until, "done": done}
-        with replacing((self.folder or Path()) / "round.json") as part:
-            part.write_text(json.dumps(posted), encoding="utf-8")
+        write_json((self.folder or Path()) / "round.json", posted)
 
     def _posted(self) -> Round | None:
         """The last round; None if there is none.

@@ -10,7 +10,7 @@ from freeloc_toy.model import ToyDiT
 
 import freeloc
 from freeloc.adapter import References, TokenGrid
-from freeloc.adapter.reader import GridReader, references_of
+from freeloc.adapter.reader import GridReader, of_coordinates, references_of
 
 
 class Rated(ToyDiT):
@@ -70,3 +70,11 @@ def test_references_are_counted_on_their_side_of_the_video():
         References("last", 4, apart=True),
     )
     assert references_of(kinds, ToyDiT(), {"images": 2}) == (1, 6, 4)
+
+
+def test_coordinates_that_differ_between_samples_are_refused():
+    time, row, column = torch.meshgrid(torch.arange(4.0), torch.arange(2.0), torch.arange(3.0), indexing="ij")
+    one = torch.stack([time, row, column]).flatten(1)
+    other = torch.stack([time, row + 1, column]).flatten(1)
+    assert not of_coordinates(torch.stack([one, one]), "coordinates").refused
+    assert of_coordinates(torch.stack([one, other]), "coordinates").refused

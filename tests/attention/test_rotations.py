@@ -124,3 +124,8 @@ def test_a_position_offset_shared_by_a_whole_row_changes_the_result():
     outputs = [attend(*tensors, PreparedPlan(plan, ROPE, 12), layout) for plan in (true, shifted)]
     assert (outputs[0] - outputs[1]).abs().max() > 1e-2
     assert_equals_the_reference(tensors, shifted, ROPE, layout)
+
+
+def test_frequencies_are_powers_of_the_base():
+    found = TemporalRope(channels=8, theta=10_000.0).frequencies(24)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64))

@@ -20,6 +20,7 @@ from freeloc.errors import FreelocError
 from freeloc.metrics.video import write_video
 from freeloc.pictures.figures import empty_figure, write
 from freeloc.probing import Local, Table
+from freeloc.tuning.clock import Clock
 
 
 def save_profile(path, version):
@@ -124,6 +125,17 @@ def test_a_probe_on_a_full_disk_goes_on_when_there_is_room(small_disk):
     assert torch.equal(probe(probe_of).table("local.logits").values, whole.table("local.logits").values)
 
 
+def test_the_clock_of_a_tuning_on_a_full_disk(small_disk):
+    fill(small_disk)
+    clock = Clock(1.0, small_disk)
+    with pytest.raises(FreelocError, match=r"cannot write .*clock.json: No space left on device"):
+        clock.note("a kind", 1.0)
+    assert [path.name for path in small_disk.iterdir()] == ["filling"]
+    (small_disk / "filling").unlink()
+    clock.note("a kind", 1.0)
+    assert Clock(1.0, small_disk).spent() >= 0
+
+
 @pytest.mark.parametrize("kind", list(ERRORS))
 @pytest.mark.parametrize("name", ["mine.json", "mine.safetensors"])
 def test_an_error_at_any_line_of_saving(tmp_path, name, kind):
@@ -160,7 +172,7 @@ from test_files import SAVED
 
 
 class Killed(Injection):
-    def reached(self, place):
+    def reached(self, place, function):
         if place == self._point[:2]:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -7,7 +7,9 @@ import pytest
 import submodule_grids
 import torch
 from conftest import make_profile, make_wan, wan_inputs
+from initial_noise import patched
 from injection import ERRORS, Injection, points_of, state_of
+from pipelines import PIPELINES
 from torch.overrides import _get_current_function_mode
 
 import freeloc
@@ -166,6 +168,26 @@ def test_with_a_hook_on_the_submodule_that_has_the_grid(model, known, kind, ever
         for point in points[::every]:
             raises(point, kind, functools.partial(action, before()))
             check_recovered(model, known)
+
+
+@pytest.mark.parametrize("every", [13, ALL])
+@EACH
+def test_while_patching_a_pipeline_with_initial_noise(kind, every):
+    pipe = PIPELINES["wan"].pipeline()
+
+    def patch():
+        return patched(pipe)
+
+    before = state_of(pipe.transformer)
+    points = points_of(patch, "patching.py", "interception/pipeline_noise.py", "interception/noise.py")
+    assert "prepare_latents" in vars(pipe)
+    for point in points[::every]:
+        freeloc.unpatch(pipe)
+        raises(point, kind, patch)
+        if kind == "interrupt":
+            freeloc.unpatch(pipe)
+        assert "prepare_latents" not in vars(pipe)
+        assert state_of(pipe.transformer) == before
 
 
 @pytest.mark.parametrize("every", [97, pytest.param(3, marks=pytest.mark.slow)])

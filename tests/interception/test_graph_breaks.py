@@ -5,6 +5,7 @@ import torch
 from conftest import make_profile, make_wan, wan_inputs
 
 import freeloc
+from freeloc.errors import PatchError
 
 # Reason: raised inside torch._dynamo on compilation, not by this project.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -38,6 +39,39 @@ def test_breaks_around_every_part(expected, run, part, by_blocks):
         for _ in range(3):
             assert torch.equal(run(model, 9), expected)
     assert patch.report().layers[0].calls == {9: 3}
+
+
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_replaced", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_attention_that_is_compiled_alone(expected, run, is_replaced, order):
+    """The hooks are outside of its compiled code, or it is compiled with them."""
+    model = make_wan(num_layers=1)
+
+    def compile_attention():
+        block = model.blocks[0]
+        if is_replaced:
+            block.attn1 = torch.compile(block.attn1, backend="eager")
+        else:
+            block.attn1.forward = torch.compile(block.attn1.forward, backend="eager")
+
+    if order == "before":
+        compile_attention()
+    with freeloc.patch(model, PROFILE) as patch:
+        if order == "after":
+            compile_attention()
+        for _ in range(2):
+            assert torch.equal(run(model, 9), expected)
+    assert patch.report().layers[0].calls == {9: 2}
+
+
+def test_a_jit_trace_is_refused():
+    model, inputs = make_wan(num_layers=1), wan_inputs(9)
+
+    def forward(video):
+        return model(**inputs | {"hidden_states": video})[0]
+
+    with freeloc.patch(model, PROFILE), pytest.raises(PatchError, match="cannot be exported"):
+        torch.jit.trace(forward, (inputs["hidden_states"],), check_trace=False)
 
 
 @pytest.mark.parametrize("error", [pytest.param(ValueError, marks=pytest.mark.slow), KeyboardInterrupt])

@@ -74,12 +74,14 @@ def test_an_interrupted_model_still_works_while_patched(small_wan, run, interrup
 
 
 def test_what_an_interrupted_call_has_read_answers_no_other_call(small_wan, run, interrupted):
-    with freeloc.patch(small_wan, make_profile()):
+    with freeloc.patch(small_wan, make_profile()) as patch:
         interrupted.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             run(small_wan, 9)
+        corrected = patch.report().corrected_calls
         with pytest.raises(LayoutError, match="outside a call of"), torch.no_grad():
             small_wan.forward(**wan_inputs(9))
+        assert patch.report().corrected_calls == corrected
 
 
 def test_other_torch_function_modes_stay_active(small_wan, run, interrupted):

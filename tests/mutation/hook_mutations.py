@@ -176,8 +176,8 @@ HOOKS = [
     Mutation(
         _INTERCEPTORS,
         "what an interrupted call left behind answers",
-        "if func is F.scaled_dot_product_attention and self.is_running():",
-        "if func is F.scaled_dot_product_attention:",
+        "if not self.is_running():",
+        "if False:",
         "interception/test_interrupted.py interception/test_state.py",
     ),
     Mutation(

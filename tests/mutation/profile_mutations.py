@@ -175,7 +175,7 @@ PROFILES = [
         "coordinates of samples that differ are taken for those of the first",
         "if tokens == frames * per_frame and torch.equal(starts, starts[:1].expand_as(starts)):",
         "if tokens == frames * per_frame:",
-        "adapters/test_ltx.py",
+        "adapter/test_grid.py",
     ),
     Mutation(
         _GRID,
@@ -196,7 +196,7 @@ PROFILES = [
         "frequencies end at the wrong one",
         "(-torch.arange(pairs, dtype=torch.float64) / pairs)",
         "(-torch.arange(pairs, dtype=torch.float64) / (pairs - 1))",
-        "adapters/test_wan.py::test_equals_the_oracle_at_1x_to_6x",
+        "attention/test_rotations.py",
     ),
     Mutation(
         _BLOCKS,
@@ -238,7 +238,7 @@ PROFILES = [
         "the skipped layers of a length are counted among the forward passes of all",
         'ran = f"{_passes(self.due[frames])} at {frames} latent frames"',
         'ran = f"{_passes(sum(self.due.values()))} at {frames} latent frames"',
-        "adapters/test_bypasses.py",
+        "test_report.py",
     ),
     Mutation(
         _REPORT,

@@ -31,6 +31,8 @@ class Point(NamedTuple):
     file: str
     line: int
     before: int = 0
+    function: str = ""
+    """In which it is."""
 
 
 class _Tracing:
@@ -59,11 +61,11 @@ class _Tracing:
         if event == "line":
             place = frame.f_code.co_filename, frame.f_lineno
             self.ran[place] += 1
-            self.reached(place)
+            self.reached(place, frame.f_code.co_name)
         return self._line
 
-    def reached(self, place: tuple[str, int]) -> None:
-        """Called before a line runs."""
+    def reached(self, place: tuple[str, int], function: str) -> None:
+        """Called before a line of a function runs."""
 
 
 class Injection(_Tracing):
@@ -74,7 +76,7 @@ class Injection(_Tracing):
         self._point, self._error = point, error
         self.was_raised = False
 
-    def reached(self, place: tuple[str, int]) -> None:
+    def reached(self, place: tuple[str, int], function: str) -> None:
         if place == self._point[:2] and self.ran[place] == self._point.before + 1:
             sys.settrace(self._outer)
             self.was_raised = True
@@ -86,8 +88,8 @@ class _Recording(_Tracing):
         super().__init__(places)
         self.points: list[Point] = []
 
-    def reached(self, place: tuple[str, int]) -> None:
-        self.points.append(Point(*place, self.ran[place] - 1))
+    def reached(self, place: tuple[str, int], function: str) -> None:
+        self.points.append(Point(*place, self.ran[place] - 1, function))
 
 
 def points_of(action: Callable[[], object], *places: str, distinct: bool = False) -> list[Point]:

@@ -25,6 +25,7 @@ from freeloc.probing.sensitivity import Sensitivity
 from freeloc.registry import Registry
 from freeloc.tuning.clock import Clock
 from freeloc.tuning.work import Work
+from freeloc.untrusted import printable
 
 LONGEST = 2500
 """The most characters that a message may have."""
@@ -40,6 +41,7 @@ def kind_of(message, path=""):
     assert len(message) < LONGEST, message[:200]
     assert all(line.isprintable() for line in message.split("\n")), message
     text = message.replace(str(path), "FILE") if path else message
+    text = re.sub(r"(with another|plugin) .*(?=: give| of some could)", r"\1 ...", text)
     text = re.sub(r"'[^']*('|$)|\"[^\"]*(\"|$)", "'...'", text.partition(", found ")[0].partition("did you mean")[0])
     return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:90]
 
@@ -147,7 +149,7 @@ def name(data, folder):
     text = data.decode("utf-8", "surrogateescape")
     if freeloc.profile.hub.is_repository(text) or text.startswith("-"):
         return "repository or option"
-    return refused(lambda: freeloc.load_profile(text))
+    return refused(lambda: freeloc.load_profile(text), printable(f"'{text}'"))
 
 
 READERS = {
