@@ -133,8 +133,7 @@ def full(model: str = "tiny-wan") -> Size:
     """
     parts = (
         Part(4, 48, (*FIRST, *SECOND), "4x"),
-        Part(8, 24, FIRST, "8x"),
-        Part(8, 12, SECOND, "8x"),
+        Part(8, 24, (*FIRST, *UNIFORM, *SECOND), "8x"),
         Part(4, 48, UNIFORM, "4x-more"),
         Part(4, 16, NOISY, "4x-more"),
         Part(4, 16, OTHERS, "4x-others"),
