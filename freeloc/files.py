@@ -27,9 +27,9 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError, ValueError: if it cannot be written.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    # With O_EXCL the name must not exist, not even as a link. The permissions are those of any new file.
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        # With O_EXCL the name must not exist, not even as a link. The permissions are those of any new file.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield part
         part.replace(path)
     finally:

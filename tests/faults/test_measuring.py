@@ -12,6 +12,7 @@ from small_probe import PROFILE, run_of
 
 import freeloc
 from freeloc.probing import Local, Output
+from freeloc.probing.cells import LARGEST_CELL
 from freeloc.probing.table import read_tensors
 from freeloc.tuning import Candidate
 
@@ -40,7 +41,7 @@ def check_whole(folder):
     """Whatever file is there can be read. What an interrupt may leave beside them has another ending."""
     for path in folder.rglob("*.*"):
         if path.suffix == ".safetensors":
-            read_tensors(path)
+            read_tensors(path, LARGEST_CELL)
         elif path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         else:
