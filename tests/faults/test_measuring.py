@@ -71,7 +71,7 @@ def same_tables(one, other):
     return all(torch.equal(one.table(name).values, other.table(name).values) for name in one.tables)
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.hours)])
 @pytest.mark.parametrize("depth", list(DEPTHS))
 @EACH
 def test_while_probing(tmp_path, depth, kind, every):
@@ -81,7 +81,7 @@ def test_while_probing(tmp_path, depth, kind, every):
     check_each(model, lambda folder: probe(model, depth, folder), points[::every], kind, tmp_path, same_tables)
 
 
-@pytest.mark.parametrize("every", [211, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [211, pytest.param(1, marks=pytest.mark.hours)])
 @EACH
 def test_while_tuning(tmp_path, kind, every):
     model = Constructed()

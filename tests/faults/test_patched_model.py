@@ -21,7 +21,7 @@ PROFILE = make_profile({"vrpr+tsa": [0]})
 HOOKS = ("patching.py", "interception")
 """Where lines change what a patch leaves in a model: each time that they run counts."""
 
-ALL = pytest.param(1, marks=pytest.mark.slow)
+ALL = pytest.param(1, marks=pytest.mark.hours)
 EACH = pytest.mark.parametrize("kind", list(ERRORS))
 
 
@@ -190,7 +190,7 @@ def test_while_patching_a_pipeline_with_initial_noise(kind, every):
         assert state_of(pipe.transformer) == before
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [97, pytest.param(3, marks=pytest.mark.hours)])
 @EACH
 def test_a_kernel_of_another_name_is_given_back(kind, every):
     example = {example.label: example for example in opensora_double.EXAMPLES}["open-sora-2"]

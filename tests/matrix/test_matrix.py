@@ -1,4 +1,4 @@
-"""The cells of the matrix. A few of each subject run always, the rest with ``pytest -m slow``."""
+"""The cells of the matrix. A few of each subject run always, all with ``python -m tests.matrix``, or ``pytest -m hours``."""
 
 import pytest
 
@@ -8,7 +8,7 @@ EVERY = list(jobs())
 
 
 @pytest.mark.parametrize(
-    "job", [pytest.param(job, id=job.name, marks=() if job.is_quick else pytest.mark.slow) for job in EVERY]
+    "job", [pytest.param(job, id=job.name, marks=() if job.is_quick else pytest.mark.hours) for job in EVERY]
 )
 def test_cell(job: Job) -> None:
     if missing := job.missing():

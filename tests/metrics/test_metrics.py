@@ -396,7 +396,7 @@ def test_the_command_draws_how_colours_drift(files, capsys):
 def test_a_file_that_cannot_be_measured_is_named(tmp_path, capsys):
     Image.new("RGB", (20, 20)).save(tmp_path / "one-frame.gif")
     assert main(["measure", str(tmp_path / "one-frame.gif")]) == 2
-    assert "one-frame.gif: expected a video of at least 2 frames" in capsys.readouterr().err
+    assert "one-frame.gif: expected a video of at least 3 frames" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
