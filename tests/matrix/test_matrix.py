@@ -1,4 +1,4 @@
-"""The cells of the matrix. A few of each subject run always, all with ``python -m tests.matrix``, or ``pytest -m hours``."""
+"""The cells of the matrix: a few of each subject always, all with ``python -m tests.matrix`` or ``pytest -m hours``."""
 
 import pytest
 
