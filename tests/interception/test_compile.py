@@ -1,6 +1,7 @@
 """torch.compile, before and after patching, as one graph."""
 
 import copy
+import sys
 import threading
 
 import hunyuan_double
@@ -24,7 +25,10 @@ LAYERS = {2: {"vrpr+tsa": [0], "none": [1]}, 4: None}
 def _fresh_dynamo():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)  # Dynamo walks what a traced function refers to: far, after many other tests
     yield
+    sys.setrecursionlimit(limit)
     torch._dynamo.reset()
 
 
