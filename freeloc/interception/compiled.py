@@ -1,6 +1,7 @@
 """Support for torch.compile, so that compiled code matches the patch, and the refusal of torch.export."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -53,9 +54,11 @@ def outside_graphs(function: F) -> F:
         "between graphs: compile without fullgraph=True"
     )
 
+    told: Any = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return torch.compiler.disable(function, reason=reason)(*args, **kwargs)
+        return torch.compiler.disable(function, **told)(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
     call._torchdynamo_disable_msg = reason  # type: ignore[attr-defined]
@@ -98,8 +101,13 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse to export a patched model, since the export would contain the plans of one length.
 
     Raises:
-        PatchError: if this model is being exported, also by torch.jit.trace.
+        PatchError: if this model is being exported, also by torch.jit.trace, or compiled by a torch that is too old.
     """
+    if not hasattr(torch.compiler, "is_exporting") and torch.compiler.is_dynamo_compiling():
+        raise PatchError(
+            "torch.compile of a patched model requires torch 2.7 or newer, and its Dynamo, found an older one: upgrade "
+            "torch, or do not compile the model"
+        )
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     traced = torch.compiler.is_dynamo_compiling() or any(
         type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
