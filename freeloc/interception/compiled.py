@@ -53,7 +53,6 @@ def outside_graphs(function: F) -> F:
         "freeloc intercepts kernels other than PyTorch's own, and attention that is compiled without its module, "
         "between graphs: compile without fullgraph=True"
     )
-
     told: Any = {"reason": reason} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
 
     @functools.wraps(function)
@@ -105,8 +104,8 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """
     if not hasattr(torch.compiler, "is_exporting") and torch.compiler.is_dynamo_compiling():
         raise PatchError(
-            "torch.compile of a patched model requires torch 2.7 or newer, and its Dynamo, found an older one: upgrade "
-            "torch, or do not compile the model"
+            "expected a torch that can compile a patched model, found one as old as 2.6: install a newer torch, or do "
+            "not compile the model"
         )
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     traced = torch.compiler.is_dynamo_compiling() or any(
