@@ -246,7 +246,7 @@ OTHER_KERNELS = {
 }
 
 
-# After the other tests in one process, Dynamo's walk of this double ends in a RecursionError. Alone it does not.
+# In two of three runs of all tests, Dynamo's walk of this double ended in a RecursionError. Alone it never did.
 ALONE = [pytest.param(label, marks=[pytest.mark.hours] * (label == "open-sora-2")) for label in OTHER_KERNELS]
 
 
