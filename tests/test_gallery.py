@@ -16,6 +16,7 @@ def commands(is_marked):
     return [row["command"] for row in ROW.finditer(PAGE.read_text(encoding="utf-8")) if bool(row["star"]) == is_marked]
 
 
+@pytest.mark.slow
 def test_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in commands(is_marked=False):

@@ -13,7 +13,7 @@ from lengths import plan_of_call
 import freeloc
 
 EXAMPLES = {example.label: example for example in examples.EXAMPLES}
-POLICIES = ["vrpr", "tsa", "vrpr+tsa", "mixed"]
+POLICIES = ["vrpr", "tsa", "vrpr+tsa"]
 TRAINED = 4
 WITHOUT_ROPE = {name for name, facts in FACTS.items() if not facts.rotary}
 """Models whose positions cannot be re-encoded: VRPR is refused."""
@@ -63,9 +63,23 @@ def compare(name, policy, frames, height=2, width=3, batch=2):
     return SimpleNamespace(before=before, expected=expected, found=found, report=patch.report())
 
 
-@every_policy
+def all_slow(values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@every_family
 @pytest.mark.parametrize("frames", [3, 4, 6, 9, 16])
-def test_equals_the_oracle_at_1x_to_4x(name, policy, frames):
+def test_all_policies_equal_the_oracle_at_1x_to_4x(name, frames):
+    check_equals_the_oracle(name, "mixed", frames)
+
+
+@every_policy
+@pytest.mark.parametrize("frames", [9, *all_slow([3, 4, 6, 16])])
+def test_each_policy_equals_the_oracle(name, policy, frames):
+    check_equals_the_oracle(name, policy, frames)
+
+
+def check_equals_the_oracle(name, policy, frames):
     runs = compare(name, policy, frames)
     assert (runs.found - runs.expected).abs().max() <= FACTS[name].tolerance
     if frames > 2 * TRAINED:

@@ -135,6 +135,7 @@ def biased(profile, layer, frames):
     return replace(plan, bias=-0.3 * plan.positions.abs(), logit_scale=PerToken())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_what_the_model_gives():
     model = load_transformer()
     call = {

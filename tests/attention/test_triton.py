@@ -29,10 +29,11 @@ def run_python(*arguments, **environment):
 
 
 @needs_triton
-def test_it_equals_the_reference_in_the_interpreter():
-    """All tests of triton_interpreted.py."""
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_it_equals_the_reference_in_the_interpreter(which):
+    """The tests of triton_interpreted.py."""
     file = HERE / "triton_interpreted.py"
-    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", file, TRITON_INTERPRET="1")
+    done = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, file, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -50,6 +51,7 @@ SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
 """Bytes that a program may have on an A100 and on an H100, by compute capability."""
 
 
+@pytest.mark.slow
 @needs_triton
 def test_it_compiles_for_gpus_within_their_shared_memory(compiled):
     assert len(compiled["of Wan"]) == 8
@@ -58,6 +60,7 @@ def test_it_compiles_for_gpus_within_their_shared_memory(compiled):
         assert found["shared"] <= SHARED_MEMORY[found["card"]], found
 
 
+@pytest.mark.slow
 @needs_triton
 def test_loads_of_16_bytes_are_pipelined_and_products_are_of_tensor_cores(compiled):
     for found in compiled["of Wan"]:
@@ -65,6 +68,7 @@ def test_loads_of_16_bytes_are_pipelined_and_products_are_of_tensor_cores(compil
         assert found["wgmma" if found["card"] == 90 else "mma.sync"] > 0, found
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_loop_over_keys_keeps_its_sums_in_registers(compiled):
     """A few scalars may be elsewhere. Between segments more are: there the queries rotate while all sums are kept."""
@@ -72,6 +76,7 @@ def test_the_loop_over_keys_keeps_its_sums_in_registers(compiled):
         assert found["spills in the loop"] <= 8, found
 
 
+@pytest.mark.slow
 @needs_triton
 def test_every_kind_of_kernel_compiles(compiled):
     """Also with numbers that are 1, which Triton makes constants, and with a negative scale."""

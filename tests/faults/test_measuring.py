@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_wan
 from constructed import Constructed, clips
-from injection import ERRORS, Injection, points_of, state_of
+from injection import ERRORS, every, inject, points_of, state_of
 from small_probe import PROFILE, run_of
 
 import freeloc
@@ -22,7 +22,8 @@ REMOVAL = ("under", "remove", "take_off")
 """Functions that take hooks off. After an error in these, `unpatch` does it."""
 
 DEPTHS = {"local": Local(), "output": Output(shifts=(3,), steps=(0,))}
-EACH = pytest.mark.parametrize("kind", ["interrupt", "error", "no memory"])
+EACH = pytest.mark.parametrize("kind", ["interrupt", "error", pytest.param("no memory", marks=pytest.mark.slow)])
+
 
 
 def probe(model, depth, folder=None):
@@ -52,12 +53,8 @@ def check_each(model, run, points, kind, folder, same):
     """For each point: the error comes out, the model is as before, and a second run finds what an unbroken one does."""
     before, plain = state_of(model), run(folder / "plain")
     for number, point in enumerate(points):
-        where, error = folder / str(number), ERRORS[kind]()
-        injection = Injection(point, error)
-        with pytest.raises(ERRORS[kind]) as caught, injection:
-            run(where)
-        assert injection.was_raised
-        assert caught.value is error
+        where = folder / str(number)
+        inject(point, ERRORS[kind](), lambda: run(where))
         if kind == "interrupt" or point.function in REMOVAL:  # PyTorch calls no hook after an interrupt
             freeloc.unpatch(model)
         assert state_of(model) == before
@@ -71,7 +68,7 @@ def same_tables(one, other):
     return all(torch.equal(one.table(name).values, other.table(name).values) for name in one.tables)
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.hours)])
+@every(151, 61)
 @pytest.mark.parametrize("depth", list(DEPTHS))
 @EACH
 def test_while_probing(tmp_path, depth, kind, every):
@@ -81,7 +78,7 @@ def test_while_probing(tmp_path, depth, kind, every):
     check_each(model, lambda folder: probe(model, depth, folder), points[::every], kind, tmp_path, same_tables)
 
 
-@pytest.mark.parametrize("every", [211, pytest.param(1, marks=pytest.mark.hours)])
+@every(401, 211)
 @EACH
 def test_while_tuning(tmp_path, kind, every):
     model = Constructed()

@@ -8,7 +8,7 @@ import submodule_grids
 import torch
 from conftest import make_profile, make_wan, wan_inputs
 from initial_noise import patched
-from injection import ERRORS, Injection, points_of, state_of
+from injection import ERRORS, every, inject, points_of, state_of
 from pipelines import PIPELINES
 from torch.overrides import _get_current_function_mode
 
@@ -21,8 +21,9 @@ PROFILE = make_profile({"vrpr+tsa": [0]})
 HOOKS = ("patching.py", "interception")
 """Where lines change what a patch leaves in a model: each time that they run counts."""
 
-ALL = pytest.param(1, marks=pytest.mark.hours)
-EACH = pytest.mark.parametrize("kind", list(ERRORS))
+EACH = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * kind.startswith("no memory")) for kind in ERRORS]
+)
 
 
 @pytest.fixture
@@ -51,16 +52,6 @@ def known(model):
     return plain, corrected, before
 
 
-def raises(point, kind, action):
-    """Run an action with an error at a line of it: that very error comes out."""
-    error = ERRORS[kind]()
-    injection = Injection(point, error)
-    with pytest.raises(ERRORS[kind]) as caught, injection:
-        action()
-    assert injection.was_raised
-    assert caught.value is error
-
-
 def check_as_before(model, known):
     plain, corrected, before = known
     assert state_of(model) == before
@@ -79,7 +70,7 @@ def check_recovered(model, known):
     check_as_before(model, known)
 
 
-@pytest.mark.parametrize("every", [17, ALL])
+@every(61, 17)
 @EACH
 def test_while_patching(model, known, kind, every):
     def patch():
@@ -90,15 +81,15 @@ def test_while_patching(model, known, kind, every):
     points = list(dict.fromkeys([*points, *points_of(patch, distinct=True)]))
     freeloc.unpatch(model)
     assert len(points) > 500
-    for point in points[:: every if kind != "interrupt" else min(every, 5)]:
-        raises(point, kind, patch)
+    for point in points[::every]:
+        inject(point, ERRORS[kind](), patch)
         if kind == "interrupt":
             check_recovered(model, known)
         else:
             check_as_before(model, known)
 
 
-@pytest.mark.parametrize("every", [7, ALL])
+@every(17, 7)
 @EACH
 def test_while_removing(model, known, kind, every):
     points = points_of(freeloc.patch(model, PROFILE).remove)
@@ -106,14 +97,14 @@ def test_while_removing(model, known, kind, every):
     for number, point in enumerate(points[::every]):
         patch = freeloc.patch(model, PROFILE)
         output(model)
-        raises(point, kind, patch.remove)
+        inject(point, ERRORS[kind](), patch.remove)
         if number % 2:  # once more, instead of unpatch()
             patch.remove()
             assert state_of(model) == known[2]
         check_recovered(model, known)
 
 
-@pytest.mark.parametrize("every", [101, ALL])
+@every(307, 101)
 @EACH
 def test_while_running(model, known, kind, every):
     def run():
@@ -126,14 +117,14 @@ def test_while_running(model, known, kind, every):
     for number, point in enumerate(points[::every]):
         with freeloc.patch(model, PROFILE):
             run()
-            raises(point, kind, run)
+            inject(point, ERRORS[kind](), run)
             if number % 2:
                 assert torch.equal(run(), known[1])
         assert state_of(model) == known[2]
         assert torch.equal(run(), known[0])
 
 
-@pytest.mark.parametrize("every", [101, ALL])
+@every(307, 101)
 @EACH
 def test_in_the_first_call_of_a_patch(model, known, kind, every):
     """Which also makes the plans, and checks the order of tokens."""
@@ -146,13 +137,13 @@ def test_in_the_first_call_of_a_patch(model, known, kind, every):
     assert len(points) > 800
     for point in points[::every]:
         with freeloc.patch(model, PROFILE):
-            raises(point, kind, run)
+            inject(point, ERRORS[kind](), run)
             assert torch.equal(run(), known[1])
         assert state_of(model) == known[2]
         assert torch.equal(run(), known[0])
 
 
-@pytest.mark.parametrize("every", [23, ALL])
+@every(97, 23)
 @EACH
 def test_with_a_hook_on_the_submodule_that_has_the_grid(model, known, kind, every):
     def patch():
@@ -166,11 +157,11 @@ def test_with_a_hook_on_the_submodule_that_has_the_grid(model, known, kind, ever
         points = points_of(functools.partial(action, before()), *HOOKS)
         freeloc.unpatch(model)
         for point in points[::every]:
-            raises(point, kind, functools.partial(action, before()))
+            inject(point, ERRORS[kind](), functools.partial(action, before()))
             check_recovered(model, known)
 
 
-@pytest.mark.parametrize("every", [13, ALL])
+@every(41, 13)
 @EACH
 def test_while_patching_a_pipeline_with_initial_noise(kind, every):
     pipe = PIPELINES["wan"].pipeline()
@@ -183,14 +174,14 @@ def test_while_patching_a_pipeline_with_initial_noise(kind, every):
     assert "prepare_latents" in vars(pipe)
     for point in points[::every]:
         freeloc.unpatch(pipe)
-        raises(point, kind, patch)
+        inject(point, ERRORS[kind](), patch)
         if kind == "interrupt":
             freeloc.unpatch(pipe)
         assert "prepare_latents" not in vars(pipe)
         assert state_of(pipe.transformer) == before
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(3, marks=pytest.mark.hours)])
+@every(397, 97, 3)
 @EACH
 def test_a_kernel_of_another_name_is_given_back(kind, every):
     example = {example.label: example for example in opensora_double.EXAMPLES}["open-sora-2"]
@@ -208,7 +199,7 @@ def test_a_kernel_of_another_name_is_given_back(kind, every):
         points = points_of(run)
     for point in points[::every]:
         with freeloc.patch(model, profile):
-            raises(point, kind, run)
+            inject(point, ERRORS[kind](), run)
         assert torch.equal(run(), plain)
         with freeloc.patch(model, profile):
             assert torch.equal(run(), corrected)

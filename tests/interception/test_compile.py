@@ -1,6 +1,7 @@
 """torch.compile, before and after patching, as one graph."""
 
 import copy
+import itertools
 import threading
 
 import hunyuan_double
@@ -56,11 +57,18 @@ def compile_it(model, whole, backend="eager"):
     return model
 
 
-@pytest.mark.parametrize("order", ["compile, then patch", "patch, then compile"])
+ORDERS = ("compile, then patch", "patch, then compile")
+QUICK = {("model.compile", ORDERS[1]), ("compile_repeated_blocks", ORDERS[0])}
+
+
 @pytest.mark.parametrize(
-    "how", [pytest.param("torch.compile", marks=pytest.mark.slow), "model.compile", "compile_repeated_blocks"]
+    ("how", "order"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK))
+        for case in itertools.product(("torch.compile", "model.compile", "compile_repeated_blocks"), ORDERS)
+    ],
 )
-def test_fullgraph_in_either_order(model, run, order, how):
+def test_fullgraph_in_either_order(model, run, how, order):
     plain = {frames: run(model, frames) for frames in (3, 9)}
     with freeloc.patch(model, profile_for(model)):
         corrected = {frames: run(model, frames) for frames in (9, 12)}
@@ -86,6 +94,7 @@ def test_fullgraph_in_either_order(model, run, order, how):
     assert (run(model, 9) - plain[9]).abs().max() <= 2e-5
 
 
+@pytest.mark.slow
 def test_a_compiled_model_and_its_original_alternate(model, run):
     with freeloc.patch(model, profile_for(model)):
         corrected = {frames: run(model, frames) for frames in (6, 9, 12)}
@@ -140,7 +149,7 @@ def test_the_trained_length_is_bit_for_bit_the_models_own(model, run, whole):
         assert torch.equal(run(compiled, 3), plain)
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_compiled_code_of_another_model_is_not_reused_for_a_patched_one(model, run, whole):
     want, other = expected(model, run), copy.deepcopy(model)
     plain = run(other, 9)
@@ -167,7 +176,7 @@ def test_patching_discards_no_compiled_code(model, run):
     assert graphs() == before
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_model_that_is_patched_repeatedly_is_compiled_once(model, run, whole):
     plain, want = run(model, 9), expected(model, run)
     compiled = compile_it(model, whole)
@@ -180,6 +189,7 @@ def test_a_model_that_is_patched_repeatedly_is_compiled_once(model, run, whole):
     assert counts == counts[:1] * 4
 
 
+@pytest.mark.slow
 def test_another_profile_changes_the_correction_of_a_compiled_model(model, run):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for layers in ({"vrpr": [0, 1]}, {"none": [0], "tsa": [1]}, {"none": [0, 1]}):
@@ -194,6 +204,7 @@ def test_export_is_refused(model, strict):
     torch.export.export(model, (), wan_inputs(3), strict=strict)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_in_several_threads_is_right_or_refused(model, run):
     want = expected(model, run)
     compiled = torch.compile(model, dynamic=True, backend="eager")
@@ -211,6 +222,7 @@ def test_a_compiled_model_in_several_threads_is_right_or_refused(model, run):
         assert in_threads(*[lambda n=frames: generate(n) for frames in want]) == [None] * 3
 
 
+@pytest.mark.slow
 def test_compiled_parts_in_two_threads(small_wan, run):
     want = expected(small_wan, run)
     small_wan.compile_repeated_blocks(backend="eager")
@@ -246,11 +258,11 @@ OTHER_KERNELS = {
 }
 
 
-# In two of three runs of all tests, Dynamo's walk of this double ended in a RecursionError. Alone it never did.
-ALONE = [pytest.param(label, marks=[pytest.mark.hours] * (label == "open-sora-2")) for label in OTHER_KERNELS]
+# In two of three runs of all tests, Dynamo's walk of the first double ended in a RecursionError. Alone it never did.
+MARKS = {"open-sora-2": pytest.mark.hours, "hunyuan-video-original": pytest.mark.slow}
 
 
-@pytest.mark.parametrize("label", ALONE)
+@pytest.mark.parametrize("label", [pytest.param(label, marks=MARKS.get(label, ())) for label in OTHER_KERNELS])
 def test_kernels_of_other_names_run_between_graphs(label):
     make, lengths = OTHER_KERNELS[label]
     subject = Subject(label, make())

@@ -15,7 +15,7 @@ from freeloc.errors import LayoutError
 # Reason: raised inside torch._dynamo on import or compilation, not by this project.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
-whole_or_in_parts = pytest.mark.parametrize("whole", [True, False])
+whole_or_in_parts = pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
 
 
 @pytest.fixture(autouse=True)

@@ -198,8 +198,7 @@ def test_an_object_that_cannot_be_changed_is_an_error():
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        ("object", "model"),
-        ("module", "blocks"),
+        ("object", "blocks"),
         *[pytest.param(kind, part, marks=pytest.mark.slow) for kind in PLACES for part in ("model", "blocks")],
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import make_profile, make_wan, wan_inputs
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from subjects import EXAMPLES, Subject, error_of, in_threads
+from subjects import EXAMPLES, LABELS, Subject, error_of, in_threads
 
 import freeloc
 from freeloc.discovery import find_adapter
@@ -22,8 +22,7 @@ from freeloc.errors import LayoutError, PatchError
 from freeloc.interception.context import HeldAttributes
 from freeloc.interception.registration import patched_models
 
-LABELS = sorted(EXAMPLES)
-BY_ATTENTION = {label for label in LABELS if label.startswith("wan-original")}
+BY_ATTENTION = {label for label in EXAMPLES if label.startswith("wan-original")}
 """Models whose attention modules receive the grid as an argument, so they need no call of the transformer."""
 OF_ONE_LENGTH = {"latte", "skyreels-v2-causal"}
 """Models that are built for exactly 9 latent frames."""
@@ -120,7 +119,7 @@ def test_layers_that_share_a_processor(small_wan, run):
 
 
 @pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_the_default_dtype_at_the_time_of_patching(label, dtype):
     subject = Subject(label)
     with subject.patch():
@@ -189,6 +188,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_sent_to_another_process(small_wan, run, tmp_path):
     file = tmp_path / "model.pickle"
     with freeloc.patch(small_wan, make_profile()):

@@ -260,6 +260,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         layer_chart(MIXED)
 
 
+@pytest.mark.slow
 def test_layers_are_drawn_by_the_depth_that_chose(tmp_path: Path) -> None:
     drawn = {}
     for name, more in {"usual": [], "loss": ["--depth", "loss"], "video": ["--depth", "video"]}.items():

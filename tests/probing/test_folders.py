@@ -100,7 +100,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return run_script(folder), time.monotonic() - started
 
 
-@pytest.mark.parametrize("moments", [(0.75, 0.9), pytest.param((0.7, 0.78, 0.86, 0.94), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [(0.75, 0.9), (0.7, 0.78, 0.86, 0.94)])
 def test_killed_at_any_moment_it_gives_the_same_file(
     whole: tuple[Path, float], moments: tuple[float, ...], tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_killed_at_any_moment_it_gives_the_same_file(
     assert run_script(tmp_path).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_of_accelerate_give_the_same_numbers(whole: tuple[Path, float], tmp_path: Path) -> None:
     write_script(tmp_path)
     # With --cpu it would start several processes through mpirun only; no GPU is used.

@@ -7,6 +7,7 @@ import opensora_double
 import pytest
 import torch
 import wan_double
+from subjects import QUICK
 from torch import Tensor
 
 import freeloc
@@ -27,7 +28,10 @@ RETURN_TOKENS = (
 """Doubles that stop before tokens become a video again."""
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.label)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(each, id=each.label, marks=[pytest.mark.slow] * (each.label not in QUICK)) for each in EXAMPLES],
+)
 def test_every_depth(example: Example) -> None:
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     adapter = freeloc.discovery.find_adapter(model)

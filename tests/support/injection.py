@@ -1,11 +1,13 @@
 """Faults: an error at any line of freeloc that an action runs, and what a patch could leave behind."""
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 import freeloc
@@ -83,6 +85,21 @@ class Injection(_Tracing):
             raise self._error
 
 
+def inject(point: Point, error: BaseException, action: Callable[[], object]) -> None:
+    """Run an action with an error at a line of it: that very error must come out.
+
+    Raises:
+        AssertionError: for a point that the action does not reach, or if another error comes out.
+    """
+    injection = Injection(point, error)
+    try:
+        with injection:
+            action()
+    except type(error) as caught:
+        assert caught is error
+    assert injection.was_raised, f"not reached: {point}"
+
+
 class _Recording(_Tracing):
     def __init__(self, places: Iterable[str]) -> None:
         super().__init__(places)
@@ -94,9 +111,20 @@ class _Recording(_Tracing):
 
 def points_of(action: Callable[[], object], *places: str, distinct: bool = False) -> list[Point]:
     """The lines that an action runs in these files and folders of freeloc, in order; with `distinct`, each once."""
-    with _Recording(places or ("",)) as found:
-        action()
+    gc.collect()  # what is freed by chance inside the action runs lines of freeloc that the next one will not run
+    gc.disable()
+    try:
+        with _Recording(places or ("",)) as found:
+            action()
+    finally:
+        gc.enable()
     return [point for point in found.points if not (distinct and point.before)]
+
+
+def every(few: int, some: int, each: int = 1) -> pytest.MarkDecorator:
+    """Each of so many points: in the fast tests, in the slow ones, and in those that take hours."""
+    slow, hours = pytest.param(some, marks=pytest.mark.slow), pytest.param(each, marks=pytest.mark.hours)
+    return pytest.mark.parametrize("every", [few, slow, hours])
 
 
 def state_of(model: torch.nn.Module) -> list[Any]:

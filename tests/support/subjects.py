@@ -4,6 +4,7 @@ import threading
 
 import hunyuan_double
 import opensora_double
+import pytest
 import torch
 import wan_double
 from freeloc_adapters import examples
@@ -15,6 +16,12 @@ EXAMPLES = {
     example.label: example
     for example in (*examples.EXAMPLES, *opensora_double.EXAMPLES, *wan_double.EXAMPLES, *hunyuan_double.EXAMPLES)
 }
+
+QUICK = ("cogvideox-1.5", "hunyuan-video", "latte", "ltx-2", "open-sora-2", "wan", "wan-original")
+"""Models that differ in their attention, text, rotary embedding and grid. The others are alike."""
+
+LABELS = [pytest.param(label, marks=[pytest.mark.slow] * (label not in QUICK)) for label in sorted(EXAMPLES)]
+"""To parametrize tests: the quick ones, and all others in the slow tests."""
 
 
 class Subject:

@@ -61,6 +61,7 @@ def test_the_command_lists_its_adapter_and_profile(run):
     assert "vrpr+tsa     1 layers: 1" in run("-m", "freeloc", "profiles", "show", "toy-2-layers").stdout
 
 
+@pytest.mark.slow
 def test_the_command_checks_its_adapter(run):
     done = run("-m", "freeloc", "check-adapter", "toy")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,12 +75,14 @@ def test_a_model_is_patched_in_one_line(run):
     assert "ToyDiT with 2 layers, default" in done.stdout
 
 
+@pytest.mark.slow
 def test_its_own_five_lines_of_tests_pass(run):
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_adapter.py", folder=run.tests)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(CHECKS)} passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_package_built_by_following_the_page_meets_every_requirement(tmp_path, monkeypatch):
     source = copy_of_the_plugin(tmp_path)
     package, blocks, names = source / "freeloc_toy", code_blocks(PAGE), {}

@@ -49,6 +49,7 @@ def plugged(site, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass_against_the_installed_package(site):
     environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE / "tests")]
@@ -88,6 +89,7 @@ class TestBackend:
             run(small_wan, 9)
         assert patch.report().layers[0].backends == {"sdpa": 1}
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
     def test_a_compiled_model_and_a_pickled_one_use_it(self, plugged, small_wan, run):
         with freeloc.patch(small_wan, make_profile(), backend="tiles") as patch:

@@ -51,6 +51,7 @@ def test_the_engine_finds_it_by_its_entry_point(installed):
     assert done.stdout.split() == ["freeloc", module], done.stderr
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(installed):
     _, run = installed
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".")

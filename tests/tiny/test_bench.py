@@ -97,7 +97,8 @@ def test_settings_differ(done):
     assert all((videos[0] - other).abs().max() > 0.02 for other in videos[1:])
 
 
-def test_a_bench_resumes_also_with_more_processes(done):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bench_resumes(done, workers):
     folder = done[0]
     rows = bench.run(folder, SIZE)
     lost, kept = cell_of(folder, "vrpr everywhere").path, cell_of(folder, sizes.TRUE).path
@@ -107,7 +108,7 @@ def test_a_bench_resumes_also_with_more_processes(done):
     kept.with_suffix(".json").unlink()  # measured again, not sampled
     older = cell_of(folder, "direct", times=1).path.with_suffix(".json")
     older.write_text('{"measured by": "an older freeloc", "rows": []}')
-    assert bench.run(folder, SIZE, workers=2) == rows
+    assert bench.run(folder, SIZE, workers=workers) == rows
     assert lost.read_bytes() == before
     assert kept.stat().st_mtime_ns == stamp
     assert not list(folder.rglob("*.part"))

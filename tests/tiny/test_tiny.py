@@ -125,6 +125,7 @@ def short_clips():
     return sample(load_pipeline(), prompts, noise(range(len(prompts)), TRAINED_FRAMES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["identity", "land as prompted", "sharpness", "dynamic degree", "motion smoothness"])
 def test_the_shipped_weights_make_good_short_clips(short_clips, name):
     prompts = SOME[::2]

@@ -51,6 +51,7 @@ def test_from_a_file_to_a_profile(file: Path, tmp_path: Path, capsys: pytest.Cap
     assert {path: path.stat().st_mtime_ns for path in out.rglob("loss/*/*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(file: Path, tmp_path: Path) -> None:
     ask = ["tune", str(file), "--minutes", "5", "--times", "4"]
     assert main([*ask, "--folder", str(tmp_path / "one")]) == 0

@@ -82,6 +82,7 @@ def pieces(folder: Path) -> int:
     return len([*folder.rglob("loss/*/*.safetensors")])
 
 
+@pytest.mark.slow
 def test_killed_several_times_it_finds_the_same(whole: Path, tmp_path: Path) -> None:
     write_script(tmp_path)
     total, kills = pieces(whole), 0
@@ -103,6 +104,7 @@ def test_killed_several_times_it_finds_the_same(whole: Path, tmp_path: Path) -> 
     assert pieces(tmp_path) == total
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_as_one(whole: Path, tmp_path: Path) -> None:
     write_script(tmp_path)
     both = [start(tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
