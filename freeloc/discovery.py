@@ -73,8 +73,12 @@ def transformers_of(
     parts = components(model)
     known = [adapter] if adapter else [thing for owners in registry().adapters.owners.values() for _, thing in owners]
     found: dict[int, nn.Module] = {}
+    claimed: dict[type, bool] = {}  # a model has thousands of modules, but few classes
     for each in modules_of(parts):
-        if any(candidate.claims(each.module) is not None for candidate in known) and not covers(leave, each.whole):
+        kind = type(each.module)
+        if kind not in claimed:
+            claimed[kind] = any(candidate.claims(each.module) is not None for candidate in known)
+        if claimed[kind] and not covers(leave, each.whole):
             found[id(each.module)] = each.module
     if not found and adapter:
         raise AdapterError(

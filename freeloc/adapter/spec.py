@@ -55,11 +55,13 @@ class _Described:
 
         If both the whole name of a class and its end are in `classes`, the name is the whole one.
         """
+        ends = tuple(path[1:] for path in self.classes if path[0] == "*")
         for distance, base in enumerate(type(model).__mro__):
             name = f"{base.__module__}.{base.__qualname__}"
-            fits = (path for path in self.classes if path.startswith("*.") and f".{name}".endswith(path[1:]))
-            if name in self.classes or (name := next(fits, "")):
+            if name in self.classes:
                 return distance, name
+            if f".{name}".endswith(ends):
+                return distance, next(f"*{end}" for end in ends if f".{name}".endswith(end))
         return None
 
 

@@ -81,7 +81,7 @@ def test_all_calls_of_the_conformance_suite(name):
     assert_case(name, tiles=LARGE_TILES if name == "grid 13 x 11" else TILES)
 
 
-@pytest.mark.parametrize("name", map(quick_or_slow, ["plans and frequencies of each head", "text on both sides"]))
+@pytest.mark.parametrize("name", list(map(quick_or_slow, ["plans and frequencies of each head", "text on both sides"])))
 def test_half_precision(name):
     assert_case(name, torch.float16)
 
@@ -100,7 +100,7 @@ def test_blocks_at_the_edge_of_what_every_query_of_a_tile_sees():
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])
-@pytest.mark.parametrize("name", map(quick_or_slow, ["text first", "mask of bool keys", "mask of float keys"]))
+@pytest.mark.parametrize("name", list(map(quick_or_slow, ["text first", "mask of bool keys", "mask of float keys"])))
 def test_scales_that_are_not_positive(name, scale):
     assert_case(name, scale=scale)
 
