@@ -35,7 +35,14 @@ def quoted(text):
     return re.compile(".*".join(re.escape(part) for part in parts) + r"\Z")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+LONG = ("probe-your-model.md", "depths.md", "use-in-modular-diffusers.md", "tune-your-model.md", "gallery.md")
+"""Pages whose code takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=named(page), marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES],
+)
 def test_code_blocks_run_and_raise_what_is_quoted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__file__": str(tmp_path / "page.py")}

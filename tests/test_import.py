@@ -102,6 +102,7 @@ class TestImport:
         assert set(seen.modules) >= PLUGINS
         assert HEAVY.isdisjoint(seen.modules)
 
+    @pytest.mark.slow
     def test_the_checks_above_can_fail(self):
         seen = state_after(f"import freeloc, freeloc_profiles, diffusers\n{CHANGES}")
         assert seen.changed == seen.known

@@ -38,6 +38,7 @@ def data_files():
     return profiles | {"freeloc/py.typed", "freeloc/tiny/weights.safetensors", "freeloc/tiny/film/clips.safetensors"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):
     (wheel,) = archives.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -92,6 +93,7 @@ def run(program, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_runs(installed):
     code = """
 import freeloc, freeloc_adapters, freeloc_profiles

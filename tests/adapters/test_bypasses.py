@@ -82,7 +82,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(
     ("name", "cache"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] * bool(index % 4)) for index, pair in enumerate(PAIRS)],
+    [pytest.param(*pair, marks=[pytest.mark.slow] * bool(index % 8)) for index, pair in enumerate(PAIRS)],
 )
 def test_a_cache_keeps_corrected_answers_and_the_report_counts_them(name, cache):
     model, facts, inputs = EXAMPLES[name].model(), FACTS[name], EXAMPLES[name].inputs(9, 2, 3, 1)

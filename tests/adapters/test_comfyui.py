@@ -33,8 +33,14 @@ def doubles():
         del sys.modules[name]
 
 
-@conformance(*comfyui_double.EXAMPLES)
+@conformance(*comfyui_double.EXAMPLES[::4])
 def test_conformance(check):
+    check()
+
+
+@pytest.mark.slow
+@conformance(*[each for index, each in enumerate(comfyui_double.EXAMPLES) if index % 4])
+def test_conformance_of_more_models(check):
     check()
 
 

@@ -120,6 +120,7 @@ class TestDouble(Cases):
         assert torch.allclose(kept, plain, atol=1e-7)
         assert plain.abs().max() > 0
 
+    @pytest.mark.slow
     def test_compiled_blocks(self, model):
         profile = make_profile()
         with freeloc.patch(model, profile):

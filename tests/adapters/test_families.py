@@ -68,7 +68,7 @@ def all_slow(values):
 
 
 @every_family
-@pytest.mark.parametrize("frames", [3, 4, 6, 9, 16])
+@pytest.mark.parametrize("frames", [3, 9, 16, *all_slow([4, 6])])
 def test_all_policies_equal_the_oracle_at_1x_to_4x(name, frames):
     check_equals_the_oracle(name, "mixed", frames)
 
@@ -87,7 +87,9 @@ def check_equals_the_oracle(name, policy, frames):
 
 
 @every_family
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 3)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 7), *(pytest.param(*grid, marks=pytest.mark.slow) for grid in [(1, 1), (5, 3)])]
+)
 def test_any_grid(name, height, width):
     runs = compare(name, "mixed", 9, height, width)
     assert (runs.found - runs.expected).abs().max() <= FACTS[name].tolerance

@@ -66,7 +66,12 @@ def sample(pipeline, name, output):
 
 # The VAE of 1.5 decodes no batch of two in diffusers 0.42.1.
 @pytest.mark.parametrize(
-    ("name", "output"), [("hunyuan-video", "latent"), ("hunyuan-video", "pt"), ("hunyuan-video-1.5", "latent")]
+    ("name", "output"),
+    [
+        pytest.param("hunyuan-video", "latent", marks=pytest.mark.slow),
+        ("hunyuan-video", "pt"),
+        pytest.param("hunyuan-video-1.5", "latent", marks=pytest.mark.slow),
+    ],
 )
 def test_the_real_pipeline_with_guidance(name, output):
     pipeline = {"hunyuan-video": video, "hunyuan-video-1.5": video_15}[name]()

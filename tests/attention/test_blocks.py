@@ -200,8 +200,8 @@ def peak_bytes(run):
     return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["vrpr", "tsa", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["vrpr", "tsa", pytest.param("both", marks=pytest.mark.slow)])
 def test_memory_beyond_the_output_is_less_than_that_of_keys_and_values(name, dtype):
     layout, rope = TokenLayout(161, 5, 8), TemporalRope(channels=44)
     vrpr, tsa = vrpr_plan(161, 21), tsa_plan(161, 21)

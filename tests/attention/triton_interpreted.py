@@ -67,8 +67,8 @@ def assert_case(name, dtype=torch.float32, tiles=TILES, **changes):
 
 
 QUICK = (
-    "grid 3 x 7", "text on both sides", "mask of float keys", "mask of bool keys", "plans of each head", "heads of 128",
-    "VRPR and TSA", "bias of striped frames", "decayed logits", "negative scale and bias",
+    "grid 3 x 7", "text on both sides", "mask of float keys", "plans of each head", "VRPR and TSA", "decayed logits",
+    "negative scale and bias",
 )  # fmt: skip
 
 
@@ -230,6 +230,7 @@ class TestTrial:
     def found(self):
         return trial.what_is_wrong(torch.device("cpu"), torch.float32, 24)
 
+    @pytest.mark.slow
     def test_a_right_kernel_passes(self):
         assert self.found() == ""
 

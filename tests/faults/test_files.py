@@ -240,6 +240,7 @@ def printed():
     return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["profile", "measurements"])
 def test_a_process_that_is_killed_at_any_line_of_saving(printed, number):
     found = printed[number]
@@ -248,6 +249,7 @@ def test_a_process_that_is_killed_at_any_line_of_saving(printed, number):
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_read_only(printed):
     assert len(printed) == 2 + len(SAVED)
     for (error, message), name in zip(printed[2:], SAVED, strict=True):

@@ -22,8 +22,9 @@ REMOVAL = ("under", "remove", "take_off")
 """Functions that take hooks off. After an error in these, `unpatch` does it."""
 
 DEPTHS = {"local": Local(), "output": Output(shifts=(3,), steps=(0,))}
-EACH = pytest.mark.parametrize("kind", ["interrupt", "error", pytest.param("no memory", marks=pytest.mark.slow)])
-
+EACH = pytest.mark.parametrize(
+    "kind", ["interrupt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("error", "no memory"))]
+)
 
 
 def probe(model, depth, folder=None):

@@ -81,6 +81,7 @@ def test_a_model_that_the_profile_leaves_alone(run):
     assert "or only in compiled code: the profile leaves every layer alone" in str(patch.report())
 
 
+@pytest.mark.slow
 def test_what_is_read_behind_autograd():
     """Compiled by AOTAutograd, as by inductor, an operator runs where PyTorch ignores pending conjugates."""
     model = make_wan(num_layers=2)

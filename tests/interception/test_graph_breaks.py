@@ -74,6 +74,7 @@ def test_a_jit_trace_is_refused():
         torch.jit.trace(forward, (inputs["hidden_states"],), check_trace=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [pytest.param(ValueError, marks=pytest.mark.slow), KeyboardInterrupt])
 @pytest.mark.parametrize("by_blocks", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_error_between_two_graphs_leaves_nothing(expected, run, by_blocks, error):

@@ -39,7 +39,9 @@ class Subject:
         return freeloc.patch(self.model, self.profile, adapter=known)
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(index % 4)) for index, name in enumerate(KERNELS)]
+)
 def test_the_conformance_suite(name):
     make, kernel = KERNELS[name]
     failed = {result.check: result.problem for result in run_checks(example(make), adapter(kernel)) if result.problem}

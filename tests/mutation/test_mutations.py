@@ -76,6 +76,7 @@ def test_what_says_nothing_is_an_error(repository, tmp_path):
         check(copy, [mutation("return 3 * x", "test_one.py")], results)
 
 
+@pytest.mark.slow
 def test_tests_that_do_not_end_are_noticed(repository, tmp_path):
     copy = Copy(repository, tmp_path / "work", timeout=3)
     assert "did not end in time" in copy.caught_by(mutation("return [x for _ in iter(int, 1)]", "test_one.py"))

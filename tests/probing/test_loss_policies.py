@@ -93,6 +93,7 @@ def test_what_each_policy_gains_is_printed(found: Sensitivity) -> None:
     assert [axes.get_ylabel() for axes in chart.axes[:2]] == ["sliding-window", "narrow"]
 
 
+@pytest.mark.slow
 def test_heads_get_their_own(model: Any) -> None:
     best = PROFILE.model_copy(update={"layers": {"vrpr": [0, 1, 2, 3]}, "heads": {"1": {"sliding-window": [1]}}})
     depth = Loss(

@@ -133,7 +133,7 @@ def test_from_the_network_once_and_then_from_the_cache(
     ("name", "words"),
     [
         ("nobody/profile", "there is no such repository, or it is private: check its name, or run 'hf auth login'"),
-        (f"{OWNER}@v9", "it has no revision 'v9'"),
+        pytest.param(f"{OWNER}@v9", "it has no revision 'v9'", marks=pytest.mark.slow),
     ],
 )
 def test_a_missing_repository_or_file(server: tuple[str, list[str]], tmp_path: Path, name: str, words: str) -> None:
@@ -143,6 +143,7 @@ def test_a_missing_repository_or_file(server: tuple[str, list[str]], tmp_path: P
     assert "If you meant a file, give its whole path, ending in .json" in message
 
 
+@pytest.mark.slow
 def test_a_repository_without_a_profile(server: tuple[str, list[str]], shared: Path, tmp_path: Path) -> None:
     away = (shared / hub.PROFILE_FILE).rename(shared / "away.json")
     try:
@@ -151,6 +152,7 @@ def test_a_repository_without_a_profile(server: tuple[str, list[str]], shared: P
         away.rename(shared / hub.PROFILE_FILE)
 
 
+@pytest.mark.slow
 def test_a_profile_without_its_measurements(server: tuple[str, list[str]], shared: Path, tmp_path: Path) -> None:
     away = (shared / hub.MEASUREMENTS_FILE).rename(shared / "away.safetensors")
     try:
@@ -161,6 +163,7 @@ def test_a_profile_without_its_measurements(server: tuple[str, list[str]], share
     assert measurements == "None"
 
 
+@pytest.mark.slow
 def test_offline_and_never_loaded(tmp_path: Path) -> None:
     message = Client(tmp_path, "http://127.0.0.1:9").load(OWNER, offline=True)
     assert "it is not in the local cache, and the network cannot be reached or is switched off" in message

@@ -111,8 +111,7 @@ class _Recording(_Tracing):
 
 def points_of(action: Callable[[], object], *places: str, distinct: bool = False) -> list[Point]:
     """The lines that an action runs in these files and folders of freeloc, in order; with `distinct`, each once."""
-    gc.collect()  # what is freed by chance inside the action runs lines of freeloc that the next one will not run
-    gc.disable()
+    gc.disable()  # what is freed by chance inside the action runs lines of freeloc that the next one will not run
     try:
         with _Recording(places or ("",)) as found:
             action()

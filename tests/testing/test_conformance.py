@@ -35,19 +35,35 @@ def problems(adapter, model=None):
     return {result.check: result.problem for result in run_checks(model or example(), adapter) if result.problem}
 
 
-@conformance(*examples())
-def test_installed_adapters(check):
-    check()
-
-
-@conformance(
+QUICK = {"wan", "wan-vace", "hunyuan-video", "cogvideox-1.5", "ltx-2", "mochi", "latte"}
+ORIGINALS = (
     *fastvideo_double.EXAMPLES,
     *wan_double.EXAMPLES,
     *hunyuan_double.EXAMPLES,
     *opensora_double.EXAMPLES,
     *cosmos_control.EXAMPLES,
 )
+
+
+@conformance(*[each for each in examples() if each.label in QUICK])
+def test_installed_adapters(check):
+    check()
+
+
+@pytest.mark.slow
+@conformance(*[each for each in examples() if each.label not in QUICK])
+def test_more_installed_adapters(check):
+    check()
+
+
+@conformance(*ORIGINALS[::2])
 def test_adapters_of_original_repositories(check):
+    check()
+
+
+@pytest.mark.slow
+@conformance(*ORIGINALS[1::2])
+def test_more_adapters_of_original_repositories(check):
     check()
 
 
