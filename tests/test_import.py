@@ -5,6 +5,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 # What an import could change. torch is imported before the first snapshot, so its own changes do not count.
 LOOK = """
 import json, logging, os, random, signal, sys, threading, warnings

@@ -1,5 +1,6 @@
 """An error at any line of probe and tune: the model is as before, the files are whole, and the next run goes on."""
 
+import functools
 import json
 
 import constructed
@@ -55,7 +56,7 @@ def check_each(model, run, points, kind, folder, same):
     before, plain = state_of(model), run(folder / "plain")
     for number, point in enumerate(points):
         where = folder / str(number)
-        inject(point, ERRORS[kind](), lambda: run(where))
+        inject(point, ERRORS[kind](), functools.partial(run, where))
         if kind == "interrupt" or point.function in REMOVAL:  # PyTorch calls no hook after an interrupt
             freeloc.unpatch(model)
         assert state_of(model) == before

@@ -91,12 +91,13 @@ def inject(point: Point, error: BaseException, action: Callable[[], object]) -> 
     Raises:
         AssertionError: for a point that the action does not reach, or if another error comes out.
     """
-    injection = Injection(point, error)
+    injection, caught = Injection(point, error), None
     try:
         with injection:
             action()
-    except type(error) as caught:
-        assert caught is error
+    except type(error) as raised:
+        caught = raised
+    assert caught is (error if injection.was_raised else None)
     assert injection.was_raised, f"not reached: {point}"
 
 
