@@ -1,11 +1,16 @@
 """A default device for plans, which are on the CPU regardless of the caller's default device."""
 
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import _device_constructors
 
 
-class OnCpu(DeviceContext):
-    """``with torch.device("cpu")``, as a class of its own, so that `leave_cpu` recognizes it.
+class OnCpu(TorchFunctionMode):
+    """As ``with torch.device("cpu")``, which torch 2.6 cannot enter if the caller has set a default device.
+
+    A class of its own, so that `leave_cpu` recognizes it.
 
     >>> import torch
     >>> with torch.device("meta"), OnCpu():
@@ -13,8 +18,17 @@ class OnCpu(DeviceContext):
     device(type='cpu')
     """
 
-    def __init__(self) -> None:
-        super().__init__("cpu")
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in _device_constructors() and given.get("device") is None:
+            given["device"] = "cpu"
+        return func(*args, **given)
 
 
 def leave_cpu() -> None:

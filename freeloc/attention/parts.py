@@ -48,8 +48,9 @@ def attend_part(
         scale: scale of the logits; by default head_dim ** -0.5.
         hides_all: whether the bias may hide every key from a query.
     """
+    query, key, value = (_with_adjacent_channels(tensor) for tensor in (query, key, value))
     if bias is not None:
-        bias = bias.expand(*bias.shape[:-2], query.shape[2], key.shape[2])
+        bias = _with_adjacent_channels(bias.expand(*bias.shape[:-2], query.shape[2], key.shape[2]))
     if query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         part = Part(*kernel(query, key, value, attn_mask=bias, scale=scale)[:2])
@@ -62,6 +63,11 @@ def attend_part(
     # On the CPU, the log-sum-exp of a query without visible keys is 0 (PyTorch 2.13).
     blind = (bias == float("-inf")).all(dim=-1)
     return Part(part.out, part.lse.masked_fill(blind, float("-inf")))
+
+
+def _with_adjacent_channels(tensor: Tensor) -> Tensor:
+    """The kernels ignore the stride of the last axis: without an error, they read other numbers (PyTorch 2.13)."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _efficient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Part:

@@ -55,7 +55,7 @@ class BackendCase:
         mask: bool or additive, of keys or of pairs; or a mask that hides every key of some queries.
         per_head: whether each head has frequencies of its own.
         scale: scale of the logits.
-        strided: whether the tensors are views of (batch, tokens, heads, head_dim), as in most models.
+        exchanged: two axes of queries, keys and values whose order in memory is exchanged: (1, 2) as in most models.
     """
 
     name: str
@@ -71,7 +71,7 @@ class BackendCase:
     rope: TemporalRope = ROPE
     per_head: bool = False
     scale: float | None = None
-    strided: bool = False
+    exchanged: tuple[int, int] | None = None
 
     @property
     def layout(self) -> TokenLayout:
@@ -91,8 +91,10 @@ class BackendCase:
         generator = torch.Generator().manual_seed(0)
         shape = (3, self.batch, self.heads, self.layout.tokens, self.head_dim)
         query, key, value = torch.randn(shape, generator=generator).to(dtype)
-        if self.strided:
-            query, key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value))
+        if self.exchanged:
+            query, key, value = (
+                t.transpose(*self.exchanged).contiguous().transpose(*self.exchanged) for t in (query, key, value)
+            )
         return [query, key, value, self._mask(generator, dtype)]
 
     def _mask(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor | None:
@@ -144,7 +146,9 @@ def _cases() -> list[BackendCase]:
         replace(mixed, name="channels in halves", rope=TemporalRope(channels=8, first=2, pairing="(two pair)")),
         replace(mixed, name="a scale of its own", scale=0.3),
         replace(mixed, name="heads of 128", head_dim=128),
-        replace(mixed, name="tensors that are not contiguous", strided=True),
+        replace(mixed, name="tensors that are not contiguous", exchanged=(1, 2)),
+        replace(mixed, name="channels that are not adjacent", exchanged=(2, 3)),
+        BackendCase("channels that are not adjacent, without rotations", TSA, exchanged=(2, 3)),
     ]
     grids = [(1, 1), (1, 5), (3, 7), (13, 11)]
     cases += [

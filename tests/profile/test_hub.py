@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -95,7 +96,8 @@ class Client:
     """A new process with an empty cache of its own, as the client reads its settings when it is imported."""
 
     def __init__(self, cache: Path, endpoint: str) -> None:
-        self.environment = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "PATH": "", "HOME": str(cache)}
+        measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
+        self.environment = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "PATH": "", "HOME": str(cache), **measured}
 
     def load(self, name: str, offline: bool = False) -> dict[str, object]:
         script = (

@@ -135,7 +135,7 @@ def test_refused_calls_are_left_out():
         (lambda *call: 1 / 0, "VRPR, float32: ZeroDivisionError: division by zero"),
         (
             lambda *call: "requires a CUDA device, found cpu",
-            "the backend 'mine' refuses all 38 calls, so nothing was checked: give the device and dtypes that it "
+            "the backend 'mine' refuses all 40 calls, so nothing was checked: give the device and dtypes that it "
             "supports. The first: no correction, float32: requires a CUDA device, found cpu",
         ),
     ],
