@@ -6,6 +6,7 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is imported: two processes with all threads each are slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import diffusers
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -21,6 +22,28 @@ collect_ignore_glob = ["runtimes/support/*", "runtimes/*_processes.py", "runtime
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for all tests; none beside this one for the tests of a file, which start sooner so."""
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes hours is not among the slow tests, also where one of its parameters is slow."""
+    for item in items:
+        if item.get_closest_marker("hours"):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
+
+
+IS_OLD_DIFFUSERS = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 42)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip a test of a model that an older diffusers, as in tests/versions, does not have yet."""
+    try:
+        return (yield)
+    except ImportError as error:
+        if IS_OLD_DIFFUSERS and "diffusers" in str(error):
+            pytest.skip(f"requires a newer diffusers: {error.msg.partition(' (')[0]}")
+        raise
 
 
 SMALL = {

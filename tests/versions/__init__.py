@@ -1,0 +1,1 @@
+"""The tests with other versions of the libraries: ``python -m tests.versions``."""
