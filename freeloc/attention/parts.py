@@ -48,7 +48,8 @@ def attend_part(
         scale: scale of the logits; by default head_dim ** -0.5.
         hides_all: whether the bias may hide every key from a query.
     """
-    query, key, value = (_with_adjacent_channels(tensor) for tensor in (query, key, value))
+    if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        query, key, value = (_with_adjacent_channels(tensor) for tensor in (query, key, value))
     if bias is not None:
         bias = _with_adjacent_channels(bias.expand(*bias.shape[:-2], query.shape[2], key.shape[2]))
     if query.device.type == "cpu":
