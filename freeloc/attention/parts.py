@@ -49,9 +49,11 @@ def attend_part(
         hides_all: whether the bias may hide every key from a query.
     """
     if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
-        query, key, value = (_with_adjacent_channels(tensor) for tensor in (query, key, value))
+        # The kernels ignore this stride: without an error, they would read other numbers (PyTorch 2.13).
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     if bias is not None:
-        bias = _with_adjacent_channels(bias.expand(*bias.shape[:-2], query.shape[2], key.shape[2]))
+        bias = bias.expand(*bias.shape[:-2], query.shape[2], key.shape[2])
+        bias = bias.contiguous() if bias.stride(-1) > 1 else bias  # which PyTorch 2.6 ignores too
     if query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         part = Part(*kernel(query, key, value, attn_mask=bias, scale=scale)[:2])
@@ -64,11 +66,6 @@ def attend_part(
     # On the CPU, the log-sum-exp of a query without visible keys is 0 (PyTorch 2.13).
     blind = (bias == float("-inf")).all(dim=-1)
     return Part(part.out, part.lse.masked_fill(blind, float("-inf")))
-
-
-def _with_adjacent_channels(tensor: Tensor) -> Tensor:
-    """The kernels ignore the stride of the last axis: without an error, they read other numbers (PyTorch 2.13)."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _efficient(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Part:
