@@ -97,8 +97,8 @@ def inject(point: Point, error: BaseException, action: Callable[[], object]) -> 
             action()
     except type(error) as raised:
         caught = raised
-    assert caught is (error if injection.was_raised else None)
     assert injection.was_raised, f"not reached: {point}"
+    assert caught is error
 
 
 class _Recording(_Tracing):
