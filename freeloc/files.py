@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,17 +49,17 @@ def opened(path: Path, largest: int) -> Iterator[BinaryIO]:
     Raises:
         FreelocError: if it is not such a file, or cannot be read. The message does not name the file.
     """
-    try:
-        if not path.is_file() and path.exists():  # opening a pipe would wait for a writer
-            raise FreelocError(f"expected a file of at most {largest} bytes, found a folder or a device")
-        file = path.open("rb")
-    except OSError as error:
-        raise FreelocError(error.strerror or str(error)) from error
-    except FreelocError:
-        raise
-    except ValueError as error:  # a name that no file can have
-        raise FreelocError(f"expected the path of a file: {error}") from error
-    with file:
+    with ExitStack() as closing:
+        try:
+            if not path.is_file() and path.exists():  # opening a pipe would wait for a writer
+                raise FreelocError(f"expected a file of at most {largest} bytes, found a folder or a device")
+            file = closing.enter_context(path.open("rb"))
+        except OSError as error:
+            raise FreelocError(error.strerror or str(error)) from error
+        except FreelocError:
+            raise
+        except ValueError as error:  # a name that no file can have
+            raise FreelocError(f"expected the path of a file: {error}") from error
         if (size := os.fstat(file.fileno()).st_size) > largest:
             raise FreelocError(f"expected a file of at most {largest} bytes, found {size} bytes")
         yield file

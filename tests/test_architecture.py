@@ -41,16 +41,18 @@ def module_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path) for path in FILES}
+
+
 def imports(path):
     """The modules of freeloc that a file imports, those for type checking and those inside functions included."""
-    known = {module_of(other) for other in FILES}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "freeloc")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "freeloc":
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole in known else node.module
+                yield whole if whole in MODULES else node.module
 
 
 IMPORTS = {module_of(path): set(imports(path)) for path in FILES}

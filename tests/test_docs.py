@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from marks import slow_unless
 
 import freeloc
 
@@ -39,10 +40,7 @@ LONG = ("probe-your-model.md", "depths.md", "use-in-modular-diffusers.md", "tune
 """Pages whose code takes seconds."""
 
 
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, id=named(page), marks=[pytest.mark.slow] * (page.name in LONG)) for page in PAGES],
-)
+@pytest.mark.parametrize("page", [slow_unless(page.name not in LONG, page, name=named(page)) for page in PAGES])
 def test_code_blocks_run_and_raise_what_is_quoted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__file__": str(tmp_path / "page.py")}

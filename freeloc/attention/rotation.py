@@ -83,7 +83,6 @@ def _complex_view(pairs: Tensor, dtype: torch.dtype) -> Tensor | None:
     """The same memory as complex numbers of this dtype; None if it has another dtype, or other strides."""
     if pairs.dtype != dtype.to_real() or is_batchedtensor(pairs):  # torch.func.vmap cannot write into it
         return None
-    try:
-        return torch.view_as_complex(pairs)
-    except RuntimeError:
-        return None
+    *strides, last = pairs.stride()
+    has_view = last == 1 and not any(step % 2 for step in (*strides, pairs.storage_offset()))
+    return torch.view_as_complex(pairs) if has_view else None

@@ -114,7 +114,7 @@ class RunningModules:
         self._model = model
         self._entered, self._left = entered, left
         self._running = [Running("", model, (), inputs)]
-        self._removers: list[Any] = []
+        self._hooks = contextlib.ExitStack()
 
     @property
     def around(self) -> tuple[Running, ...]:
@@ -127,14 +127,16 @@ class RunningModules:
         return self._running[-1]
 
     def __enter__(self) -> "RunningModules":
-        for path, module in self._model.named_modules():
-            self._removers.append(module.register_forward_pre_hook(self._enter(path), with_kwargs=True))
-            self._removers.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        with contextlib.ExitStack() as hooks:
+            for path, module in self._model.named_modules():
+                enter, leave = self._enter(path), self._leave
+                hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for remover in self._removers:
-            remover.remove()
+        self._hooks.close()
 
     def _enter(self, path: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +77,10 @@ def watched(
 ) -> Iterator[Steps]:
     """Count the steps of a run inside the block, and keep the first calls of some; with `ends`, stop after these."""
     steps = Steps(first_calls, ends)
-    removers = [model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True) for model, _ in found]
-    try:
+    with suppress(_Enough), ExitStack() as hooks:
+        for model, _ in found:
+            hooks.callback(model.register_forward_pre_hook(_noting(model, steps), with_kwargs=True).remove)
         yield steps
-    except _Enough:
-        pass
-    finally:
-        for remover in removers:
-            remover.remove()
 
 
 def _noting(model: nn.Module, steps: Steps) -> Callable[..., None]:

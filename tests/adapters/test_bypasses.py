@@ -16,6 +16,7 @@ from families import FACTS
 from freeloc_adapters.diffusers_hooks import BYPASSES
 from freeloc_adapters.examples import ltx
 from lengths import plan_of_call
+from marks import slow_unless
 from test_families import EXAMPLES, WITHOUT_ROPE
 
 import freeloc
@@ -80,10 +81,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "cache"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] * bool(index % 8)) for index, pair in enumerate(PAIRS)],
-)
+@pytest.mark.parametrize(("name", "cache"), [slow_unless(index % 8 == 0, *pair) for index, pair in enumerate(PAIRS)])
 def test_a_cache_keeps_corrected_answers_and_the_report_counts_them(name, cache):
     model, facts, inputs = EXAMPLES[name].model(), FACTS[name], EXAMPLES[name].inputs(9, 2, 3, 1)
     profile = profile_of(model, name)

@@ -9,6 +9,7 @@ import torch
 from conftest import make_profile, make_wan, wan_inputs
 from initial_noise import patched
 from injection import ERRORS, every, inject, points_of, state_of
+from marks import slow_unless
 from pipelines import PIPELINES
 from torch.overrides import _get_current_function_mode
 
@@ -21,9 +22,7 @@ PROFILE = make_profile({"vrpr+tsa": [0]})
 HOOKS = ("patching.py", "interception")
 """Where lines change what a patch leaves in a model: each time that they run counts."""
 
-EACH = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * kind.startswith("no memory")) for kind in ERRORS]
-)
+EACH = pytest.mark.parametrize("kind", [slow_unless("memory" not in kind, kind) for kind in ERRORS])
 
 
 @pytest.fixture
@@ -196,6 +195,7 @@ def test_a_kernel_of_another_name_is_given_back(kind, every):
     plain = run()
     with freeloc.patch(model, profile):
         corrected = run()
+    with freeloc.patch(model, profile):
         points = points_of(run)
     for point in points[::every]:
         with freeloc.patch(model, profile):

@@ -9,6 +9,7 @@ import opensora_double
 import pytest
 import torch
 from freeloc_toy.examples import EXAMPLE as TOY
+from marks import slow_unless
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -32,11 +33,7 @@ def written(example):
     return names["ADAPTER"]
 
 
-def slow_unless_quick(name):
-    return pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", [slow_unless_quick(name) for name in EXAMPLES])
+@pytest.mark.parametrize("name", [slow_unless(name in QUICK, name) for name in EXAMPLES])
 def test_the_written_file_meets_every_requirement_unedited(name):
     results = run_checks(EXAMPLES[name], written(EXAMPLES[name]))
     assert [(result.check, result.problem) for result in results if result.problem and not result.expected] == []

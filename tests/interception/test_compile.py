@@ -10,6 +10,7 @@ import pytest
 import torch
 import wan_double
 from conftest import make_profile, make_wan, wan_inputs
+from marks import slow_unless
 from subjects import Subject, error_of, in_threads
 
 import freeloc
@@ -64,7 +65,7 @@ QUICK = ("compile_repeated_blocks", ORDERS[0])
 @pytest.mark.parametrize(
     ("how", "order"),
     [
-        pytest.param(*case, marks=[pytest.mark.slow] * (case != QUICK))
+        slow_unless(case == QUICK, *case)
         for case in itertools.product(("torch.compile", "model.compile", "compile_repeated_blocks"), ORDERS)
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from dense import oracle
 from kernel_double import FACTS, KERNELS, adapter, attention, example
 from kernel_double import attention as renamed
+from marks import slow_unless
 
 import freeloc
 from freeloc.errors import AdapterError, LayoutError
@@ -39,9 +40,7 @@ class Subject:
         return freeloc.patch(self.model, self.profile, adapter=known)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(index % 4)) for index, name in enumerate(KERNELS)]
-)
+@pytest.mark.parametrize("name", [slow_unless(index % 4 == 0, name) for index, name in enumerate(KERNELS)])
 def test_the_conformance_suite(name):
     make, kernel = KERNELS[name]
     failed = {result.check: result.problem for result in run_checks(example(make), adapter(kernel)) if result.problem}

@@ -7,6 +7,7 @@ import opensora_double
 import pytest
 import torch
 import wan_double
+from marks import slow_unless
 from subjects import QUICK
 from torch import Tensor
 
@@ -28,10 +29,7 @@ RETURN_TOKENS = (
 """Doubles that stop before tokens become a video again."""
 
 
-@pytest.mark.parametrize(
-    "example",
-    [pytest.param(each, id=each.label, marks=[pytest.mark.slow] * (each.label not in QUICK)) for each in EXAMPLES],
-)
+@pytest.mark.parametrize("example", [slow_unless(each.label in QUICK, each, name=each.label) for each in EXAMPLES])
 def test_every_depth(example: Example) -> None:
     model, inputs = example.model(), example.inputs(FRAMES, 2, 3, 1)
     adapter = freeloc.discovery.find_adapter(model)

@@ -4,10 +4,10 @@ import threading
 
 import hunyuan_double
 import opensora_double
-import pytest
 import torch
 import wan_double
 from freeloc_adapters import examples
+from marks import slow_unless
 
 import freeloc
 from freeloc.discovery import find_adapter
@@ -20,7 +20,7 @@ EXAMPLES = {
 QUICK = ("cogvideox-1.5", "hunyuan-video", "latte", "ltx-2", "open-sora-2", "wan", "wan-original")
 """Models that differ in their attention, text, rotary embedding and grid. The others are alike."""
 
-LABELS = [pytest.param(label, marks=[pytest.mark.slow] * (label not in QUICK)) for label in sorted(EXAMPLES)]
+LABELS = [slow_unless(label in QUICK, label) for label in sorted(EXAMPLES)]
 """To parametrize tests: the quick ones, and all others in the slow tests."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import slow_unless
 
 from freeloc.attention import Backend, reference, sdpa
 from freeloc.attention.layer_plan import HeadGroup, LayerPlan
@@ -99,9 +100,7 @@ def test_the_built_in_backends_are_right_in_every_call(backend):
     assert check_backend(backend, dtypes=[torch.float64, torch.float32, torch.float16, torch.bfloat16]) == []
 
 
-@pytest.mark.parametrize(
-    "wrong", [pytest.param(wrong, marks=[pytest.mark.slow] * (index % 2)) for index, wrong in enumerate(WRONG)]
-)
+@pytest.mark.parametrize("wrong", [slow_unless(index % 2 == 0, wrong) for index, wrong in enumerate(WRONG)])
 def test_a_wrong_backend_is_reported_with_its_wrong_calls(wrong):
     attend, words = WRONG[wrong]
     with pytest.raises(ConformanceError, match=rf"(?s)^the backend 'wrong' is wrong in \d+ .*{re.escape(words)}"):
