@@ -36,7 +36,10 @@ def quoted(text):
     return re.compile(".*".join(re.escape(part) for part in parts) + r"\Z")
 
 
-LONG = ("probe-your-model.md", "depths.md", "use-in-modular-diffusers.md", "tune-your-model.md", "gallery.md")
+LONG = (
+    "probe-your-model.md", "depths.md", "use-in-modular-diffusers.md", "tune-your-model.md", "gallery.md",
+    "long-video-options.md", "write-a-backend.md", "use-with-cache-dit.md",
+)  # fmt: skip
 """Pages whose code takes seconds."""
 
 

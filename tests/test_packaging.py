@@ -53,6 +53,7 @@ def test_the_wheel_holds_our_three_packages_and_nothing_else(archives):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_the_wheel_can_be_rebuilt_from_the_source_archive(archives):
     (archive,) = archives.glob("*.tar.gz")
     with tarfile.open(archive) as content:

@@ -44,6 +44,7 @@ print([name for name in sys.modules if name.startswith(("freeloc.testing", "free
 """
 
 
+@pytest.mark.slow
 def test_the_first_patch_imports_no_test_code():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FIRST_PATCH], capture_output=True, text=True, check=True

@@ -57,7 +57,7 @@ def random_model(make: Callable[[], nn.Module], seed: int = 0, sharpness: float 
         sharpness: factor on the weights of query and key projections, so that attention is far from uniform.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU alone: torch.manual_seed also seeds GPUs
         model = make().eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and not parameter.any():

@@ -3,6 +3,7 @@
 An adapter is data: it holds names and numbers only, so that importing it imports no model library.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -55,14 +56,19 @@ class _Described:
 
         If both the whole name of a class and its end are in `classes`, the name is the whole one.
         """
-        ends = tuple(path[1:] for path in self.classes if path[0] == "*")
+        ends = self._ends
         for distance, base in enumerate(type(model).__mro__):
             name = f"{base.__module__}.{base.__qualname__}"
             if name in self.classes:
                 return distance, name
-            if f".{name}".endswith(ends):
+            if ends and f".{name}".endswith(ends):
                 return distance, next(f"*{end}" for end in ends if f".{name}".endswith(end))
         return None
+
+    @functools.cached_property
+    def _ends(self) -> tuple[str, ...]:
+        """The ends of names in `classes`, each from its first dot."""
+        return tuple(path[1:] for path in self.classes if path[0] == "*")
 
 
 @dataclass(frozen=True)

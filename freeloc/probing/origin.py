@@ -1,5 +1,6 @@
 """Where measurements come from: the command line, versions of libraries, and settings of a run."""
 
+import contextlib
 import json
 import platform
 import shlex
@@ -29,6 +30,8 @@ def command_line() -> str:
 
 def versions_used() -> dict[str, str]:
     """Versions of the libraries that affect the measurements."""
-    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
-    names = ("freeloc", "torch", "diffusers", "transformers", "accelerate")
-    return {"python": platform.python_version()} | {name: installed[name] for name in names if name in installed}
+    found = {"python": platform.python_version()}
+    for name in ("freeloc", "torch", "diffusers", "transformers", "accelerate"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_unless
 from random_calls import PAIRINGS, ROPE, TOLERANCE, random_inputs, random_mask, random_plan
 from torch._subclasses import FakeTensorMode
 from torch.profiler import profile
@@ -201,7 +202,7 @@ def peak_bytes(run):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["vrpr", "tsa", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [slow_unless(name == "vrpr", name) for name in ("vrpr", "tsa", "both")])
 def test_memory_beyond_the_output_is_less_than_that_of_keys_and_values(name, dtype):
     layout, rope = TokenLayout(161, 5, 8), TemporalRope(channels=44)
     vrpr, tsa = vrpr_plan(161, 21), tsa_plan(161, 21)

@@ -77,6 +77,7 @@ def test_another_run_does_not_reuse_the_pieces_of_the_first(
     assert settings["arguments"] == {"num_frames": 33, "height": 32, "width": 32, "num_inference_steps": 2}
 
 
+@pytest.mark.slow
 def test_the_other_depths(folder: Path, clips: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "mine.json"
     assert main(command(folder, output, "--prompt", "a fox", "--depth", "output", "--heads")) == 0

@@ -105,6 +105,7 @@ def test_a_compiled_model_and_its_original_alternate(model, run):
             assert (run(called, frames) - corrected[frames]).abs().max() <= 2e-5, frames
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
     model = make_wan(num_layers=12)
     profile = make_profile({"vrpr": list(range(11)), "tsa": [11]})
@@ -119,6 +120,7 @@ def test_a_deep_model_is_compiled_once_not_once_per_layer(run):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the second one for any length
 
 
+@pytest.mark.slow
 def test_one_dynamic_graph_serves_all_lengths(model, run):
     plain, want = {frames: run(model, frames) for frames in (3, 9, 12)}, expected(model, run)
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")

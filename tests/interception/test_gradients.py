@@ -76,6 +76,7 @@ def test_of_a_compiled_model(expected, backend):
     assert patch.report().models[0].forwards == {9: 1}
 
 
+@pytest.mark.slow
 def test_of_a_compiled_model_in_another_thread_than_its_forward(expected):
     """Gradients on a GPU are computed in a thread of their own."""
     model = trained_wan()
@@ -95,6 +96,7 @@ def test_of_a_compiled_model_whose_patch_is_gone_are_refused():
         loss.backward()
 
 
+@pytest.mark.slow
 def test_of_a_checkpointed_model_compiled_as_a_whole_are_refused():
     model = trained_wan()
     model.enable_gradient_checkpointing()

@@ -94,6 +94,7 @@ def patched(model):
 
 
 # Reason: raised inside torch._dynamo on import or compilation, not by this project.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_model_that_is_compiled_as_a_whole_computes_the_same_at_all_lengths():
     model, given = EXAMPLE.model(), {frames: inputs(frames, 2, 3, 2) for frames in (3, 9, 12)}

@@ -73,7 +73,7 @@ class Job:
 
     @property
     def is_quick(self) -> bool:
-        return self.family in self.cell.quick
+        return self.family in self.cell.quick and self.order in ("", *self.cell.orders[:1])
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""

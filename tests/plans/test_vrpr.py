@@ -201,7 +201,7 @@ def test_every_trained_length_has_settings_for_long_videos(trained):
             assert reference_tiers(frames - 1, near, mid, mid_group, far_group) <= trained - 1
 
 
-@pytest.mark.parametrize("frames", [22, 41, 61, 81, 161, 333, 1000])
+@pytest.mark.parametrize("frames", [22, 41, 61, 81, 161, 333, pytest.param(1000, marks=pytest.mark.slow)])
 def test_whole_plans_of_many_lengths(frames):
     plan = vrpr_plan(frames, trained_frames=21)
     assert isinstance(plan, FramePlan)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow_unless
 from PIL import Image
 
 import freeloc
@@ -24,7 +25,7 @@ from freeloc.tiny.results import bench as run_bench
 from freeloc.tiny.results import table, tables
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ("direct", "freenoise", "vrpr everywhere")
+NAMES = ("freenoise", "vrpr everywhere")
 PARTS = (sizes.ALONE._replace(clips=4), sizes.Part(2, 4, NAMES, "2x"))
 SIZE = sizes.Size(PARTS, steps=1, guidance=1.0, loss_clips=4)
 ALONE = (sizes.Part(1, 4, ("direct",)),)
@@ -72,20 +73,20 @@ def test_every_documented_file_is_written(done):
         assert f"| {name} " in tables
     with (folder / "clips.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * (2 + 4)  # at the trained length only reference clips and the unpatched model
+    assert len(rows) == 4 * (2 + 3)  # at the trained length only reference clips and the unpatched model
     with (folder / "summary.csv").open(newline="") as file:
         lines = {(line["times"], line["setting"], line["measure"]): line for line in csv.DictReader(file)}
-    of_direct = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "direct")]
-    assert float(lines["2", "direct", "sharpness"]["mean"]) == pytest.approx(statistics.mean(of_direct))
+    of_noise = [float(row["sharpness"]) for row in rows if (row["times"], row["setting"]) == ("2", "freenoise")]
+    assert float(lines["2", "freenoise", "sharpness"]["mean"]) == pytest.approx(statistics.mean(of_noise))
 
 
-@pytest.mark.parametrize("name", ["freenoise", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[::2])])
+@pytest.mark.parametrize("name", [slow_unless(name == "freenoise", name) for name in NAMES])
 def test_every_method_starts_from_the_same_noise(done, name):
     cell = cell_of(done[0], name)
     initial = noise(range(bench.FIRST_SEED, bench.FIRST_SEED + 4), 41)
     if name == "freenoise":
         initial = reschedule_noise(initial, TRAINED_FRAMES, torch.Generator().manual_seed(bench.FIRST_SEED))
-    method = {"direct": "direct", "freenoise": "sliding-window", "vrpr everywhere": "vrpr"}[name]
+    method = {"freenoise": "sliding-window", "vrpr everywhere": "vrpr"}[name]
     pipeline = load_pipeline()
     with freeloc.patch(pipeline, "tiny-wan", method=method):
         expected = sample(pipeline, cell.prompts, initial, steps=1, guidance=1.0)
@@ -125,10 +126,10 @@ def test_a_changed_setting_is_noticed(done):
     path = folder / "bench.json"
     text = path.read_text()
     content = json.loads(text)
-    content["plans"]["direct"] = "another"
+    content["plans"]["freenoise"] = "another"
     path.write_text(json.dumps(content))
     try:
-        with pytest.raises(freeloc.FreelocError, match="holds a bench with other plans of 'direct': "):
+        with pytest.raises(freeloc.FreelocError, match="holds a bench with other plans of 'freenoise': "):
             bench.run(folder, SIZE)
     finally:
         path.write_text(text)
@@ -214,6 +215,7 @@ def test_only_the_settings_that_were_asked_for():
     assert SIZE.with_only([]) == SIZE
 
 
+@pytest.mark.slow
 def test_a_profile_with_another_method_for_each_layer_starts_from_the_noise_that_it_requires(tmp_path):
     policies = {"wide": PolicyPart(method="tsa", settings={"dense_frames": 12})}
     several = settings.with_layers(MIXED.model_copy(update={"policies": policies}), ["freenoise", "wide"] * 4)
@@ -424,6 +426,7 @@ def test_one_value_has_no_standard_error():
     assert (mean, math.isnan(error)) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_command_requires_only_a_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(losses, "LEVELS", (0.7,))
     monkeypatch.setattr(sizes, "quick", lambda model: sizes.Size(ALONE, steps=1, guidance=1.0))

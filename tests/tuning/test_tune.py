@@ -114,6 +114,7 @@ print([layer.method for layer in patch.report().transformers[0]])
 """
 
 
+@pytest.mark.slow
 def test_the_profile_works_in_a_fresh_process(found: tuple[Tuned, Path]) -> None:
     tuned, folder = found
     tests = Path(__file__).parents[1]
@@ -151,6 +152,7 @@ def teacher(model: Any, best: Profile) -> Objective:
     return dataclasses.replace(real, target=target)
 
 
+@pytest.mark.slow
 def test_the_plans_of_a_teacher_are_recovered() -> None:
     profile = make_profile({"vrpr": [0, 1, 2, 3]})
     model = make_wan()
@@ -180,6 +182,7 @@ class FakeTime:
         return self.seconds
 
 
+@pytest.mark.slow
 def test_the_budget_ends_each_stage_and_the_search() -> None:
     now = FakeTime(0.05)
     clock = Clock(1.0, now=now)
