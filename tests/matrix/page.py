@@ -13,6 +13,11 @@ MOST = 150
 """Characters of a message on the page."""
 
 
+def _some(names: list[str]) -> str:
+    """Names in a message: no more than five."""
+    return "; ".join(names[:5]) + (f", and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def rows(found: Mapping[str, Outcome]) -> list[str]:
     """The lines of the tables, subject by subject.
 
@@ -21,11 +26,9 @@ def rows(found: Mapping[str, Outcome]) -> list[str]:
     """
     every = list(jobs())
     if missing := [job.name for job in every if job.name not in found]:
-        raise SystemExit(
-            f"{len(missing)} of {len(every)} cells have not run, so there is no page: " + "; ".join(missing)
-        )
+        raise SystemExit(f"{len(missing)} of {len(every)} cells have not run, so there is no page: {_some(missing)}")
     if wrong := [job.name for job in every if found[job.name].problem]:
-        raise SystemExit(f"{len(wrong)} cells are not as they must be, so there is no page: " + "; ".join(wrong))
+        raise SystemExit(f"{len(wrong)} cells are not as they must be, so there is no page: {_some(wrong)}")
     lines = [", ".join(f"{name} {number}" for name, number in versions().items()) + ".\n"]
     for subject in SUBJECTS:
         lines += [f"\n## {heading(subject)}\n\n", "| cell | models | order | outcome |\n|---|---|---|---|\n"]

@@ -157,7 +157,7 @@ def tangent(case: Case) -> Exact:
     if not case.is_patched:
         return Exact(0.0, float(torch.func.jvp(of, (hidden,), (direction,))[1].abs().max()))
     with sdpa_kernel(SDPBackend.MATH):
-        with case.patch(backend="reference"):
+        with case.patch():
             found = torch.func.jvp(of, (hidden,), (direction,))[1]
         plain = torch.func.jvp(of, (hidden,), (direction,))[1]
         with case.oracle(case.model):
@@ -230,7 +230,7 @@ CELLS = [
     ],
     Cell("gradients of a gradient, sdpa_kernel(MATH)", gradient_penalty, WAN, **RELATIVE),
     Cell("torch.func.jvp", tangent, expects=Fails("Trying to use forward AD with")),
-    Cell("torch.func.jvp, sdpa_kernel(MATH), backend='reference'", tangent, WAN, **RELATIVE),
+    Cell("torch.func.jvp, sdpa_kernel(MATH)", tangent, quick=WAN, **RELATIVE),
     Cell("torch.func.functional_call", with_other_weights),
     Cell("Accelerator().prepare(model)", prepared_by_accelerate, WAN, BEFORE_AND_AFTER),
     Cell("train() with dropout", training_dropout, WAN),

@@ -8,6 +8,7 @@ exactly once.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from freeloc.attention.backends.base import Backend
 from freeloc.attention.backends.blocks import Call, attend_dense
@@ -78,7 +79,8 @@ def _has_blocks(
     plan: PreparedPlan, tensors: tuple[Tensor, Tensor, Tensor], layout: TokenLayout, mask: Tensor | None
 ) -> bool:
     """Whether a call can be computed by blocks."""
-    if plan.plan.decay is not None or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    is_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if plan.plan.decay is not None or is_recorded or forward_ad._current_level >= 0:  # the last one in torch.func.jvp
         return False
     schedule, query = plan.schedule(layout), tensors[0]
     if any(schedule.striped) and mask is not None and mask.shape[-2] > 1:
