@@ -85,6 +85,7 @@ def test_while_probing(tmp_path, depth, kind, every):
 @EACH
 def test_while_tuning(tmp_path, kind, every):
     model = Constructed()
+    tune(model)  # as above
     points = points_of(lambda: tune(model, tmp_path / "first"), *TUNE, distinct=True)
     assert len(points) > 800
 
