@@ -112,6 +112,7 @@ print(freeloc.load_profile("wan2.1").model)
     assert model.startswith("name='Wan-AI/Wan2.1-T2V-1.3B' layers=30")
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs(installed):
     assert "wan-vace             freeloc" in run(installed / "freeloc", "adapters")
     assert "wan2.1               freeloc              published" in run(installed / "freeloc", "profiles", "list")

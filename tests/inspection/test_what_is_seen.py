@@ -12,6 +12,7 @@ import pytest
 import torch
 import wan_double
 from inspected_double import PACKED, example
+from marks import slow_unless
 
 import freeloc
 from freeloc.adapter import SDPA, TokenGrid
@@ -51,9 +52,10 @@ def passing(example):
     return adapter
 
 
-@pytest.mark.parametrize(
-    "label", ["wan-original", "open-sora-2", "open-sora-2-interleaved", "diffsynth-wan", "hunyuan-video-original"]
-)
+ORIGINALS = ("wan-original", "open-sora-2", "open-sora-2-interleaved", "diffsynth-wan", "hunyuan-video-original")
+
+
+@pytest.mark.parametrize("label", [slow_unless(label in ORIGINALS[:2], label) for label in ORIGINALS])
 def test_doubles_of_original_repositories(label):
     passing(DOUBLES[label])
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import make_profile
 from hostile import LITERALS, LONGEST, Fields, Literal, clear, damaged, mutated, parts_of, written
 from hypothesis import given, settings
+from marks import slow_unless
 from pydantic import BaseModel, field_validator
 
 import freeloc
@@ -70,7 +71,9 @@ NEWER = with_choice(
     {"1": {"both": [0]}},
 )
 GOOD_2 = json.dumps(NEWER.model_dump(exclude_none=True))
-GOODS = pytest.mark.parametrize("good", [GOOD, GOOD_2], ids=["version 1", "version 2"])
+GOODS = pytest.mark.parametrize(
+    "good", [slow_unless(False, GOOD, name="version 1"), slow_unless(True, GOOD_2, name="version 2")]
+)
 
 
 def test_the_profiles_before_mutation_are_valid(file):

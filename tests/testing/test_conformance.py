@@ -35,7 +35,7 @@ def problems(adapter, model=None):
     return {result.check: result.problem for result in run_checks(model or example(), adapter) if result.problem}
 
 
-QUICK = {"wan", "wan-vace", "hunyuan-video", "cogvideox-1.5", "ltx-2", "mochi", "latte"}
+QUICK = {"wan-vace", "hunyuan-video", "cogvideox-1.5", "ltx-2", "mochi"}
 ORIGINALS = (
     *fastvideo_double.EXAMPLES,
     *wan_double.EXAMPLES,
