@@ -22,6 +22,7 @@ def run(*command, **variables):
     )
 
 
+@pytest.mark.slow
 def test_a_prepared_folder_works_like_an_installation(tmp_path):
     done = run(sys.executable, "benchmarks/prepare.py", tmp_path, "--wheels", tmp_path / "none")
     assert done.returncode == 0, done.stderr

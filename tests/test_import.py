@@ -48,7 +48,7 @@ changed = sorted(name for name in before if before[name] != after[name])
 print(json.dumps({"changed": changed, "known": sorted(before), "modules": sorted(sys.modules)}))
 """
 
-HEAVY = {"diffusers", "transformers", "peft", "accelerate", "wan"}
+HEAVY = {"diffusers", "transformers", "peft", "accelerate", "wan", "huggingface_hub"}
 PLUGINS = {"freeloc_adapters", "freeloc_profiles"}
 CHANGES = """
 torch.set_default_device("meta")

@@ -81,6 +81,7 @@ def test_the_script_runs_with_patched_transformers(project, capsys, where, how, 
     assert said.count("forward passes") == models
 
 
+@pytest.mark.slow
 def test_without_arguments_it_says_how_it_is_called():
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 1

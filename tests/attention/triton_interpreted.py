@@ -153,7 +153,8 @@ def test_a_layer_of_each_example(labels, kinds):
     assert all("supports masks of keys, found one of pairs" in why for why in refused.values())
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**16),
     frames=st.integers(1, 5),

@@ -192,6 +192,7 @@ def test_errors_of_other_libraries_are_reported_with_their_cause_and_interrupts_
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_probed_model_has_the_dtypes_that_users_run(folder: Path, clips: list[Path], tmp_path: Path) -> None:
     """In bfloat16 diffusers keeps some weights of Wan in float32."""
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)

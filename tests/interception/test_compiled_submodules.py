@@ -1,6 +1,5 @@
 """torch.compile of models whose token grid is read from a submodule."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -28,16 +27,12 @@ def wan_of_two():
 
 
 ORDERS = ("compile, then patch", "patch, then compile")
-QUICK = {("output", "parts", ORDERS[1])}
 
 
-@pytest.mark.parametrize(
-    ("grid", "how", "order"),
-    [
-        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-        for case in itertools.product(("output", "argument"), ("whole", "fullgraph", "dynamic", "parts"), ORDERS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("how", ["whole", "fullgraph", "dynamic", "parts"])
+@pytest.mark.parametrize("grid", ["output", "argument"])
 def test_compiled(wan_of_two, run, how, order, grid):
     model, adapter = wan_of_two, replace(wan.DIFFUSERS, grid=OUTPUT if grid == "output" else TokenGrid(of="rope"))
     plain = {frames: run(model, frames) for frames in (3, 9)}

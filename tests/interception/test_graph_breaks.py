@@ -27,8 +27,9 @@ def expected():
         return model(**wan_inputs(9))[0]
 
 
-@pytest.mark.parametrize("by_blocks", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("part", ["to_q", *(pytest.param(part, marks=pytest.mark.slow) for part in ("to_out.0", ""))])
+@pytest.mark.slow
+@pytest.mark.parametrize("by_blocks", [False, True])
+@pytest.mark.parametrize("part", ["to_q", "to_out.0", ""])
 def test_breaks_around_every_part(expected, run, part, by_blocks):
     model = make_wan(num_layers=1)
     for block in model.blocks:

@@ -344,6 +344,7 @@ class Mine(WanAttnProcessor):
         return super().__call__(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_processor_of_the_user_must_be_checked_before_it_is_compiled():
     model, inputs = EXAMPLES["wan"].model(), EXAMPLES["wan"].inputs(9, 2, 3, 1)
     expected = expected_of("wan", model, inputs, 9)

@@ -134,6 +134,7 @@ def test_loss(built: Any, heads: bool) -> None:
     found.to_profile(depth="loss", heads=heads)
 
 
+@pytest.mark.slow
 def test_loss_is_the_mean_squared_error_of_the_velocity(built: Any) -> None:
     policies = ("none", "vrpr", "tsa", "vrpr+tsa")
     pairs = [("vrpr", "tsa"), *((policy, policies[index - 1]) for index, policy in enumerate(policies))]

@@ -131,11 +131,12 @@ def test_from_the_network_once_and_then_from_the_cache(
     assert any("/resolve/v1/" in line for line in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("nobody/profile", "there is no such repository, or it is private: check its name, or run 'hf auth login'"),
-        pytest.param(f"{OWNER}@v9", "it has no revision 'v9'", marks=pytest.mark.slow),
+        (f"{OWNER}@v9", "it has no revision 'v9'"),
     ],
 )
 def test_a_missing_repository_or_file(server: tuple[str, list[str]], tmp_path: Path, name: str, words: str) -> None:
@@ -182,11 +183,6 @@ def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ProfileError, match=r"requires huggingface_hub \(.*\): pip install \"freeloc\[hub\]\""):
         freeloc.load_profile(OWNER)
-
-
-def test_importing_freeloc_does_not_import_the_client() -> None:
-    script = "import sys, freeloc; freeloc.load_profile('wan2.1'); assert 'huggingface_hub' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def noise_of(clean, clip, level):
     return torch.randn(clean.shape, generator=torch.Generator().manual_seed(noise_seed(0, clip, level)))
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_rectified_flow_on_a_true_clip(tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "LEVELS", (0.5, 0.85))
     model = models.model_named("tiny-wan")

@@ -177,6 +177,7 @@ class TestCommandLine:
         assert main(["profiles", "show", "wan2"]) == 2
         assert capsys.readouterr().err.startswith("freeloc: no profile is named 'wan2'; did you mean wan2.1")
 
+    @pytest.mark.slow
     def test_it_is_installed(self):
         command = Path(sys.executable).parent / "freeloc"
         assert "COMMAND" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
