@@ -3,7 +3,8 @@
     python -m tests.versions oldest
     python -m tests.versions newest tests/plans -x
 
-The environment is made in build/versions, and kept. Further arguments are those of pytest.
+The newest are what pip finds today, not those of constraints.txt. The environment is made in build/versions, and kept.
+Further arguments are those of pytest.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 INSTALL = {
     "oldest": ["-e", ".", "-r", "tests/versions/oldest.txt"],
-    "newest": ["-e", ".[dev]", "-c", "constraints.txt"],
+    "newest": ["--upgrade", "--upgrade-strategy", "eager", "-e", ".[dev]"],
 }
 FOLDERS = ("plans", "attention", "layer", "profile", "faults", "interception", "adapters/test_families.py")
 NEWER = (
