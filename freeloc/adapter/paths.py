@@ -53,14 +53,14 @@ def argument_at(given: Mapping[str, Any], name: str, is_optional: bool = False) 
     for part in names:
         if found is None:
             return None
-        if isinstance(found, list | tuple) and part.isdigit():
+        if isinstance(found, (list, tuple)) and part.isdigit():
             value = found[int(part)] if int(part) < len(found) else _ABSENT
         elif isinstance(found, Mapping):
             value = found.get(part, _ABSENT)
         else:
             value = getattr(found, part, _ABSENT)
         if value is _ABSENT:
-            if is_optional and isinstance(found, list | tuple | Mapping):
+            if is_optional and isinstance(found, (list, tuple, Mapping)):
                 return None
             raise LayoutError(_absent(name, path, found))
         found, path = value, f"{path}.{part}"
@@ -74,7 +74,7 @@ def _absent(name: str, path: str, found: Any) -> str:
     kind = f"a {type(found).__name__}"
     if isinstance(found, Mapping):
         kind += f" with {sorted(map(str, found))}"
-    elif isinstance(found, list | tuple):
+    elif isinstance(found, (list, tuple)):
         kind += f" of {len(found)} items"
     return (
         f"expected the adapter's '{name}' among the arguments of the call, found {kind} as {path}: call the model with "

@@ -28,7 +28,8 @@ class Signature:
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by name, including defaults."""
-        return self.defaults | dict(zip(self.names, args, strict=False)) | dict(kwargs)
+        by_place = dict(zip(self.names, args))  # noqa: B905  # reason: Dynamo of PyTorch 2.8 cannot trace `strict`
+        return {**self.defaults, **by_place, **kwargs}  # nor that of PyTorch 2.7 the operator |
 
 
 def count_of(value: Any) -> int:
@@ -41,7 +42,7 @@ def count_of(value: Any) -> int:
         return 0
     if isinstance(value, Tensor) and value.ndim > 1:
         return int(value.shape[1])
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return len(value)
     return int(value) if hasattr(value, "__int__") else 1
 

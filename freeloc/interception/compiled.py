@@ -107,11 +107,13 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             "expected a torch that can compile a patched model, found one as old as 2.6: install a newer torch, or do "
             "not compile the model"
         )
-    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    # Not `is_exporting()`, which PyTorch 2.8 takes for true in all that Dynamo traces.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", None)
+    exporting = torch.compiler.is_compiling() if exporting is None else exporting
     traced = torch.compiler.is_dynamo_compiling() or any(
         type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
     )
-    if (exporting() and traced) or torch._C._get_tracing_state():
+    if (exporting and traced) or torch._C._get_tracing_state():
         raise PatchError(
             "a patched model cannot be exported: its plans depend on the length of each video. Export the model "
             "without the patch (call remove() on it, or freeloc.unpatch(model)), or use torch.compile"

@@ -41,7 +41,7 @@ def arguments_of(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any])
             f"expected at most {len(kernel.arguments)} arguments {kernel.arguments} of its attention, found "
             f"{len(args)}: name the others in Kernel.arguments"
         )
-    given = dict(zip(kernel.arguments, args, strict=False)) | dict(kwargs)
+    given = {**dict(zip(kernel.arguments, args)), **kwargs}  # noqa: B905  # reason: as in freeloc/adapter/reader.py
     if other := [name for name in given if name not in kernel.arguments]:
         raise LayoutError(
             f"expected its attention to be called with {kernel.arguments}, found also {', '.join(map(str, other))}: if "
@@ -154,7 +154,7 @@ def _heads_apart(
 def _split(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, heads: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(batch, tokens, channels) as (batch, tokens, heads, head_dim)."""
     channels = query.shape[2]
-    if not isinstance(heads, int | Tensor) or int(heads) < 1 or channels % int(heads):
+    if not isinstance(heads, (int, Tensor)) or int(heads) < 1 or channels % int(heads):
         raise LayoutError(f"expected {kernel.heads}, the number of heads of {channels} channels, found {heads!r}")
     query = query.unflatten(2, (int(heads), -1))
     key_heads, rest = divmod(key.shape[2], query.shape[3])

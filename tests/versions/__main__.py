@@ -1,6 +1,7 @@
 """Run the tests with the oldest or the newest versions that pyproject.toml allows, in an environment of their own.
 
     python -m tests.versions oldest
+    python -m tests.versions between  # the oldest torch whose Dynamo can trace freeloc
     python -m tests.versions newest tests/plans -x
 
 The newest are what pip finds today, not those of constraints.txt. The environment is made in build/versions, and kept.
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 INSTALL = {
     "oldest": ["-e", ".", "-r", "tests/versions/oldest.txt"],
+    "between": ["-e", ".", "-r", "tests/versions/between.txt"],
     "newest": ["--upgrade", "--upgrade-strategy", "eager", "-e", ".[dev]"],
 }
 FOLDERS = ("plans", "attention", "layer", "profile", "faults", "interception", "adapters/test_families.py")
@@ -30,6 +32,11 @@ TESTS = {
         *(f"tests/{folder}" for folder in FOLDERS),
         *(f"--ignore-glob=*/{name}" for name in NEWER),
         *("-k", "not compil and not skyreels"),  # the oracle of SkyReels-V2 is for the rotary tables of newer versions
+    ],
+    "between": [
+        *(f"tests/interception/test_{name}.py" for name in ("compile", "compiled_reports", "read_from_the_call")),
+        "tests/adapters/test_families.py",
+        *("-k", "not export_is_refused"),  # it is, in PyTorch's words
     ],
     "newest": [],
 }
