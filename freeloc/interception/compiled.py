@@ -107,9 +107,9 @@ def refuse_export(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             "expected a torch that can compile a patched model, found one as old as 2.6: install a newer torch, or do "
             "not compile the model"
         )
-    # Not `is_exporting()`, which PyTorch 2.8 takes for true in all that Dynamo traces.
-    exporting = getattr(torch.compiler, "_is_exporting_flag", None)
-    exporting = torch.compiler.is_compiling() if exporting is None else exporting
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    # Up to PyTorch 2.9, that is true in all that Dynamo traces. The flag behind it is not.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", exporting)
     traced = torch.compiler.is_dynamo_compiling() or any(
         type(value) is not Tensor for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
     )
