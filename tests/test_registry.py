@@ -119,6 +119,7 @@ class TestLookUps:
 
 
 class TestInstalledPlugins:
+    @pytest.mark.slow
     def test_a_fresh_process_finds_them(self, installed):
         code = """
 import json, sys, freeloc

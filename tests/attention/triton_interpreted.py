@@ -194,6 +194,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_a_second_call_waits_for_no_tensor():
     """On a GPU, each of these operators would wait for it. The other ones are the interpreter's own."""
     case = CASE["mask of bool keys"]
@@ -206,6 +207,7 @@ def test_a_second_call_waits_for_no_tensor():
     assert found == [waiting, set()]
 
 
+@pytest.mark.slow
 def test_tables_are_freed_with_their_plan():
     gc.collect()
     before = len(tables._tables), len(tables._segments)

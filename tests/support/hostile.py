@@ -56,7 +56,9 @@ def mutated(draw, text):
     """JSON that is changed in one to three places."""
     content = json.loads(text, object_pairs_hook=Fields)
     for _ in range(draw(st.integers(1, 3))):
-        part = draw(st.sampled_from([part for part in parts_of(content) if part]))
+        if not (parts := [part for part in parts_of(content) if part]):
+            break  # all of it is deleted
+        part = draw(st.sampled_from(parts))
         place = draw(st.integers(0, len(part) - 1))
         name = part[place][0] if isinstance(part, Fields) else None
         what = draw(st.sampled_from(["replace"] * 5 + ["delete", "repeat", "rename", "add"]))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import slow_unless
 from tiny_bench import ROTATING, Rotation, rotating
 from tiny_bench import untrained as untrained  # a fixture
 
@@ -54,7 +55,7 @@ def test_the_profile_is_for_the_model(name, untrained):
     assert patch.report().corrected_calls == model.profile.model.layers
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [slow_unless(name == "tiny-film", name) for name in NAMES])
 def test_a_plan_that_changes_by_step_is_patched_anew_at_each_step(name, untrained):
     model = models.model_named(name)
     frames, steps = model.trained_frames + 9, 3
