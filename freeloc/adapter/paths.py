@@ -74,7 +74,7 @@ def _absent(name: str, path: str, found: Any) -> str:
     kind = f"a {type(found).__name__}"
     if isinstance(found, Mapping):
         kind += f" with {sorted(map(str, found))}"
-    elif isinstance(found, (list, tuple)):
+    elif isinstance(found, list | tuple):
         kind += f" of {len(found)} items"
     return (
         f"expected the adapter's '{name}' among the arguments of the call, found {kind} as {path}: call the model with "

@@ -28,8 +28,8 @@ class Signature:
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, by name, including defaults."""
-        by_place = dict(zip(self.names, args))  # noqa: B905  # reason: Dynamo of PyTorch 2.8 cannot trace `strict`
-        return {**self.defaults, **by_place, **kwargs}  # nor that of PyTorch 2.7 the operator |
+        by_place = dict(zip(self.names, args))  # noqa: B905  # reason: docs/architecture.md, torch.compile
+        return {**self.defaults, **by_place, **kwargs}
 
 
 def count_of(value: Any) -> int:

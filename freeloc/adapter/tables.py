@@ -19,8 +19,7 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     parts = list(value.values()) if isinstance(value, Mapping) else value
-    is_several = isinstance(parts, (list, tuple))  # Dynamo of PyTorch 2.8 cannot trace list | tuple
-    return [tensor for part in parts for tensor in _tensors(part)] if is_several else []
+    return [tensor for part in parts for tensor in _tensors(part)] if isinstance(parts, (list, tuple)) else []
 
 
 def temporal_rotations(

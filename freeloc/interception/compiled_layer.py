@@ -84,7 +84,7 @@ def _answer_in_trace(
     def answer(number: int, given: Sequence[Any], named: Mapping[str, Any]) -> Any:
         call = read_call(reader.kernels, given, named, site.text)
         of_sample = None if mask is None else mask[number]
-        tensors = call.query, call.key, call.value, call.mask  # PyTorch 2.8 cannot trace call[:4]
+        tensors = call.query, call.key, call.value, call.mask
         rest = layer.handle, *model.traced, tables, of_sample, text
         return as_output(call, torch.ops.freeloc.attention(*tensors, call.scale, *rest))
 

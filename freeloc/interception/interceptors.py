@@ -180,7 +180,7 @@ class ProductInterceptor(_ModeInterceptor):
     ) -> Any:
         if func not in PRODUCTS:
             return func(*args, **(kwargs or {}))
-        given = {**dict(zip(("input", "other"), args)), **(kwargs or {})}  # noqa: B905  # reason: as in reader.py
+        given = {**dict(zip(("input", "other"), args)), **(kwargs or {})}  # noqa: B905  # reason: docs/architecture.md
         left, right = given["input"], given["other"]
         if left.ndim != 4 or right.ndim != 4 or not self.is_running():
             return func(*args, **(kwargs or {}))

@@ -41,7 +41,7 @@ def arguments_of(kernel: Kernel, args: Sequence[Any], kwargs: Mapping[str, Any])
             f"expected at most {len(kernel.arguments)} arguments {kernel.arguments} of its attention, found "
             f"{len(args)}: name the others in Kernel.arguments"
         )
-    given = {**dict(zip(kernel.arguments, args)), **kwargs}  # noqa: B905  # reason: as in freeloc/adapter/reader.py
+    given = {**dict(zip(kernel.arguments, args)), **kwargs}  # noqa: B905  # reason: docs/architecture.md
     if other := [name for name in given if name not in kernel.arguments]:
         raise LayoutError(
             f"expected its attention to be called with {kernel.arguments}, found also {', '.join(map(str, other))}: if "

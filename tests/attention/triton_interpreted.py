@@ -94,7 +94,7 @@ def test_blocks_at_the_edge_of_what_every_query_of_a_tile_sees():
     assert_equals_the_reference(tensors, LayerPlan.of(plan, None, 16), layout, tiles=Config(64, 16, 4, 1))
 
 
-@pytest.mark.parametrize("scale", [slow_unless(False, -0.3), 0.0])
+@pytest.mark.parametrize("scale", [pytest.param(-0.3, marks=pytest.mark.slow), 0.0])
 @pytest.mark.parametrize(
     "name", [slow_unless("float" in name, name) for name in ("text first", "mask of bool keys", "mask of float keys")]
 )

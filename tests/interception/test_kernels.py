@@ -49,7 +49,7 @@ def test_the_conformance_suite(name):
 
 @EVERY
 @pytest.mark.parametrize("frames", [3, 6, 13])
-@pytest.mark.parametrize("batch", [slow_unless(False, 1), 2])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_equals_dense_logits(name, frames, batch):
     subject = Subject(name)
     before = subject.run(frames, batch)

@@ -10,7 +10,6 @@ import pytest
 from conftest import make_profile
 from hostile import LITERALS, LONGEST, Fields, Literal, clear, damaged, mutated, parts_of, written
 from hypothesis import given, settings
-from marks import slow_unless
 from pydantic import BaseModel, field_validator
 
 import freeloc
@@ -72,7 +71,7 @@ NEWER = with_choice(
 )
 GOOD_2 = json.dumps(NEWER.model_dump(exclude_none=True))
 GOODS = pytest.mark.parametrize(
-    "good", [slow_unless(False, GOOD, name="version 1"), slow_unless(True, GOOD_2, name="version 2")]
+    "good", [pytest.param(GOOD, id="version 1", marks=pytest.mark.slow), pytest.param(GOOD_2, id="version 2")]
 )
 
 

@@ -96,7 +96,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    "backend", [slow_unless(True, sdpa.BACKEND, name="sdpa"), slow_unless(False, reference.BACKEND, name="reference")]
+    "backend",
+    [pytest.param(sdpa.BACKEND, id="sdpa"), pytest.param(reference.BACKEND, id="reference", marks=pytest.mark.slow)],
 )
 def test_the_built_in_backends_are_right_in_every_call(backend):
     assert check_backend(backend, dtypes=[torch.float64, torch.float32, torch.float16, torch.bfloat16]) == []
