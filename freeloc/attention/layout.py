@@ -31,14 +31,15 @@ class TokenLayout:
         """Slice of the video tokens."""
         return slice(self.text_first, self.text_first + self.frames * self.tokens_per_frame)
 
-    def frames_of(self, tokens: range) -> range:
-        """The latent frames that lie whole in a range of tokens.
+    @functools.cached_property
+    def texts(self) -> list[slice]:
+        """Slices of the text tokens, before the video and after it, where there are any.
 
-        >>> TokenLayout(frames=3, height=2, width=2, text_first=5).frames_of(range(0, 13))
-        range(0, 2)
+        >>> TokenLayout(frames=3, height=2, width=2, text_last=5).texts
+        [slice(12, 17, None)]
         """
-        n, first, last = self.tokens_per_frame, tokens.start - self.video.start, tokens.stop - self.video.start
-        return range(-(-max(first, 0) // n), min(last // n, self.frames))
+        both = slice(0, self.video.start), slice(self.video.stop, self.tokens)
+        return [text for text in both if text.start < text.stop]
 
     @functools.cached_property
     def tokens(self) -> int:

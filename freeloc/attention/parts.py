@@ -5,7 +5,6 @@ is used: if a release of PyTorch renames or changes it, `has_parts` is False, an
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,23 +110,3 @@ def _is_right(
     wanted = Part(logits.softmax(-1) @ v, logits.logsumexp(-1))
     close = 5e-2 if dtype.itemsize < 4 else 1e-4
     return all(torch.allclose(f.cpu().double(), w, atol=close, rtol=close) for f, w in zip(found, wanted, strict=True))
-
-
-def merge(parts: Sequence[Part]) -> Part:
-    """Attention over the keys of all parts together, in at least float32.
-
-    >>> q, k, v = torch.randn(3, 1, 2, 6, 16)
-    >>> merged = merge([attend_part(q, k[:, :, :2], v[:, :, :2]), attend_part(q, k[:, :, 2:], v[:, :, 2:])])
-    >>> torch.allclose(merged.out, attend_part(q, k, v).out, atol=1e-6)
-    True
-    """
-    each = torch.stack([part.lse for part in parts])
-    largest = each.amax(dim=0)
-    # A query without visible keys has -inf in every part: its weights are exp(-inf), not exp(nan).
-    weights = (each - largest.clamp(min=torch.finfo(each.dtype).min)).exp_()
-    total = weights.sum(dim=0)
-    weights = (weights / total.clamp(min=torch.finfo(each.dtype).tiny))[..., None]
-    out = parts[0].out * weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        out.addcmul_(part.out.to(out.dtype), weight)
-    return Part(out, largest + total.log())

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.devices import OnCpu
-from freeloc.attention.layout import TokenLayout
-from freeloc.attention.schedule import Schedule, make_schedule
+from freeloc.attention.placed import PlacedBlock, by_frame, place, unit
+from freeloc.attention.schedule import make_schedule
 from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
 
@@ -49,9 +49,8 @@ class PreparedPlan:
         self.pairing = rope.pairing
         self.span = rope.span(head_dim)
         self.frequencies = rope.frequencies(head_dim) if frequencies is None else frequencies
-        angles, self._row = _angles(plan, self.frequencies)  # (rotations, ..., pairs), (frames, frames)
-        self._rotations = torch.polar(torch.ones_like(angles), angles)
-        zero = (angles == 0).flatten(1).all(dim=1)
+        self._angles, self._row = _angles(plan, self.frequencies)  # (rotations, ..., pairs), (frames, frames)
+        zero = (self._angles == 0).flatten(1).all(dim=1)
         self.moved = ~zero[self._row]
         """Which pairs of frames have a rotation, (frames, frames) bool."""
         self.rotated = (self.moved & (plan.visibility != NONE)).any(dim=1).tolist()
@@ -62,7 +61,7 @@ class PreparedPlan:
         """Ranges of consecutive query frames with the same visible keys and rotations: one call can compute a range."""
         self._stripes: dict[int, int] = {}
         self._scales: dict[int, float] = {}
-        self._schedules: dict[TokenLayout, Schedule] = {}
+        self._blocks: dict[tuple[int, torch.device, torch.dtype], tuple[list[PlacedBlock], list[PlacedBlock]]] = {}
         self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._bias_on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -87,25 +86,33 @@ class PreparedPlan:
             self._scales[tokens_per_frame] = self.plan.scale_at(tokens_per_frame)
         return self._scales[tokens_per_frame]
 
-    def bias_of(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:
-        """What is added to the logits of a query frame and these key frames, (frames,), in dtype and device of `like`.
+    def bias_on(self, like: Tensor) -> Tensor:
+        """What is added to the logits of each pair of frames, (frames, frames), in dtype and on device of `like`.
 
         Only for a plan with a bias.
         """
         if self.bias is None:
             raise RuntimeError("this plan has no bias")
-        on = self._bias_on.get((like.device, like.dtype))
-        if on is None:
-            on = self._bias_on[like.device, like.dtype] = self.bias.to(like.dtype).to(like.device)
-        return on[query_frame, key_frames.to(like.device) if isinstance(key_frames, Tensor) else key_frames]
+        at = like.device, like.dtype
+        if at not in self._bias_on:
+            self._bias_on[at] = self.bias.to(like.dtype).to(like.device)
+        return self._bias_on[at]
 
-    def schedule(self, layout: TokenLayout) -> Schedule:
-        """The calls that execute the plan in this layout. Each is found once."""
-        if layout not in self._schedules:
+    def blocks(self, tokens_per_frame: int, like: Tensor) -> tuple[list[PlacedBlock], list[PlacedBlock]]:
+        """The blocks of dense and of striped pairs, with their rotations in dtype and on device of `like`.
+
+        They are found once for each number of tokens per frame, and placed once for each dtype and device.
+        """
+        dtype = torch.promote_types(like.dtype, torch.complex64)
+        at = tokens_per_frame, like.device, dtype
+        if at not in self._blocks:
             with OnCpu(), torch.inference_mode(False):
-                moved = torch.where(self.moved, self._row, -1)
-                self._schedules[layout] = make_schedule(self.plan.visibility, moved, layout, self.bias)
-        return self._schedules[layout]
+                dense, striped = (
+                    [place(block, self._angles, self._row, like.device, dtype) for block in blocks]
+                    for blocks in make_schedule(self.plan, tokens_per_frame, self.bias)
+                )
+            self._blocks[at] = dense, striped
+        return self._blocks[at]
 
     def rotations(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:
         """Rotations of the keys of these frames, as unit complex numbers ([heads,] frames, 1, pairs).
@@ -118,11 +125,11 @@ class PreparedPlan:
         dtype = torch.promote_types(like.dtype, torch.complex64)
         on = self._on.get((like.device, dtype))
         if on is None:
-            tables = self._rotations.to(like.device, dtype), self._row.to(like.device)
+            tables = unit(self._angles).to(like.device, dtype), self._row.to(like.device)
             on = self._on[like.device, dtype] = tables
         rotations, row = on
         at = key_frames.to(like.device) if isinstance(key_frames, Tensor) else key_frames
-        return rotations[row[query_frame, at]].movedim(0, -2)[..., None, :]
+        return by_frame(rotations[row[query_frame, at]])
 
     def of_runs(self, like: Tensor) -> list[tuple[range, Tensor, Tensor | None]]:
         """Each run with its visible frames, dense ones first, and the `rotations` of their keys, if there are any."""

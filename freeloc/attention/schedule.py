@@ -1,200 +1,208 @@
-"""Schedule: the rectangles of the table of frames that one call of an attention kernel can compute.
+"""Schedule: which pairs of frames one call of an attention kernel computes.
 
-A rectangle is a range of query frames and a range of key tokens. All its pairs attend to each other, and each key
-stands at the same rotation for all its queries. Striped pairs are computed apart, by chunks of a frame's tokens.
+A kernel is fast where it has much to do at once, and each query and key has one rotation in a call. So it needs pairs
+whose relative positions are differences, position(i, j) = a(i) - b(j): then queries rotated to a(i) and keys rotated to
+b(j) stand right for each other. There are two shapes of them.
+
+- A band: query frames that follow each other, each with the same number of key frames at the same distances, over which
+  the position rises evenly. A sliding window is one; so are the frames whose distance is floored to the same group.
+- A block: query frames that all have the same range of key frames.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from freeloc.attention.layout import TokenLayout
-from freeloc.plans.frame_plan import DENSE, STRIPED
+from freeloc.plans.frame_plan import DENSE, STRIPED, FramePlan
+
+SHORTEST_BAND = 5
+"""Least number of query frames of a band."""
+
+ENOUGH = (5, 200)
+"""Least number of query frames, and of their tokens, with which a block of many keys is made."""
+
+LEAST = (2, 240)
+"""Key frames, and key tokens, of the smallest blocks, to which all queries belong that have something in common."""
+
+FINEST = 2.0**-30
+"""Positions that differ by less, in latent frames, are the same."""
+
+CALL, PART = 20_000, 30
+"""What a call costs, and each query token of it, in pairs of tokens of a large call. On the CPU of docs/performance.md
+these are 0.1 ms and 0.2 us."""
 
 
 class Block(NamedTuple):
-    """A rectangle of dense attention.
+    """Pairs of frames that one call can compute.
 
     Args:
-        queries: range of query frames.
-        keys: range of key tokens in the sequence; text beside the video may belong to it.
-        rotated: whether keys of it are rotated.
-        biased: whether the plan adds a bias to logits of it: one row for all its queries.
+        queries: indices of query frames, in rising order; those of a band follow each other.
+        keys: key frames; of a band, those of its first query frame. Each next one has those one frame later.
+        is_band: whether it is a band.
+        is_first: whether these queries have no pair in the blocks before.
     """
 
-    queries: range
+    queries: tuple[int, ...]
     keys: range
-    rotated: bool
-    biased: bool = False
+    is_band: bool = False
+    is_first: bool = True
 
 
-class _Keys(NamedTuple):
-    """A range of densely visible key tokens of one query frame."""
+def make_schedule(
+    plan: FramePlan, tokens_per_frame: int, bias: Tensor | None = None
+) -> tuple[list[Block], list[Block]]:
+    """The blocks of the densely visible pairs of a plan, and of the striped ones, which come after them.
 
-    tokens: range
-    rotated: bool
-    biased: bool
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether all query frames can share it."""
-        return not (self.rotated or self.biased)
-
-
-class Schedule(NamedTuple):
-    """What to compute, in this order.
+    >>> dense, striped = make_schedule(FramePlan.identity(4), tokens_per_frame=60)
+    >>> dense
+    [Block(queries=(0, 1, 2, 3), keys=range(0, 4), is_band=False, is_first=True)]
 
     Args:
-        blocks: dense rectangles of several query frames.
-        rows: for each query frame, the other dense rectangles. The next frames have none if they share its own.
-        rotated_keys: the tokens in any rotated rectangle.
-        stale: for each query frame, the ranges of key frames that are rotated anew before its rectangles.
-        striped: for each query frame, the ranges of its striped key frames.
-        stale_striped: the same for these.
-        parts: largest number of ranges of keys that one query frame has; with 1, nothing has to be merged.
-    """
-
-    blocks: list[Block]
-    rows: list[list[Block]]
-    rotated_keys: range
-    stale: list[list[range]]
-    striped: list[list[range]]
-    stale_striped: list[list[range]]
-    parts: int
-
-
-def make_schedule(visibility: Tensor, rotation: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Schedule:
-    """The schedule of a plan for one layout.
-
-    >>> from freeloc.plans import FramePlan
-    >>> visibility = FramePlan.identity(3).visibility
-    >>> schedule = make_schedule(visibility, torch.full((3, 3), -1), TokenLayout(3, height=2, width=2, text_last=5))
-    >>> schedule.blocks
-    [Block(queries=range(0, 3), keys=range(0, 17), rotated=False, biased=False)]
-
-    Args:
-        visibility: (frames, frames) uint8, see `freeloc.FramePlan`.
-        rotation: (frames, frames) int64, which rotation the keys of a pair have; -1 for none.
-        layout: the order of the tokens.
+        plan: the plan.
+        tokens_per_frame: tokens of a latent frame.
         bias: (frames, frames), what is added to the logits of each pair; by default nothing.
     """
-    bias = torch.zeros_like(rotation) if bias is None else bias
-    found = [_dense(*row, layout) for row in zip(visibility, rotation >= 0, bias != 0, strict=True)]
-    shared = _shared(found)
-    rows: list[list[Block]] = [[] for _ in found]
-    for queries in _alike(found, rotation, bias):
-        rows[queries.start] = [
-            Block(queries, *keys) for keys in found[queries.start] if (queries.start, keys.tokens) not in shared.within
-        ]
-    blocks = [block for row in rows for block in row if block.rotated]
-    tokens = range(min(b.keys.start for b in blocks), max(b.keys.stop for b in blocks)) if blocks else range(0)
-    in_rows = torch.zeros_like(rotation, dtype=torch.bool)
+    seen: set[int] = set()
+    found: dict[int, list[Block]] = {DENSE: [], STRIPED: []}
+    for kind, blocks in found.items():
+        finder = _Finder(plan, plan.visibility == kind, tokens_per_frame, bias)
+        # Striped pairs are computed for a few tokens of a frame at a time, in small calls: there, bands are best.
+        ways = [finder.as_bands(), *([finder.as_blocks()] if kind == DENSE else [])]
+        for block in min(ways, key=lambda way: _cost(way, tokens_per_frame)):
+            blocks.append(block._replace(is_first=seen.isdisjoint(block.queries)))
+            seen.update(block.queries)
+    return found[DENSE], found[STRIPED]
+
+
+def _cost(blocks: list[Block], tokens_per_frame: int) -> float:
+    """About how long the blocks take, in pairs of tokens of a large call."""
+    total = 0.0
     for block in blocks:
-        frames = layout.frames_of(block.keys)
-        in_rows[block.queries.start : block.queries.stop, frames.start : frames.stop] = True
-    striped = visibility == STRIPED
-    in_stripes = [ranges(row) for row in striped]
-    return Schedule(
-        shared.blocks,
-        rows,
-        tokens,
-        stale_frames(rotation, in_rows),
-        in_stripes,
-        stale_frames(rotation, striped),
-        max(len(dense) + len(stripes) for dense, stripes in zip(found, in_stripes, strict=True)),
-    )
+        queries, keys = tokens_per_frame * len(block.queries), tokens_per_frame * len(block.keys)
+        together = tokens_per_frame if block.is_band else queries
+        of_queries = 0.0 if together >= 768 else 0.04 if together >= 192 else 0.14
+        of_keys = 0.0 if keys >= 200 else 0.15 if keys >= 100 else 0.4
+        total += CALL + queries * (keys * (1 + of_queries + of_keys) + PART)
+    return total
 
 
-def ranges(chosen: Tensor, gap: int = 0) -> list[range]:
-    """The ranges of the true entries of (n,) bool; ranges that are at most `gap` entries apart become one.
+def ranges(chosen: Tensor) -> list[range]:
+    """The ranges of the true entries of (n,) bool.
 
     >>> ranges(torch.tensor([True, True, False, True]))
     [range(0, 2), range(3, 4)]
     """
     found: list[range] = []
     for index in chosen.nonzero().flatten().tolist():
-        if found and index <= found[-1].stop + gap:
+        if found and index == found[-1].stop:
             found[-1] = range(found[-1].start, index + 1)
         else:
             found.append(range(index, index + 1))
     return found
 
 
-def stale_frames(rotation: Tensor, used: Tensor, gap: int = 3) -> list[list[range]]:
-    """For each query frame in turn, the key frames that a copy of the keys must be given anew.
+def even_runs(values: Tensor) -> list[range]:
+    """Ranges over which values rise evenly, the longest ones first; together they are all of (n,).
 
-    >>> stale_frames(torch.tensor([[-1, 0, 1], [-1, 0, 2]]), torch.ones(2, 3, dtype=torch.bool))
-    [[range(1, 3)], [range(2, 3)]]
-
-    Args:
-        rotation: (query frames, key frames) int64, which rotation each pair has; -1 for none, as in the copy at first.
-        used: (query frames, key frames) bool, which pairs are read from the copy.
-        gap: frames between two ranges that are rotated along, where that saves a call.
+    >>> even_runs(torch.tensor([5, 4, 4, 3, 3, 3]))
+    [range(3, 6), range(1, 3), range(0, 1)]
     """
-    now = torch.full_like(rotation[0], -1)
-    found = []
-    for wanted, needed in zip(rotation, used, strict=True):
-        stale = ranges(needed & (wanted != now), gap)
-        for part in stale:
-            now[part.start : part.stop] = wanted[part.start : part.stop]
-        found.append(stale)
+    steps = values.diff()
+    bounds = [0, *((steps.diff() != 0).nonzero().flatten() + 1).tolist(), len(values) - 1]
+    runs = [range(start, stop + 1) for start, stop in itertools.pairwise(bounds)]
+    runs.sort(key=lambda run: (-len(run), int(steps[run.start].abs()) if len(run) > 1 else 0))
+    free, found = torch.ones(len(values), dtype=torch.bool), list[range]()
+    for run in runs:
+        found += [run[left.start : left.stop] for left in ranges(free[run.start : run.stop])]
+        free[run.start : run.stop] = False
     return found
 
 
-class _Shared(NamedTuple):
-    """Rectangles of several query frames, and which (query frame, key tokens) they hold."""
+class _Finder:
+    """Divides the visible pairs of frames among blocks.
 
-    blocks: list[Block]
-    within: set[tuple[int, range]]
+    Args:
+        plan: the plan.
+        visible: (query frames, key frames) bool, the pairs to divide.
+        tokens_per_frame: tokens of a latent frame.
+        bias: (query frames, key frames); None for none.
+    """
 
+    def __init__(self, plan: FramePlan, visible: Tensor, tokens_per_frame: int, bias: Tensor | None) -> None:
+        self._visible, self._bias = visible, bias
+        self._positions = (plan.positions / FINEST).round()
+        self._enough, self._least = (max(frames, -(-tokens // tokens_per_frame)) for frames, tokens in (ENOUGH, LEAST))
 
-def _dense(visibility: Tensor, moved: Tensor, biased: Tensor, layout: TokenLayout) -> list[_Keys]:
-    """The ranges of densely visible tokens of one query frame, text included."""
-    n, start = layout.tokens_per_frame, layout.text_first
-    found = [_Keys(range(0, start), False, False)] if start else []
-    for frames in ranges(visibility == DENSE):
-        of = slice(frames.start, frames.stop)
-        tokens = range(start + frames.start * n, start + frames.stop * n)
-        found.append(_Keys(tokens, bool(moved[of].any()), bool(biased[of].any())))
-    if layout.text_last:
-        found.append(_Keys(range(layout.video.stop, layout.tokens), False, False))
-    joined: list[_Keys] = []
-    for keys in found:
-        last = joined[-1] if joined else None
-        if last is not None and last.tokens.stop == keys.tokens.start:
-            tokens = range(last.tokens.start, keys.tokens.stop)
-            joined[-1] = _Keys(tokens, last.rotated or keys.rotated, last.biased or keys.biased)
-        else:
-            joined.append(keys)
-    return joined
+    def as_bands(self) -> list[Block]:
+        """All bands, and the ranges that are left."""
+        left = self._visible.clone()
+        return [*self._bands(left), *self._ranges(left)]
 
+    def as_blocks(self) -> list[Block]:
+        """Blocks of as many queries as have something in common over many keys, and the ranges that are left."""
+        left = self._visible.clone()
+        return [*self._within(range(left.shape[1]), left), *self._ranges(left)]
 
-def _alike(found: Sequence[list[_Keys]], *tables: Tensor) -> list[range]:
-    """The ranges of query frames with the same dense keys, at the same rotations and with the same bias."""
-    alike = [range(1)]
-    for frame in range(1, len(found)):
-        rows_equal = (torch.equal(table[frame], table[frame - 1]) for table in tables)
-        same = found[frame] == found[frame - 1] and all(rows_equal)
-        alike[-1:] = [range(alike[-1].start, frame + 1)] if same else [alike[-1], range(frame, frame + 1)]
-    return alike
+    def _bands(self, left: Tensor) -> list[Block]:
+        begun: dict[tuple[float, ...], int] = {}  # the first query frame of each run that goes on
+        found = []
+        for query in range(len(left) + 1):
+            now = self._runs(query) if query < len(left) else set()
+            for run in sorted(begun.keys() - now):
+                first = begun.pop(run)
+                if query - first >= SHORTEST_BAND:
+                    keys = range(first + int(run[0]), first + int(run[1]))
+                    found.append(Block(tuple(range(first, query)), keys, is_band=True))
+            for run in now:
+                begun.setdefault(run, query)
+        for band in found:
+            for offset, query in enumerate(band.queries):
+                left[query, band.keys.start + offset : band.keys.stop + offset] = False
+        return found
 
+    def _runs(self, query: int) -> set[tuple[float, ...]]:
+        """Of each run of evenly rising positions: where it starts and stops from the query, and its first positions."""
+        found = set()
+        for keys in ranges(self._visible[query]):
+            positions = self._positions[query, keys.start : keys.stop]
+            for run in even_runs(positions):
+                first = positions[run.start : min(run.stop, run.start + 2)].tolist()
+                found.add((keys.start + run.start - query, keys.start + run.stop - query, *first))
+        return found
 
-def _shared(rows: Sequence[Iterable[_Keys]]) -> _Shared:
-    """The rectangles without rotation and bias that consecutive query frames have in common."""
-    frames_of: dict[range, list[int]] = {}
-    for frame, row in enumerate(rows):
-        for keys in row:
-            if keys.is_plain:
-                frames_of.setdefault(keys.tokens, []).append(frame)
-    shared = _Shared([], set())
-    for tokens, frames in frames_of.items():
-        chosen = torch.zeros(len(rows), dtype=torch.bool)
-        chosen[frames] = True
-        for queries in ranges(chosen):
-            if len(queries) > 1:
-                shared.blocks.append(Block(queries, tokens, rotated=False))
-                shared.within.update((frame, tokens) for frame in queries)
-    shared.blocks.sort(key=lambda block: -len(block.queries))  # the fewest calls: those that begin a row, and others
-    return shared
+    def _within(self, keys: range, left: Tensor) -> Iterator[Block]:
+        """The blocks of these keys, then those of each half of them."""
+        middle, at = (keys.start + keys.stop) // 2, slice(keys.start, keys.stop)
+        is_smallest = middle - keys.start < self._least
+        for queries in self._alike(left[:, at].all(dim=1).nonzero().flatten(), keys):
+            if len(queries) >= self._enough or (is_smallest and len(queries) > 1):
+                left[queries, at] = False
+                yield Block(tuple(queries.tolist()), keys)
+        if not is_smallest and left[:, at].any():
+            yield from self._within(range(keys.start, middle), left)
+            yield from self._within(range(middle, keys.stop), left)
+
+    def _ranges(self, left: Tensor) -> Iterator[Block]:
+        """The ranges of keys of each query, those together that several queries have in common."""
+        queries_of: dict[range, list[int]] = {}
+        for query, row in enumerate(left):
+            for keys in ranges(row):
+                queries_of.setdefault(keys, []).append(query)
+        for keys, chosen in queries_of.items():
+            for queries in self._alike(torch.tensor(chosen), keys):
+                yield Block(tuple(queries.tolist()), keys)
+
+    def _alike(self, queries: Tensor, keys: range) -> list[Tensor]:
+        """Groups of query frames whose positions and bias go the same way over these keys."""
+        if not len(queries):
+            return []
+        at = slice(keys.start, keys.stop)
+        positions = self._positions[queries, at]
+        table = positions - positions[:, :1]
+        if self._bias is not None:
+            table = torch.cat([table, self._bias[queries, at]], dim=1)
+        _, group = table.unique(dim=0, return_inverse=True)
+        return [queries[group == index] for index in range(int(group.max()) + 1)]

@@ -23,7 +23,7 @@ from random_calls import (
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference
-from freeloc.attention.backends.stripes import SMALLEST_CHUNK
+from freeloc.attention.backends.stripes import CHUNKS
 from freeloc.attention.prepared import PreparedPlan
 from freeloc.errors import LayoutError
 from freeloc.plans.frame_plan import NONE, STRIPED
@@ -151,7 +151,7 @@ def test_inputs_are_not_changed():
 )
 @pytest.mark.parametrize("kind", ["none", "bool keys", "float pairs"])
 def test_stripes_in_frames_of_several_chunks_equal_the_reference(height, width, stripe, texts, kind):
-    assert height * width > SMALLEST_CHUNK
+    assert height * width > CHUNKS[1]
     generator = torch.Generator().manual_seed(6)
     layout = TokenLayout(3, height, width, *texts)
     plan = random_plan(generator, 3, stripe)

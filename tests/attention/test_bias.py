@@ -13,7 +13,7 @@ from freeloc import FramePlan
 from freeloc.attention import TokenLayout, attend, attend_reference
 from freeloc.attention.backends import sdpa
 from freeloc.attention.prepared import PreparedPlan
-from freeloc.attention.schedule import Block
+from freeloc.attention.schedule import make_schedule
 from freeloc.plans.method import Method
 from freeloc.plans.tsa import TsaSettings, tsa_plan
 from freeloc.plans.vrpr import vrpr_plan
@@ -67,14 +67,9 @@ def test_query_frames_with_the_same_bias_share_a_call():
     bias = torch.zeros(4, 4, dtype=torch.float64)
     bias[1:3, 2] = 0.5
     plan = PreparedPlan(replace(FramePlan.identity(4), bias=bias), ROPE, 12)
-    schedule = plan.schedule(TokenLayout(4, 2, 3, text_last=5))
-    everything = range(29)
-    assert schedule.blocks == []
-    assert [block for row in schedule.rows for block in row] == [
-        Block(range(0, 1), everything, rotated=False, biased=False),
-        Block(range(1, 3), everything, rotated=False, biased=True),
-        Block(range(3, 4), everything, rotated=False, biased=False),
-    ]
+    dense, striped = make_schedule(plan.plan, tokens_per_frame=6, bias=plan.bias)
+    assert {block.queries for block in dense} == {(0, 3), (1, 2)}
+    assert striped == []
     assert plan.runs == [range(0, 1), range(1, 3), range(3, 4)]
 
 

@@ -5,23 +5,23 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_unless
-from random_calls import PAIRINGS, ROPE, TOLERANCE, random_inputs, random_mask, random_plan
+from random_calls import ROPE, TOLERANCE, random_inputs, random_mask, random_plan
 from torch._subclasses import FakeTensorMode
 from torch.profiler import profile
 
 from freeloc import FramePlan
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference, parts
-from freeloc.attention.backends import blocks, sdpa, stripes
+from freeloc.attention.backends import blocks, frames, sdpa
 from freeloc.attention.backends.stripes import chunks_of
-from freeloc.attention.parts import Part, attend_part, has_parts, merge
+from freeloc.attention.parts import Part, attend_part, has_parts
 from freeloc.attention.prepared import PreparedPlan
-from freeloc.attention.rotation import RotatedKeys, rotate
-from freeloc.attention.schedule import stale_frames
-from freeloc.plans.frame_plan import DENSE, NONE, STRIPED
+from freeloc.attention.sums import Sums
+from freeloc.plans.baselines import riflex
+from freeloc.plans.frame_plan import DENSE, STRIPED
 from freeloc.plans.tsa import tsa_plan
 from freeloc.plans.vrpr import vrpr_plan
 from freeloc.testing import check_backend
@@ -34,10 +34,18 @@ def without_parts(monkeypatch):
     """A PyTorch whose kernels give no log-sum-exp."""
     has_parts.cache_clear()
     monkeypatch.setattr(parts, "_is_right", lambda *call: False)
-    for module in (blocks, stripes):
-        monkeypatch.setattr(module, "attend_part", NEVER)
+    monkeypatch.setattr(blocks, "attend_part", NEVER)
     yield
     has_parts.cache_clear()
+
+
+def merged(parts):
+    """Attention over the keys of all parts, (batch, heads, queries, head_dim)."""
+    wide = torch.promote_types(parts[0].out.dtype, torch.float32)
+    sums = Sums(torch.empty_like(parts[0].out, dtype=wide)[:, :, None])
+    for number, (out, lse) in enumerate(parts):
+        sums.add((), Part(out[:, :, None], lse[:, :, None]), is_first=number == 0)
+    return sums.out[:, :, 0]
 
 
 class TestParts:
@@ -47,18 +55,18 @@ class TestParts:
         q, k, v = torch.randn(3, 2, 3, 9, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
         bias = torch.randn(9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
         pieces = [slice(*pair) for pair in itertools.pairwise(bounds)]
-        found = merge([attend_part(q, k[:, :, at], v[:, :, at], bias[:, at]) for at in pieces])
+        found = merged([attend_part(q, k[:, :, at], v[:, :, at], bias[:, at]) for at in pieces])
         expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), bias.double())
-        torch.testing.assert_close(found.out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
     def test_a_query_without_visible_keys_weighs_nothing_in_a_part_and_is_zero_in_all(self):
         q, k, v = torch.randn(3, 1, 2, 4, 16)
         hidden = torch.zeros(4, 4).index_fill_(0, torch.tensor([1, 2]), float("-inf"))
         blind, seen = attend_part(q, k, v, hidden), attend_part(q, k, v)
         assert blind.lse[0, :, 1:3].eq(float("-inf")).all()
-        merged = merge([blind, Part(seen.out, seen.lse.index_fill(2, torch.tensor([2]), float("-inf")))])
-        torch.testing.assert_close(merged.out[:, :, 1], seen.out[:, :, 1])
-        assert merged.out[:, :, 2].eq(0).all()
+        both = merged([blind, seen, blind])
+        torch.testing.assert_close(both, seen.out)
+        assert merged([blind, blind])[:, :, 1:3].eq(0).all()
 
     def test_what_is_found_under_a_mode_of_the_caller_is_true_without_it(self):
         has_parts.cache_clear()
@@ -96,17 +104,10 @@ class TestWithoutParts:
     def test_all_calls_equal_the_reference(self, without_parts):
         check_backend(sdpa.BACKEND, dtypes=[torch.float32])
 
-    def test_a_plan_in_which_nothing_is_merged_needs_none(self, without_parts, monkeypatch):
-        monkeypatch.setattr(sdpa, "attend_gathered", NEVER)
-        layout = TokenLayout(9, 2, 3, text_last=4)
-        tensors = random_inputs(torch.Generator().manual_seed(3), layout)
-        plan = vrpr_plan(9, 4)
-        found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout)
-        torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout), atol=2e-5, rtol=2e-5)
 
-
-def test_gradients_equal_those_of_the_reference():
-    layout, plan = TokenLayout(9, 2, 3, text_last=2), tsa_plan(9, 4)
+@pytest.mark.parametrize("plan", [tsa_plan(9, 4), vrpr_plan(9, 4), riflex(9, 4)], ids=["tsa", "vrpr", "riflex"])
+def test_gradients_equal_those_of_the_reference(plan):
+    layout = TokenLayout(9, 2, 3, text_last=2)
     tensors = [tensor.requires_grad_() for tensor in random_inputs(torch.Generator().manual_seed(5), layout)]
     weights = torch.randn_like(tensors[0])
     found = torch.autograd.grad((attend(*tensors, PreparedPlan(plan, ROPE, 12), layout) * weights).sum(), tensors)
@@ -115,34 +116,10 @@ def test_gradients_equal_those_of_the_reference():
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.sampled_from(PAIRINGS), st.sampled_from([0, 1]))
-def test_keys_that_are_rotated_one_query_frame_after_the_other_equal_those_rotated_at_once(seed, frames, pairing, odd):
-    generator = torch.Generator().manual_seed(seed)
-    rope = TemporalRope(channels=4, first=2, pairing=pairing)
-    plan = PreparedPlan(random_plan(generator, frames), rope, 12)
-    keys = torch.randn(2 * frames * 3 * 12 + 1, generator=generator)[odd:][: 2 * frames * 3 * 12].view(2, frames, 3, 12)
-    copy, used = keys.clone() if not odd else keys, plan.plan.visibility != NONE
-    keys = keys.clone()
-    rotated = RotatedKeys(plan, copy, stale_frames(torch.where(plan.moved, plan._row, -1), used))
-    for frame in range(frames):
-        rotated.turn_to(frame)
-        at = used[frame].nonzero().flatten()
-        expected = rotate(keys[:, at], plan.rotations(frame, at, keys), plan.span, pairing)
-        torch.testing.assert_close(copy[:, at], expected, atol=1e-6, rtol=0)
-
-
-def test_a_key_that_was_rotated_is_rotated_back_after_query_frames_that_do_not_see_it():
-    rotation, used = torch.full((3, 6), -1), torch.zeros(3, 6, dtype=torch.bool)
-    rotation[0, 0], rotation[1, 5] = 1, 2
-    used[0, 0] = used[1, 5] = used[2, 0] = True
-    assert stale_frames(rotation, used) == [[range(1)], [range(5, 6)], [range(1)]]
-
-
-@pytest.mark.parametrize("text_last", [0, 3])
-def test_long_ranges_of_keys_are_computed_in_pieces(text_last, monkeypatch):
-    monkeypatch.setattr(blocks, "CACHED_KEYS", 16)
-    layout, plan = TokenLayout(9, 2, 3, text_first=2, text_last=text_last), vrpr_plan(9, 4)
+@pytest.mark.parametrize("texts", [(0, 0), (2, 0), (2, 3)])
+def test_long_ranges_of_keys_are_computed_in_pieces(texts, monkeypatch):
+    monkeypatch.setattr(frames, "CACHED_KEYS", 16)
+    layout, plan = TokenLayout(9, 2, 3, *texts), vrpr_plan(9, 4)
     tensors = random_inputs(torch.Generator().manual_seed(8), layout)
     found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout)
     torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout), atol=2e-5, rtol=2e-5)
@@ -152,9 +129,8 @@ def test_a_part_of_which_a_mask_hides_all_keys_has_no_weight():
     query, key, value = random_inputs(torch.Generator().manual_seed(9), TokenLayout(2, 2, 2))
     hidden = torch.full((8, 4), float("-inf"), dtype=query.dtype)
     seen = attend_part(query, key[:, :, :4], value[:, :, :4])
-    merged = merge([seen, attend_part(query, key[:, :, 4:], value[:, :, 4:], hidden)])
-    torch.testing.assert_close(merged.out, seen.out)
-    torch.testing.assert_close(merged.lse, seen.lse)
+    both = merged([seen, attend_part(query, key[:, :, 4:], value[:, :, 4:], hidden)])
+    torch.testing.assert_close(both, seen.out)
 
 
 @given(st.integers(1, 400), st.floats(0.001, 1))
@@ -212,7 +188,7 @@ def test_memory_beyond_the_output_is_less_than_that_of_keys_and_values(name, dty
     call()  # what is kept from call to call is made here
     size = tensors[0].numel() * tensors[0].element_size()
     of_kernel = 2**20  # what PyTorch's kernel takes for its own tiles, at any length
-    assert 0.5 * size < peak_bytes(call) - size <= 2 * size + of_kernel
+    assert 0.2 * size < peak_bytes(call) - size <= 2 * size + of_kernel
 
 
 @pytest.mark.parametrize("kinds", [{DENSE}, {STRIPED, DENSE}])

@@ -42,7 +42,7 @@ def random_plan(generator, frames, stripe=0.3, own_frame=DENSE, changes=()):
 def random_bias(generator, frames):
     """-2 to 2, and 0 for every second query frame and key frame, so that some frames and pairs have none."""
     bias = 4 * torch.rand(frames, frames, generator=generator, dtype=torch.float64) - 2
-    bias[::2, ::2] = 0
+    bias[1::2, 1::2] = 0
     return bias
 
 

@@ -1,7 +1,7 @@
 """Attention by gathered keys: for each query frame, calls of attention over a copy of the keys that it sees.
 
-It is slower than `freeloc.attention.backends.blocks`, and does what that does not: gradients, decay of logits, masks of
-pairs over striped frames, and devices whose attention kernels give no log-sum-exp.
+It is slower than `freeloc.attention.backends.blocks`, and does what that does not: gradients, decay of logits, and
+devices whose attention kernels give no log-sum-exp.
 
 For query frame i, rotating the temporal channels of every key frame j by the angle of (i - j) - positions[i, j] gives
 each pair its position under the plan. Each query frame is then one ordinary attention call over its visible keys.
@@ -89,7 +89,9 @@ def _attend_frames(call: _Call, frames: range, seen: Tensor, rotations: Tensor |
     chunk = max(reach, SMALLEST_CHUNK) if len(striped) else count if plan.decay is None else SMALLEST_CHUNK
     factor = None if plan.decay is None else _factor(plan.decay[frame, seen], query)[:, None, None].expand(-1, n, 1)
     like = query if factor is None else factor
-    bias = None if prepared.bias is None else prepared.bias_of(frame, seen, like)[:, None, None].expand(-1, n, 1)
+    bias = None
+    if prepared.bias is not None:
+        bias = prepared.bias_on(like)[frame, seen.to(like.device)][:, None, None].expand(-1, n, 1)
     for start in range(0, count, chunk):
         stop = min(start + chunk, count)
         view = _View(len(dense), max(0, start - reach + 1), min(n, stop + reach - 1))

@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from freeloc.attention.backends.base import Backend
-from freeloc.attention.backends.blocks import Call, attend_dense
+from freeloc.attention.backends.blocks import attend_blocks
+from freeloc.attention.backends.frames import by_frame, video_and_text
 from freeloc.attention.backends.gathered import attend_gathered
-from freeloc.attention.backends.stripes import attend_striped
+from freeloc.attention.backends.stripes import chunks
 from freeloc.attention.layer_plan import LayerPlan
 from freeloc.attention.layout import TokenLayout
-from freeloc.attention.parts import additive, has_parts
+from freeloc.attention.parts import has_parts
+from freeloc.attention.placed import PlacedBlock
 from freeloc.attention.prepared import PreparedPlan
+from freeloc.attention.sums import Sums
 
 
 def attend(
@@ -58,38 +61,63 @@ def _attend_group(
         scale = (query.shape[-1] ** -0.5 if scale is None else scale) * factor
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)]
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for text in (slice(0, layout.video.start), slice(layout.video.stop, layout.tokens)):
-        if text.stop > text.start:
-            rows = mask if mask is None or mask.shape[-2] == 1 else mask[..., text, :]
-            text_query = query[:, :, text]
-            out[:, :, text] = F.scaled_dot_product_attention(text_query, key, value, attn_mask=rows, scale=scale)
-    if _has_blocks(plan, (query, key, value), layout, mask):
-        merges = plan.schedule(layout).parts > 1 or _has_parts(query)
-        lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        mask = additive(mask, query.dtype) if mask is not None and (merges or plan.bias is not None) else mask
-        call = Call(query, key, value, plan, layout, mask, scale, out, lse if merges else None)
-        attend_striped(call, attend_dense(call))
+    if _has_blocks(plan, query, key, value):
+        out = _attend_blocks(query, key, value, plan, layout, mask, scale)
     else:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
         attend_gathered(query, key, value, plan, layout, mask, scale, out)
+    for text in layout.texts:
+        rows = mask if mask is None or mask.shape[-2] == 1 else mask[..., text, :]
+        out[:, :, text] = F.scaled_dot_product_attention(query[:, :, text], key, value, attn_mask=rows, scale=scale)
     return out
 
 
-def _has_blocks(
-    plan: PreparedPlan, tensors: tuple[Tensor, Tensor, Tensor], layout: TokenLayout, mask: Tensor | None
-) -> bool:
+def _has_blocks(plan: PreparedPlan, query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a call can be computed by blocks."""
-    is_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    is_recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if plan.plan.decay is not None or is_recorded or forward_ad._current_level >= 0:  # the last one in torch.func.jvp
         return False
-    schedule, query = plan.schedule(layout), tensors[0]
-    if any(schedule.striped) and mask is not None and mask.shape[-2] > 1:
-        return False
-    return schedule.parts == 1 or _has_parts(query)
-
-
-def _has_parts(query: Tensor) -> bool:
     return has_parts(query.device.type, query.dtype, query.shape[-1])
+
+
+def _attend_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: PreparedPlan,
+    layout: TokenLayout,
+    mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """Attention of the video tokens, (batch, heads, tokens, head_dim); what stands for text is not set."""
+    if query.dtype.itemsize >= 4:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        _add_blocks((query, key, value), plan, layout, mask, scale, by_frame(out, layout))
+        return out
+    video = query.new_empty(by_frame(query, layout).shape, dtype=torch.float32)
+    _add_blocks((query, key, value), plan, layout, mask, scale, video)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)  # only now: the rest has left the memory
+    by_frame(out, layout).copy_(video)
+    return out
+
+
+def _add_blocks(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    plan: PreparedPlan,
+    layout: TokenLayout,
+    mask: Tensor | None,
+    scale: float | None,
+    out: Tensor,
+) -> None:
+    """Write the attention of the video tokens to `out`, (batch, heads, frames, tokens per frame, head_dim)."""
+    video, texts = video_and_text(tensors, plan, layout, mask, scale, Sums(out))
+    for number, text in enumerate(texts):
+        attend_blocks(text, [PlacedBlock((slice(0, layout.frames),), slice(0, 1), is_first=number == 0)])
+    dense, striped = plan.blocks(layout.tokens_per_frame, video.query)
+    attend_blocks(video, dense, is_first=not texts)
+    if striped:
+        for chunk in chunks(video, plan.stripe_tokens(layout.tokens_per_frame)):
+            attend_blocks(chunk, striped, is_first=not texts)
 
 
 BACKEND = Backend("sdpa", attend, priority=0, source="torch.nn.functional.scaled_dot_product_attention")

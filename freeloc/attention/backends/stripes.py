@@ -1,26 +1,24 @@
 """Striped pairs: each query token sees the key tokens near its own place in a frame.
 
-A few chunks of a frame's tokens at a time. The keys and values near a chunk, its window, are copied once, for all
-frames; then those of a range of frames are a range of memory. A mask hides the corners of a window.
+One chunk of a frame's tokens at a time, over the keys near it, its window. A mask hides the corners of a window.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from freeloc.attention.backends.blocks import Call
-from freeloc.attention.parts import Part, attend_part
-from freeloc.attention.rotation import RotatedKeys
+from freeloc.attention.backends.frames import Frames
 
-SMALLEST_CHUNK = 16
-"""Smallest number of query tokens of a chunk. A smaller one costs more than the keys it saves."""
+CHUNKS = (16, 24)
+"""Query tokens of a chunk: at least the first number, and the second one for stripes that are as wide. Smaller chunks
+cost more than the keys that they save: measured."""
 
-WINDOWS = 0.5
-"""Largest size of the windows that are in memory together, as a share of the keys and values; at least one chunk's."""
+MOST_QUERIES, MOST_KEYS = 1024, 1024
+"""Largest number of query tokens and of keys of a call: its bias has that size."""
 
 
 class Chunks(NamedTuple):
@@ -44,95 +42,39 @@ def chunks_of(tokens_per_frame: int, reach: int) -> Chunks:
     >>> chunks_of(tokens_per_frame=60, reach=8)
     Chunks(tokens=20, window=34, starts=(0, 13, 26))
     """
-    count = max(1, tokens_per_frame // max(reach, SMALLEST_CHUNK))
-    size = -(-tokens_per_frame // count)
+    smallest, good = CHUNKS
+    wanted = max(smallest, min(reach, good), reach // 2)
+    size = -(-tokens_per_frame // max(1, tokens_per_frame // wanted))
     count = -(-tokens_per_frame // size)
     window = min(tokens_per_frame, size + 2 * (reach - 1))
     last = tokens_per_frame - window
     return Chunks(size, window, tuple(min(max(0, chunk * size - reach + 1), last) for chunk in range(count)))
 
 
-def attend_striped(call: Call, done: set[int]) -> None:
-    """Add the attention of the video tokens to their striped keys; `done` are the query frames written before.
+def chunks(frames: Frames, reach: int) -> Iterator[Frames]:
+    """Each chunk of the queries of every frame, with its window of the keys.
 
-    A mask must be one of keys: (batch or 1, heads or 1, 1, tokens or 1).
+    Args:
+        frames: all queries and keys.
+        reach: half-width of the stripe in tokens.
     """
-    if not any(call.plan.schedule(call.layout).striped):
-        return
-    n = call.layout.tokens_per_frame
-    chunks = chunks_of(n, call.plan.stripe_tokens(n))
-    together = max(1, int(WINDOWS * n / chunks.window))
-    for first in range(0, len(chunks.starts), together):
-        _Striped(call, chunks, range(first, min(first + together, len(chunks.starts)))).attend(done)
-
-
-class _Striped:
-    """The striped attention of some chunks of every query frame."""
-
-    def __init__(self, call: Call, chunks: Chunks, own: range) -> None:
-        self.call = call
-        self.size, self.count = chunks.tokens, len(own)
-        n, self.schedule = call.layout.tokens_per_frame, call.plan.schedule(call.layout)
-        self.first, self.stop = own.start * self.size, min(own.stop * self.size, n)
-        starts = chunks.starts[own.start : own.stop]
-        self.keys, self.values = (
-            torch.stack([_windows(call, tensor, start, chunks.window) for start in starts], dim=2)
-            for tensor in (call.key, call.value)
-        )  # (batch, heads, chunks, frames, window, head_dim)
-        by_frame = self.keys.transpose(1, 2)  # rotations may depend on heads
-        self.rotated = RotatedKeys(call.plan, by_frame, self.schedule.stale_striped)
-        self.bias = self._band(chunks, own)
-        self.mask = self._mask(starts, chunks.window)
-
-    def attend(self, done: set[int]) -> None:
-        """Add it, frame by frame."""
-        call, n = self.call, self.call.layout.tokens_per_frame
-        for frame, row in enumerate(self.schedule.striped):
-            if row:
-                self.rotated.turn_to(frame)
-                start = call.layout.video.start + frame * n
-                rows = slice(start + self.first, start + self.stop)
-                query = F.pad(call.query[:, :, rows], (0, 0, 0, self.size * self.count - self.stop + self.first))
-                query = query.unflatten(2, (self.count, self.size)).flatten(0, 1)
-                call.add(rows, [self._part(query, frame, frames) for frames in row], is_first=frame not in done)
-
-    def _part(self, query: Tensor, frame: int, frames: range) -> Part:
-        """Attention of a frame's queries (batch * heads, chunks, tokens, head_dim) over the windows of some frames."""
-        at = slice(frames.start, frames.stop)
-        key, value = (windows[:, :, :, at].flatten(3, 4).flatten(0, 1) for windows in (self.keys, self.values))
-        bias = self.bias[..., : key.shape[2]]
-        if self.mask is not None:
-            bias = bias + self.mask[:, :, at].flatten(2)[:, :, None]
-        if self.call.plan.bias is not None:
-            of_frames = self.call.plan.bias_of(frame, at, query)
-            bias = bias + of_frames.repeat_interleave(key.shape[2] // len(frames))
-        part = attend_part(query, key, value, bias, self.call.scale, hides_all=self.mask is not None)
-        shape = self.call.query.shape[:2]
-        tokens = slice(0, self.stop - self.first)
-        out, lse = (tensor.flatten(1, 2).unflatten(0, shape)[:, :, tokens] for tensor in part)
-        return Part(out, lse)
-
-    def _band(self, chunks: Chunks, own: range) -> Tensor:
-        """What hides the corners of the windows, for the longest range of frames: (1, chunks, tokens, keys)."""
-        call, n = self.call, self.call.layout.tokens_per_frame
-        longest = max(len(frames) for row in self.schedule.striped for frames in row)
-        bias = _band(n, call.plan.stripe_tokens(n), call.query.device, call.query.dtype)[own.start : own.stop]
-        return bias[:, :, None].expand(-1, -1, longest, -1).flatten(2)[None]
-
-    def _mask(self, starts: tuple[int, ...], window: int) -> Tensor | None:
-        """The mask of the keys in the windows, (batch * heads, chunks, frames, window)."""
-        call = self.call
-        if call.mask is None:
-            return None
-        mask = call.mask.expand(*call.query.shape[:2], 1, call.layout.tokens)[:, :, 0]
-        return torch.stack([_windows(call, mask, start, window) for start in starts], dim=2).flatten(0, 1)
-
-
-def _windows(call: Call, tensor: Tensor, start: int, window: int) -> Tensor:
-    """The tokens of a window in each frame: (batch, heads, frames, window, ...) of (batch, heads, tokens, ...)."""
-    layout = call.layout
-    frames: Tensor = tensor[:, :, layout.video].unflatten(2, (layout.frames, layout.tokens_per_frame))
-    return frames[:, :, :, start : start + window]
+    n, mask = frames.query.shape[3], frames.mask
+    found = chunks_of(n, reach)
+    band = _band(n, reach, frames.query.device, frames.query.dtype)
+    for number, first in enumerate(found.starts):
+        tokens = slice(number * found.tokens, min((number + 1) * found.tokens, n))
+        window = slice(first, first + found.window)
+        own = None if mask is None else (mask if mask.shape[3] == 1 else mask[:, :, :, tokens])[..., window]
+        yield frames._replace(
+            query=frames.query[:, :, :, tokens],
+            key=frames.key[:, :, :, window],
+            value=frames.value[:, :, :, window],
+            sums=frames.sums.of_tokens(tokens),
+            mask=own,
+            of_tokens=band[number, : tokens.stop - tokens.start],
+            most_queries=MOST_QUERIES,
+            most_keys=MOST_KEYS,
+        )
 
 
 @functools.lru_cache(maxsize=8)

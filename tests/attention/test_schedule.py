@@ -1,0 +1,169 @@
+"""The blocks of a plan: every visible pair once, at the position that one rotation of each frame gives."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_calls import ROPE, TOLERANCE, random_inputs, random_mask, random_plan
+
+from freeloc import FramePlan
+from freeloc.adapter import TemporalRope
+from freeloc.attention import TokenLayout, attend, attend_reference, prepared, schedule
+from freeloc.attention.backends import frames, stripes
+from freeloc.attention.placed import place
+from freeloc.attention.prepared import PreparedPlan
+from freeloc.attention.schedule import even_runs, make_schedule
+from freeloc.plans.baselines import clip, position_interpolation, sliding_window, yarn
+from freeloc.plans.frame_plan import DENSE, STRIPED
+from freeloc.plans.tsa import TsaSettings, tsa_plan
+from freeloc.plans.vrpr import vrpr_plan
+
+VRPR = {flooring: vrpr_plan(40, 11, flooring=flooring) for flooring in ("distance", "position")}
+TSA = tsa_plan(40, 11, TsaSettings(dense_frames=4, striped_frames=12))
+PLANS = VRPR | {
+    "tsa": TSA,
+    "vrpr and tsa": FramePlan(VRPR["distance"].positions, TSA.visibility, TSA.stripe),
+    "sliding window": sliding_window(40, 11),
+    "interpolation": position_interpolation(40, 11),
+    "other frequencies": yarn(40, 11),
+    "clip": clip(40, 11),
+    "identity": FramePlan.identity(40),
+    "any": random_plan(torch.Generator().manual_seed(0), 40),
+}
+WAYS = ("as_bands", "as_blocks")
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """One way to divide the pairs, with blocks as small as can be."""
+    monkeypatch.setattr(schedule, "SHORTEST_BAND", 2)
+    monkeypatch.setattr(schedule, "ENOUGH", (2, 1))
+    monkeypatch.setattr(schedule, "LEAST", (1, 1))
+    for name in WAYS:
+        monkeypatch.setattr(schedule._Finder, name, getattr(schedule._Finder, request.param))
+    return request.param
+
+
+def pairs_of(block):
+    """The pairs of frames that a block computes."""
+    shift = block.queries[0] if block.is_band else None
+    return [(q, k + (0 if shift is None else q - shift)) for q in block.queries for k in block.keys]
+
+
+def assert_divided(plan, tokens_per_frame=6):
+    seen = set()
+    for kind, blocks in zip((DENSE, STRIPED), make_schedule(plan, tokens_per_frame), strict=True):
+        found = Counter(pair for block in blocks for pair in pairs_of(block))
+        assert found == Counter(map(tuple, (plan.visibility == kind).nonzero().tolist()))
+        for block in blocks:
+            assert block.is_first == seen.isdisjoint(block.queries)
+            seen.update(block.queries)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_visible_pair_is_in_one_block(name, way):
+    assert_divided(PLANS[name])
+
+
+@pytest.mark.parametrize("tokens", [1, 35, 1560])
+@pytest.mark.parametrize("name", PLANS)
+def test_every_visible_pair_is_in_one_block_of_the_usual_sizes(name, tokens):
+    assert_divided(PLANS[name], tokens)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.sampled_from([1, 60]))
+def test_any_plan_is_divided(seed, frames, tokens):
+    assert_divided(random_plan(torch.Generator().manual_seed(seed), frames), tokens)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_queries_and_keys_of_a_block_are_rotated_to_the_positions_of_the_plan(name, way):
+    plan = PreparedPlan(PLANS[name], TemporalRope(channels=8), 24)
+    for block in (block for blocks in make_schedule(plan.plan, 6) for block in blocks):
+        placed = place(block, plan._angles, plan._row, torch.device("cpu"), torch.complex128)
+        one = torch.ones(len(block.queries) + len(block.keys), 1, 4, dtype=torch.complex128)
+        queries = one if placed.query_rotations is None else placed.query_rotations
+        keys = one if placed.key_rotations is None else placed.key_rotations
+        for query, key in pairs_of(block):
+            # A key that is rotated forward, and a query that is rotated back, are rotated by the difference.
+            found = keys[key - block.keys.start, 0] * queries[block.queries.index(query), 0].conj()
+            wanted = torch.polar(torch.ones(4, dtype=torch.float64), plan._angles[plan._row[query, key]])
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["none", "float keys", "bool pairs"])
+@pytest.mark.parametrize("name", PLANS)
+def test_bands_and_blocks_equal_the_reference(name, kind, way):
+    generator, layout = torch.Generator().manual_seed(1), TokenLayout(40, 2, 3, text_first=2, text_last=1)
+    tensors = random_inputs(generator, layout, batch=2)
+    mask = random_mask(generator, kind, 2, 2, layout)
+    found = attend(*tensors, PreparedPlan(PLANS[name], ROPE, 12), layout, mask)
+    expected = attend_reference(*tensors, PLANS[name], ROPE, layout, mask)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_parts_are_as_exact_as_one(dtype, way, monkeypatch):
+    """Each part is added in float32: the error is that of one rounding of the output."""
+    layout, plan = TokenLayout(40, 2, 3), PLANS["distance"]
+    tensors = random_inputs(torch.Generator().manual_seed(2), layout, dtype=dtype)
+    found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout)
+    expected = attend_reference(*(tensor.double() for tensor in tensors), plan, ROPE, layout)
+    assert (found - expected).abs().max() < TOLERANCE[dtype] / 2
+
+
+@pytest.mark.parametrize("most", [1, 20])
+@pytest.mark.parametrize("name", ["distance", "vrpr and tsa", "sliding window"])
+def test_blocks_of_many_queries_are_computed_in_parts(name, most, way, monkeypatch):
+    for module in (frames, stripes):
+        monkeypatch.setattr(module, "MOST_QUERIES", most)
+    layout = TokenLayout(40, 2, 3, text_last=1)
+    tensors = random_inputs(torch.Generator().manual_seed(5), layout)
+    found = attend(*tensors, PreparedPlan(PLANS[name], ROPE, 12), layout)
+    torch.testing.assert_close(found, attend_reference(*tensors, PLANS[name], ROPE, layout), atol=2e-5, rtol=2e-5)
+
+
+def test_bias_is_the_same_for_all_queries_of_a_block(way):
+    generator, layout = torch.Generator().manual_seed(3), TokenLayout(30, 2, 2, text_last=3)
+    plan = random_plan(generator, 30, changes=["bias"])
+    tensors = random_inputs(generator, layout)
+    found = attend(*tensors, PreparedPlan(plan, ROPE, 12), layout)
+    torch.testing.assert_close(found, attend_reference(*tensors, plan, ROPE, layout), atol=2e-5, rtol=2e-5)
+
+
+def test_a_sliding_window_is_a_band_and_two_ends():
+    dense, striped = make_schedule(sliding_window(81, 21), tokens_per_frame=60)
+    assert [(len(block.queries), len(block.keys), block.is_band) for block in dense] == [
+        (61, 21, True),
+        (10, 21, False),
+        (10, 21, False),
+    ]
+    assert not striped
+
+
+def test_queries_of_one_group_share_a_block():
+    """floor((i - j) / 8) goes the same way for query frames that are 8 apart."""
+    dense, _ = make_schedule(vrpr_plan(81, 21), tokens_per_frame=240)
+    steps = {block: set(torch.tensor(block.queries).diff().tolist()) for block in dense if len(block.queries) > 4}
+    together = [block for block, apart in steps.items() if apart == {8}]
+    assert sum(len(block.queries) * len(block.keys) for block in together) > 1000
+    assert len(dense) < 250
+
+
+def test_the_blocks_of_a_plan_are_found_once(monkeypatch):
+    plan, layout = PreparedPlan(TSA, ROPE, 12), TokenLayout(40, 2, 3)
+    tensors = random_inputs(torch.Generator().manual_seed(4), layout)
+    first = attend(*tensors, plan, layout)
+    monkeypatch.setattr(prepared, "make_schedule", lambda *call: pytest.fail("found again"))
+    assert torch.equal(attend(*tensors, plan, layout), first)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
+def test_runs_rise_evenly_and_cover_everything_once(values):
+    runs = even_runs(torch.tensor(values))
+    assert sorted(index for run in runs for index in run) == list(range(len(values)))
+    for run in runs:
+        assert len({values[at + 1] - values[at] for at in run[:-1]}) <= 1
