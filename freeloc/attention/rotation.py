@@ -11,18 +11,14 @@ def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: st
 
     `rotations` broadcasts with (..., frames, tokens, pairs).
     """
-    return rotate_(frames.clone(memory_format=torch.contiguous_format), rotations, span, pairing)
-
-
-def rotate_(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: str) -> Tensor:
-    """`rotate` in place."""
-    pairs = _pairs(frames, rotations.shape[-1], span, pairing)
+    out = frames.clone(memory_format=torch.contiguous_format)
+    pairs = _pairs(out, rotations.shape[-1], span, pairing)
     in_place = _complex_view(pairs, rotations.dtype)
     if in_place is None:
         pairs.copy_(torch.view_as_real(_complex(pairs, rotations.dtype) * rotations))
     else:
         in_place.mul_(rotations)
-    return frames
+    return out
 
 
 def _pairs(frames: Tensor, count: int, span: tuple[int, int], pairing: str) -> Tensor:
