@@ -3,8 +3,8 @@
     python benchmarks/calls.py                     one thread, 2 heads of 128 channels, float32
     python benchmarks/calls.py --dtype bfloat16
 
-`freeloc.attention.schedule` divides plans into calls by these costs. Medians of `--repeats` measurements, each of so many
-calls that they take some time; the sizes come in turn, so that a change of the machine's speed meets all of them.
+`freeloc.attention.schedule` divides plans into calls by these costs. Medians of `--repeats` measurements, each of many
+calls; the sizes come in turn, so that a change of the machine's speed meets all of them.
 """
 
 import argparse
@@ -36,11 +36,10 @@ def main() -> None:
     for _ in range(given.repeats + 1):
         for (queries, keys), found in times.items():
             found.append(nanoseconds(queries, keys, given))
-    cells = [
-        [f"{queries:,}", *(f"{statistics.median(times[queries, keys][1:]):.1f}" for keys in KEYS)]
-        for queries in QUERIES
-    ]
-    print(f"Nanoseconds for a pair, {given.heads} heads of {given.head_dim}, {given.dtype}, {', '.join(facts('cpu').values())}\n")
+    medians = {size: f"{statistics.median(found[1:]):.1f}" for size, found in times.items()}
+    cells = [[f"{queries:,}", *(medians[queries, keys] for keys in KEYS)] for queries in QUERIES]
+    machine = ", ".join(facts("cpu").values())
+    print(f"Nanoseconds for a pair, {given.heads} heads of {given.head_dim}, {given.dtype}, {machine}\n")
     print("\n".join(table(["queries", *(f"{keys:,} keys" for keys in KEYS)], cells)))
 
 
