@@ -165,7 +165,7 @@ ATTENTION = [
     ),
     Mutation(
         f"{_BACKENDS}blocks.py",
-        "the bias of a band is that of the next query frame",
+        "the mask of a band is that of the query frame before",
         "each = [(slice(q, q + 1), slice(",
         "each = [(slice(q - 1, q) if q else slice(1), slice(",
         f"attention/test_bias.py {_SCHEDULE}",

@@ -60,17 +60,18 @@ def _windows(frames: Tensor, width: int) -> Tensor:
 def _band_bias(frames: Frames, batch: slice, block: PlacedBlock, width: int) -> Tensor | None:
     """What is added to the logits of a band, (query frames or 1, heads or 1, queries or 1, width * keys)."""
     (at,), found = block.queries, list[Tensor]()
-    offset = block.keys.start - at.start
-    each = [(slice(q, q + 1), slice(offset + q, offset + q + width)) for q in range(at.start, at.stop)]
     if frames.of_tokens is not None:
         found.append(frames.of_tokens.repeat(1, width)[None, None])
     if frames.of_frames is not None:
-        of_pairs = torch.cat([frames.of_frames[query, keys] for query, keys in each])
+        rows = frames.of_frames[at, block.keys]
+        of_pairs = rows.as_strided((len(rows), width), (rows.stride(0) + rows.stride(1), rows.stride(1)))
         found.append(_each_token(of_pairs, frames)[:, None, None])
     if frames.mask is not None:
+        offset = block.keys.start - at.start
+        each = [(slice(q, q + 1), slice(offset + q, offset + q + width)) for q in range(at.start, at.stop)]
         mask = frames.mask if len(frames.mask) == 1 else frames.mask[batch]
-        rows = [_rows(mask, (query,))[..., keys, :] for query, keys in each]
-        found.append(torch.cat(rows, dim=2)[0].transpose(0, 1).flatten(3))
+        parts = [_rows(mask, (query,))[..., keys, :] for query, keys in each]
+        found.append(torch.cat(parts, dim=2)[0].transpose(0, 1).flatten(3))
     return sum(found[1:], found[0]) if found else None
 
 
