@@ -22,6 +22,7 @@ class PlacedBlock(NamedTuple):
         is_first: whether these queries have no pair in the blocks before.
         query_rotations: unit complex numbers ([heads,] query frames, 1, pairs); None if no query is rotated.
         key_rotations: ([heads,] key frames, 1, pairs); None if no key is rotated.
+        bias: what the plan adds to all its logits; None if that is not the same for all its pairs.
     """
 
     queries: tuple[slice, ...]
@@ -30,6 +31,7 @@ class PlacedBlock(NamedTuple):
     is_first: bool = True
     query_rotations: Tensor | None = None
     key_rotations: Tensor | None = None
+    bias: float | None = 0.0
 
     @property
     def query_frames(self) -> list[int]:
@@ -49,7 +51,9 @@ class PlacedBlock(NamedTuple):
         return own._replace(keys=keys, key_rotations=_of(self.key_rotations, start, stop))
 
 
-def place(block: Block, angles: Tensor, row: Tensor, device: torch.device, dtype: torch.dtype) -> PlacedBlock:
+def place(
+    block: Block, angles: Tensor, row: Tensor, device: torch.device, dtype: torch.dtype, bias: Tensor | None = None
+) -> PlacedBlock:
     """A block with its rotations: of keys as its first query frame needs them, of query frames by what is missing then.
 
     >>> angles, row = torch.tensor([[0.0], [0.5], [1.0]]), torch.tensor([[0, 1], [1, 2]])
@@ -62,6 +66,7 @@ def place(block: Block, angles: Tensor, row: Tensor, device: torch.device, dtype
         angles: (rotations, [heads,] pairs), angles in radians by which keys are rotated.
         row: (frames, frames), which of them each pair of frames has.
         device, dtype: of the rotations.
+        bias: (frames, frames), what is added to the logits of each pair; by default nothing.
     """
     queries, first, keys = torch.tensor(block.queries), block.queries[0], block.keys
     of_keys = angles[row[first, keys.start : keys.stop]]
@@ -80,7 +85,15 @@ def place(block: Block, angles: Tensor, row: Tensor, device: torch.device, dtype
         block.is_first,
         _rotations(-of_queries, device, dtype),
         _rotations(of_keys, device, dtype),
+        0.0 if bias is None else _common(bias, block),
     )
+
+
+def _common(bias: Tensor, block: Block) -> float | None:
+    """The bias of all pairs of a block, if it is the same."""
+    queries, keys = torch.tensor(block.queries)[:, None], torch.tensor(block.keys)
+    of_pairs = bias[queries, keys + (queries - block.queries[0] if block.is_band else 0)]
+    return float(of_pairs[0, 0]) if bool((of_pairs == of_pairs[0, 0]).all()) else None
 
 
 def slices(frames: Sequence[int]) -> tuple[slice, ...]:

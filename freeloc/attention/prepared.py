@@ -17,7 +17,7 @@ from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_p
 class PreparedPlan:
     """A plan prepared for one head size: the visible frames of each query frame, and the rotations of their keys.
 
-    There are few distinct rotations, so each is stored once, in complex128. Backends read `plan`
+    There are few distinct rotations, so the angles of each are stored once, in float64. Backends read `plan`
     (`FramePlan.visibility`, `stripe_tokens`, `scale_at`, `decay`, `bias`), and call `freeloc.attention.rotate_keys`
     for positions.
 
@@ -108,7 +108,7 @@ class PreparedPlan:
         if at not in self._blocks:
             with OnCpu(), torch.inference_mode(False):
                 dense, striped = (
-                    [place(block, self._angles, self._row, like.device, dtype) for block in blocks]
+                    [place(block, self._angles, self._row, like.device, dtype, self.bias) for block in blocks]
                     for blocks in make_schedule(self.plan, tokens_per_frame, self.bias)
                 )
             self._blocks[at] = dense, striped

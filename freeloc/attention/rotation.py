@@ -1,4 +1,4 @@
-"""Rotation of keys by the angles of a plan."""
+"""Rotation of queries and keys by the angles of a plan."""
 
 import einops
 import torch

@@ -43,14 +43,19 @@ def _attend_band(frames: Frames, block: PlacedBlock) -> None:
         keys, values = (_windows(tensor, width) for tensor in (key[batch], frames.value[batch, :, block.keys]))
         tensors = query[batch].transpose(0, 1), keys, values
         part = attend_part(*tensors, bias, frames.scale, hides_all=frames.mask is not None)
-        part = Part(*(tensor.transpose(0, 1)[None] for tensor in part))
-        frames.sums.add((one, slice(None), block.queries[0]), part, block.is_first)
+        out, lse = (tensor.transpose(0, 1)[None] for tensor in part)
+        frames.sums.add((one, slice(None), block.queries[0]), Part(out, _biased(lse, block)), block.is_first)
+
+
+def _biased(lse: Tensor, block: PlacedBlock) -> Tensor:
+    """A log-sum-exp with what the plan adds to all logits of a block, which leaves their weights in it alone."""
+    return lse + block.bias if block.bias else lse
 
 
 def _windows(frames: Tensor, width: int) -> Tensor:
     """Each range of frames, (ranges, heads, width * tokens, head_dim) of (heads, frames, tokens, head_dim).
 
-    It is a view in which they overlap, of a copy if the tokens of some frames are not a range of memory.
+    It is a view in which they overlap, or one of a copy if the tokens of frames are not a range of memory.
     """
     if frames.stride(1) != frames.shape[2] * frames.stride(2):
         frames = frames.contiguous()
@@ -62,7 +67,7 @@ def _band_bias(frames: Frames, batch: slice, block: PlacedBlock, width: int) -> 
     (at,), found = block.queries, list[Tensor]()
     if frames.of_tokens is not None:
         found.append(frames.of_tokens.repeat(1, width)[None, None])
-    if frames.of_frames is not None:
+    if frames.of_frames is not None and block.bias is None:
         rows = frames.of_frames[at, block.keys]
         of_pairs = rows.as_strided((len(rows), width), (rows.stride(0) + rows.stride(1), rows.stride(1)))
         found.append(_each_token(of_pairs, frames)[:, None, None])
@@ -87,7 +92,7 @@ def _attend_block(frames: Frames, block: PlacedBlock) -> None:
         part = attend_part(*tensors, own, frames.scale, hides_all=frames.mask is not None)
         out, lse = (tensor.unflatten(2, query.shape[2:4]) for tensor in part)
         for at, among in with_counts(block.queries):
-            of_slice = Part(out[:, :, among], lse[:, :, among])
+            of_slice = Part(out[:, :, among], _biased(lse[:, :, among], block))
             frames.sums.add((slice(None), slice(None), at), of_slice, block.is_first and keys.start == 0)
 
 
@@ -97,7 +102,7 @@ def _block_bias(frames: Frames, block: PlacedBlock) -> Tensor | None:
     if frames.of_tokens is not None:
         repeats = len(block.query_frames), block.keys.stop - block.keys.start
         found.append(frames.of_tokens.repeat(repeats)[None, None])
-    if frames.of_frames is not None:
+    if frames.of_frames is not None and block.bias is None:
         found.append(_each_token(frames.of_frames[block.queries[0].start, block.keys], frames)[None, None, None])
     if frames.mask is not None:
         found.append(_rows(frames.mask, block.queries)[..., block.keys, :].flatten(4).flatten(2, 3))

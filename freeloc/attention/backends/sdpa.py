@@ -1,8 +1,7 @@
 """Backend ``sdpa``: PyTorch's own attention kernels, called once for each block of pairs. Runs on any device.
 
-RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. For query frame i, rotating the temporal channels of every key frame
-j by the angle of (i - j) - positions[i, j] gives each pair its position under the plan. Every (query, key) pair counts
-exactly once.
+RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. Rotating the temporal channels of queries and keys by what their
+positions differ under the plan gives each pair its position. Every (query, key) pair counts exactly once.
 """
 
 import torch
