@@ -1,6 +1,9 @@
 """Blocks of a schedule on a device, with the rotations of their queries and keys."""
 
+import functools
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -11,53 +14,112 @@ from freeloc.attention.schedule import Block
 NO_ANGLE = 1e-12
 """Largest angle in radians that leaves every number as it is."""
 
+SAME_ANGLE = 1e-9
+"""Largest difference in radians of angles that are the same."""
 
-class PlacedBlock(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class PlacedBlock:
     """A `freeloc.attention.schedule.Block` on a device.
 
     Args:
-        queries: which query frames.
-        keys: which key frames, of all queries together.
-        width: how many of them each query frame of a band has; None if it is no band, and all queries have all.
+        queries: which query frames, of the first copy.
+        keys: which key frames, of all copies together.
+        copies: number of copies.
+        step: how many frames later each copy is.
         is_first: whether these queries have no pair in the blocks before.
-        query_rotations: unit complex numbers ([heads,] query frames, 1, pairs); None if no query is rotated.
+        query_rotations: unit complex numbers (copies, heads or 1, query frames, 1, pairs); None if none is rotated.
         key_rotations: ([heads,] key frames, 1, pairs); None if no key is rotated.
-        bias: what the plan adds to all its logits; None if that is not the same for all its pairs.
+        is_bare: whether the rotations of the keys are those that take their temporal RoPE away.
+        constant: what the plan adds to all logits.
+        bias: what it adds to those of each pair instead, (query frames or 1, key frames) of one copy; None for nothing.
     """
 
     queries: tuple[slice, ...]
     keys: slice
-    width: int | None = None
+    copies: int = 1
+    step: int = 1
     is_first: bool = True
     query_rotations: Tensor | None = None
     key_rotations: Tensor | None = None
-    bias: float | None = 0.0
+    is_bare: bool = False
+    constant: float = 0.0
+    bias: Tensor | None = None
+    _parts: dict[int, list["PlacedBlock"]] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def query_frames(self) -> list[int]:
-        """Indices of the query frames."""
+    @functools.cached_property
+    def places(self) -> list[slice]:
+        """Where the frames of each slice of `queries` are among those of one copy."""
+        counts = [len(range(at.start, at.stop, at.step or 1)) for at in self.queries]
+        return [slice(*pair) for pair in itertools.pairwise(itertools.accumulate(counts, initial=0))]
+
+    @functools.cached_property
+    def count(self) -> int:
+        """Query frames of one copy."""
+        return len(self._frames)
+
+    @functools.cached_property
+    def _frames(self) -> list[int]:
         return [frame for at in self.queries for frame in range(at.start, at.stop, at.step or 1)]
 
-    def part(self, start: int, stop: int) -> "PlacedBlock":
-        """The part of it for some of its query frames, by their number in the block."""
-        own = self._replace(
-            queries=slices(self.query_frames[start:stop]),
-            query_rotations=_of(self.query_rotations, start, stop),
+    @functools.cached_property
+    def width(self) -> int:
+        """Key frames of one copy."""
+        return int(self.keys.stop - self.keys.start) - (self.copies - 1) * self.step
+
+    def parts(self, number: int) -> list["PlacedBlock"]:
+        """It in so many parts: of some of its copies each, or of some of its query frames if it has no copies."""
+        if number not in self._parts:
+            whole = self.count if self.copies == 1 else self.copies
+            bounds = [whole * part // number for part in range(number + 1)]
+            part = self._queries if self.copies == 1 else self._copies
+            self._parts[number] = [part(slice(*pair)) for pair in itertools.pairwise(bounds)]
+        return self._parts[number]
+
+    def _queries(self, part: slice) -> "PlacedBlock":
+        rotations = None if self.query_rotations is None else self.query_rotations[:, :, part]
+        return replace(self, queries=slices(self._frames[part]), query_rotations=rotations)
+
+    def _copies(self, part: slice) -> "PlacedBlock":
+        moved = part.start * self.step
+        keys = slice(moved, (part.stop - 1) * self.step + self.width)
+        return replace(
+            self,
+            queries=tuple(slice(at.start + moved, at.stop + moved, at.step) for at in self.queries),
+            keys=slice(self.keys.start + keys.start, self.keys.start + keys.stop),
+            copies=part.stop - part.start,
+            query_rotations=None if self.query_rotations is None else self.query_rotations[part],
+            key_rotations=None if self.key_rotations is None else self.key_rotations[..., keys, :, :],
         )
-        if self.width is None:
-            return own
-        stop += self.width - 1
-        keys = slice(self.keys.start + start, self.keys.start + stop)
-        return own._replace(keys=keys, key_rotations=_of(self.key_rotations, start, stop))
+
+
+class PlacedBlocks(NamedTuple):
+    """The blocks of a plan.
+
+    Args:
+        dense, striped: those of densely visible and of striped pairs.
+        bare: rotations that take the temporal RoPE of keys away, ([heads,] frames, 1, pairs).
+    """
+
+    dense: list[PlacedBlock]
+    striped: list[PlacedBlock]
+    bare: Tensor
 
 
 def place(
-    block: Block, angles: Tensor, row: Tensor, device: torch.device, dtype: torch.dtype, bias: Tensor | None = None
+    block: Block,
+    angles: Tensor,
+    row: Tensor,
+    bare: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
 ) -> PlacedBlock:
     """A block with its rotations: of keys as its first query frame needs them, of query frames by what is missing then.
 
     >>> angles, row = torch.tensor([[0.0], [0.5], [1.0]]), torch.tensor([[0, 1], [1, 2]])
-    >>> placed = place(Block((0, 1), range(0, 2)), angles, row, torch.device("cpu"), torch.complex64)
+    >>> bare = torch.tensor([[0.0], [-0.1]])
+    >>> placed = place(Block((0, 1), range(0, 2)), angles, row, bare, torch.device("cpu"), torch.complex64)
     >>> placed.key_rotations.angle().flatten().tolist(), placed.query_rotations.angle().flatten().tolist()
     ([0.0, 0.5], [-0.0, -0.5])
 
@@ -65,35 +127,48 @@ def place(
         block: the block.
         angles: (rotations, [heads,] pairs), angles in radians by which keys are rotated.
         row: (frames, frames), which of them each pair of frames has.
+        bare: (frames, [heads,] pairs), angles that take the temporal RoPE of keys away.
         device, dtype: of the rotations.
         bias: (frames, frames), what is added to the logits of each pair; by default nothing.
     """
-    queries, first, keys = torch.tensor(block.queries), block.queries[0], block.keys
-    of_keys = angles[row[first, keys.start : keys.stop]]
-    if block.is_band:
-        # Over a band, the angle rises evenly: so it goes on for the keys that the first query does not have.
-        step = of_keys[1] - of_keys[0] if len(keys) > 1 else torch.zeros_like(of_keys[0])
-        steps = torch.arange(len(keys) + len(queries) - 1, dtype=step.dtype).view(-1, *[1] * step.ndim)
-        of_keys = of_keys[0] + step * steps
-        of_queries = angles[row[queries, keys.start + queries - first]] - of_keys[: len(queries)]
-    else:
-        of_queries = angles[row[queries, keys.start]] - of_keys[0]
+    of_keys = _key_angles(block, angles, row)
+    keys = slice(block.keys.start, block.keys.start + len(of_keys))
+    apart = (of_keys - of_keys[0]) - (bare[keys] - bare[keys.start])
+    is_bare = not (_is_zero(of_keys) or _is_zero(bare[keys])) and bool(apart.abs().max() <= SAME_ANGLE)
+    of_keys = bare[keys] if is_bare else of_keys
+    moved = torch.arange(0, block.copies * block.step, block.step)
+    queries = moved[:, None] + torch.tensor(block.queries)
+    of_queries = angles[row[queries, keys.start + moved[:, None]]] - of_keys[moved][:, None]
+    own = None if bias is None else bias[list(block.queries), block.keys.start : block.keys.stop]
     return PlacedBlock(
         slices(block.queries),
-        slice(keys.start, keys.start + len(of_keys)),
-        len(keys) if block.is_band else None,
+        keys,
+        block.copies,
+        block.step,
         block.is_first,
-        _rotations(-of_queries, device, dtype),
-        _rotations(of_keys, device, dtype),
-        0.0 if bias is None else _common(bias, block),
+        None if _is_zero(of_queries) else _of_queries(unit(-of_queries)).to(device, dtype),
+        None if _is_zero(of_keys) else by_frame(unit(of_keys)).to(device, dtype),
+        is_bare,
+        *(() if own is None else _common(own, device)),
     )
 
 
-def _common(bias: Tensor, block: Block) -> float | None:
-    """The bias of all pairs of a block, if it is the same."""
-    queries, keys = torch.tensor(block.queries)[:, None], torch.tensor(block.keys)
-    of_pairs = bias[queries, keys + (queries - block.queries[0] if block.is_band else 0)]
-    return float(of_pairs[0, 0]) if bool((of_pairs == of_pairs[0, 0]).all()) else None
+def _key_angles(block: Block, angles: Tensor, row: Tensor) -> Tensor:
+    """Angles of the keys of all copies, (key frames, [heads,] pairs), as the first query frame of each needs them."""
+    of_keys = angles[row[block.queries[0], block.keys.start : block.keys.stop]]
+    width, step = block.keys.stop - block.keys.start, block.step
+    # They rise evenly from each frame to that `step` later: so they go on after the first copy.
+    rise = of_keys[step] - of_keys[0] if width > step else torch.zeros_like(of_keys[0])
+    keys = torch.arange(width + step * (block.copies - 1))
+    times = ((keys - width) // step + 1).clamp(min=0)
+    return of_keys[(keys - times * step).clamp(min=0)] + times.view(-1, *[1] * rise.ndim) * rise
+
+
+def _common(bias: Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """The bias of pairs (query frames, key frames) as one number, or as a row, or as rows."""
+    if bool((bias == bias[0, 0]).all()):
+        return float(bias[0, 0]), None
+    return 0.0, (bias[:1] if bool((bias == bias[:1]).all()) else bias).to(device)
 
 
 def slices(frames: Sequence[int]) -> tuple[slice, ...]:
@@ -124,11 +199,12 @@ def unit(angles: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def _rotations(angles: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Rotations by these angles, None if they leave everything as it is."""
-    return by_frame(unit(angles).to(device, dtype)) if angles.abs().max() > NO_ANGLE else None
+def _of_queries(rotations: Tensor) -> Tensor:
+    """(copies, heads or 1, frames, 1, pairs), of (copies, frames, [heads,] pairs)."""
+    rotations = rotations if rotations.ndim == 4 else rotations[:, :, None]
+    return rotations.movedim(1, 2)[:, :, :, None]
 
 
-def _of(rotations: Tensor | None, start: int, stop: int) -> Tensor | None:
-    """Those of some frames."""
-    return None if rotations is None else rotations[..., start:stop, :, :]
+def _is_zero(angles: Tensor) -> bool:
+    """Whether they leave everything as it is."""
+    return bool(angles.abs().max() <= NO_ANGLE)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from freeloc.adapter.rope import TemporalRope
 from freeloc.attention.devices import OnCpu
-from freeloc.attention.placed import PlacedBlock, by_frame, place, unit
+from freeloc.attention.placed import PlacedBlocks, by_frame, place, unit
 from freeloc.attention.schedule import make_schedule
 from freeloc.errors import FreelocError, PatchError
 from freeloc.plans.frame_plan import DENSE, NONE, STRIPED, FramePlan, relative_positions
@@ -61,7 +61,7 @@ class PreparedPlan:
         """Ranges of consecutive query frames with the same visible keys and rotations: one call can compute a range."""
         self._stripes: dict[int, int] = {}
         self._scales: dict[int, float] = {}
-        self._blocks: dict[tuple[int, torch.device, torch.dtype], tuple[list[PlacedBlock], list[PlacedBlock]]] = {}
+        self._blocks: dict[tuple[int, torch.device, torch.dtype], PlacedBlocks] = {}
         self._on: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._bias_on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -98,7 +98,7 @@ class PreparedPlan:
             self._bias_on[at] = self.bias.to(like.dtype).to(like.device)
         return self._bias_on[at]
 
-    def blocks(self, tokens_per_frame: int, like: Tensor) -> tuple[list[PlacedBlock], list[PlacedBlock]]:
+    def blocks(self, tokens_per_frame: int, like: Tensor) -> PlacedBlocks:
         """The blocks of dense and of striped pairs, with their rotations in dtype and on device of `like`.
 
         They are found once for each number of tokens per frame, and placed once for each dtype and device.
@@ -107,11 +107,13 @@ class PreparedPlan:
         at = tokens_per_frame, like.device, dtype
         if at not in self._blocks:
             with OnCpu(), torch.inference_mode(False):
+                frames = torch.arange(self.frames, dtype=self.frequencies.dtype)
+                bare = -frames.view(-1, *[1] * self.frequencies.ndim) * self.frequencies
                 dense, striped = (
-                    [place(block, self._angles, self._row, like.device, dtype, self.bias) for block in blocks]
+                    [place(block, self._angles, self._row, bare, like.device, dtype, self.bias) for block in blocks]
                     for blocks in make_schedule(self.plan, tokens_per_frame, self.bias)
                 )
-            self._blocks[at] = dense, striped
+                self._blocks[at] = PlacedBlocks(dense, striped, by_frame(unit(bare)).to(like.device, dtype))
         return self._blocks[at]
 
     def rotations(self, query_frame: int, key_frames: Tensor | slice, like: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Rotation of queries and keys by the angles of a plan."""
 
-import einops
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
@@ -23,8 +22,10 @@ def rotate(frames: Tensor, rotations: Tensor, span: tuple[int, int], pairing: st
 
 def _pairs(frames: Tensor, count: int, span: tuple[int, int], pairing: str) -> Tensor:
     """The first pairs of channels, a view (..., frames, tokens, pairs, 2) of (..., frames, tokens, head_dim)."""
-    pairs: Tensor = einops.rearrange(frames[..., slice(*span)], f"... {pairing} -> ... pair two", two=2)
-    return pairs[..., :count, :]
+    channels = frames[..., slice(*span)]
+    # Not by einops, which takes as long as the rotation of a short frame.
+    pairs: Tensor = channels.unflatten(-1, (2, -1)).mT if pairing == "(two pair)" else channels.unflatten(-1, (-1, 2))
+    return pairs if pairs.shape[-2] == count else pairs[..., :count, :]
 
 
 def _complex(pairs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -42,10 +42,13 @@ def without_parts(monkeypatch):
 def merged(parts):
     """Attention over the keys of all parts, (batch, heads, queries, head_dim)."""
     wide = torch.promote_types(parts[0].out.dtype, torch.float32)
-    sums = Sums(torch.empty_like(parts[0].out, dtype=wide)[:, :, None])
-    for number, (out, lse) in enumerate(parts):
-        sums.add((), Part(out[:, :, None], lse[:, :, None]), is_first=number == 0)
-    return sums.out[:, :, 0]
+    each = []
+    for own in zip(*(zip(*part, strict=True) for part in parts), strict=True):  # for each element of the batch
+        sums = Sums(torch.empty_like(own[0][0], dtype=wide)[:, None])
+        for number, (out, lse) in enumerate(own):
+            sums.add(slice(0, 1), 1, 1, Part(out[None, :, None], lse[None, :, None]), is_first=number == 0)
+        each.append(sums.out[:, 0])
+    return torch.stack(each)
 
 
 class TestParts:

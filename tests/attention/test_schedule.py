@@ -8,17 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_calls import ROPE, TOLERANCE, random_inputs, random_mask, random_plan
 
-from freeloc import FramePlan
+from freeloc import FramePlan, load_profile
 from freeloc.adapter import TemporalRope
 from freeloc.attention import TokenLayout, attend, attend_reference, prepared, schedule
 from freeloc.attention.backends import frames, stripes
-from freeloc.attention.placed import place
 from freeloc.attention.prepared import PreparedPlan
-from freeloc.attention.schedule import even_runs, make_schedule
+from freeloc.attention.runs import even_runs
+from freeloc.attention.schedule import make_schedule
 from freeloc.plans.baselines import clip, position_interpolation, sliding_window, yarn
 from freeloc.plans.frame_plan import DENSE, STRIPED
 from freeloc.plans.tsa import TsaSettings, tsa_plan
 from freeloc.plans.vrpr import vrpr_plan
+from freeloc.profile.planning import policy_plan
 
 VRPR = {flooring: vrpr_plan(40, 11, flooring=flooring) for flooring in ("distance", "position")}
 TSA = tsa_plan(40, 11, TsaSettings(dense_frames=4, striped_frames=12))
@@ -32,7 +33,7 @@ PLANS = VRPR | {
     "identity": FramePlan.identity(40),
     "any": random_plan(torch.Generator().manual_seed(0), 40),
 }
-WAYS = ("as_bands", "as_blocks")
+WAYS = ("as_bands", "as_blocks", "as_combs")
 
 
 @pytest.fixture(params=WAYS)
@@ -41,6 +42,7 @@ def way(request, monkeypatch):
     monkeypatch.setattr(schedule, "SHORTEST_BAND", 2)
     monkeypatch.setattr(schedule, "ENOUGH", (2, 1))
     monkeypatch.setattr(schedule, "LEAST", (1, 1))
+    monkeypatch.setattr(schedule, "COMB", 1)
     for name in WAYS:
         monkeypatch.setattr(schedule._Finder, name, getattr(schedule._Finder, request.param))
     return request.param
@@ -48,8 +50,8 @@ def way(request, monkeypatch):
 
 def pairs_of(block):
     """The pairs of frames that a block computes."""
-    shift = block.queries[0] if block.is_band else None
-    return [(q, k + (0 if shift is None else q - shift)) for q in block.queries for k in block.keys]
+    moved = range(0, block.copies * block.step, block.step)
+    return [(query + by, key + by) for by in moved for query in block.queries for key in block.keys]
 
 
 def assert_divided(plan, tokens_per_frame=6):
@@ -58,8 +60,8 @@ def assert_divided(plan, tokens_per_frame=6):
         found = Counter(pair for block in blocks for pair in pairs_of(block))
         assert found == Counter(map(tuple, (plan.visibility == kind).nonzero().tolist()))
         for block in blocks:
-            assert block.is_first == seen.isdisjoint(block.queries)
-            seen.update(block.queries)
+            assert block.is_first == seen.isdisjoint(block.all_queries)
+            seen.update(block.all_queries)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -82,16 +84,19 @@ def test_any_plan_is_divided(seed, frames, tokens):
 @pytest.mark.parametrize("name", PLANS)
 def test_queries_and_keys_of_a_block_are_rotated_to_the_positions_of_the_plan(name, way):
     plan = PreparedPlan(PLANS[name], TemporalRope(channels=8), 24)
-    for block in (block for blocks in make_schedule(plan.plan, 6) for block in blocks):
-        placed = place(block, plan._angles, plan._row, torch.device("cpu"), torch.complex128)
-        one = torch.ones(len(block.queries) + len(block.keys), 1, 4, dtype=torch.complex128)
-        queries = one if placed.query_rotations is None else placed.query_rotations
-        keys = one if placed.key_rotations is None else placed.key_rotations
-        for query, key in pairs_of(block):
-            # A key that is rotated forward, and a query that is rotated back, are rotated by the difference.
-            found = keys[key - block.keys.start, 0] * queries[block.queries.index(query), 0].conj()
-            wanted = torch.polar(torch.ones(4, dtype=torch.float64), plan._angles[plan._row[query, key]])
-            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    placed, one = plan.blocks(6, torch.ones(1, dtype=torch.float64)), torch.ones(40, 40, 1, 4, dtype=torch.complex128)
+    blocks = zip(make_schedule(plan.plan, 6), (placed.dense, placed.striped), strict=True)
+    for block, own in [pair for kind in blocks for pair in zip(*kind, strict=True)]:
+        of_queries = one if own.query_rotations is None else own.query_rotations[:, 0]
+        of_keys = one[0] if own.key_rotations is None else own.key_rotations
+        assert not own.is_bare or torch.equal(of_keys, placed.bare[own.keys])
+        sizes = map(torch.arange, (block.copies, len(block.queries), len(block.keys)))
+        copy, query, key = torch.cartesian_prod(*sizes).unbind(dim=1)
+        moved = copy * block.step
+        # A key that is rotated forward, and a query that is rotated back, are rotated by the difference.
+        found = of_keys[key + moved, 0] * of_queries[copy, query, 0].conj()
+        angles = plan._angles[plan._row[torch.tensor(block.queries)[query] + moved, block.keys.start + key + moved]]
+        torch.testing.assert_close(found, torch.polar(torch.ones_like(angles), angles), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["none", "float keys", "bool pairs"])
@@ -136,10 +141,10 @@ def test_bias_is_the_same_for_all_queries_of_a_block(way):
 
 def test_a_sliding_window_is_a_band_and_two_ends():
     dense, striped = make_schedule(sliding_window(81, 21), tokens_per_frame=60)
-    assert [(len(block.queries), len(block.keys), block.is_band) for block in dense] == [
-        (61, 21, True),
-        (10, 21, False),
-        (10, 21, False),
+    assert [(len(block.queries), len(block.keys), block.copies) for block in dense] == [
+        (1, 21, 61),
+        (10, 21, 1),
+        (10, 21, 1),
     ]
     assert not striped
 
@@ -161,9 +166,21 @@ def test_the_blocks_of_a_plan_are_found_once(monkeypatch):
     assert torch.equal(attend(*tensors, plan, layout), first)
 
 
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
-def test_runs_rise_evenly_and_cover_everything_once(values):
-    runs = even_runs(torch.tensor(values))
+def test_frames_of_one_group_of_vrpr_are_a_comb_and_short_groups_are_joined():
+    """Frames of 60 tokens: groups of 8 key frames are for many query frames each; those of 2 are computed together."""
+    plan = policy_plan(load_profile("wan2.1"), "vrpr", frames=81)
+    dense, _ = make_schedule(plan, tokens_per_frame=60)
+    combs = [block for block in dense if len(block.queries) > 1 and block.copies > 1]
+    assert {(len(block.keys), block.copies, block.step) for block in combs} == {(8, 8, 1)}
+    assert all(set(torch.tensor(block.queries).diff().tolist()) == {8} for block in combs)
+    joined = [block for block in dense if block.step > 1]
+    assert [(len(block.keys), block.copies, block.step) for block in joined] == [(5, 31, 2)] * 4
+    assert len(dense) < 80
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 3))
+def test_runs_rise_evenly_and_cover_everything_once(values, lag):
+    runs = even_runs(values, lag)
     assert sorted(index for run in runs for index in run) == list(range(len(values)))
     for run in runs:
-        assert len({values[at + 1] - values[at] for at in run[:-1]}) <= 1
+        assert len({values[at + lag] - values[at] for at in run[:-lag]}) <= 1

@@ -4,6 +4,9 @@ RoPE is a rotation, so R(p') x = R(p' - p) R(p) x. Rotating the temporal channel
 positions differ under the plan gives each pair its position. Every (query, key) pair counts exactly once.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,34 +92,47 @@ def _attend_blocks(
     scale: float | None,
 ) -> Tensor:
     """Attention of the video tokens, (batch, heads, tokens, head_dim); what stands for text is not set."""
+    masks = [None] * len(query) if mask is None else mask.expand(len(query), -1, -1, -1)
+    each = [
+        _attend_one(tensors, plan, layout, own, scale) for *tensors, own in zip(query, key, value, masks, strict=True)
+    ]
+    return each[0][None] if len(each) == 1 else torch.stack(each)
+
+
+def _attend_one(
+    tensors: Sequence[Tensor], plan: PreparedPlan, layout: TokenLayout, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """The same for one element of the batch, (heads, tokens, head_dim)."""
+    query = tensors[0]
     if query.dtype.itemsize >= 4:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        _add_blocks((query, key, value), plan, layout, mask, scale, by_frame(out, layout))
+        _add_blocks(tensors, plan, layout, mask, scale, by_frame(out, layout))
         return out
     video = query.new_empty(by_frame(query, layout).shape, dtype=torch.float32)
-    _add_blocks((query, key, value), plan, layout, mask, scale, video)
+    _add_blocks(tensors, plan, layout, mask, scale, video)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)  # only now: the rest has left the memory
     by_frame(out, layout).copy_(video)
     return out
 
 
 def _add_blocks(
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: Sequence[Tensor],
     plan: PreparedPlan,
     layout: TokenLayout,
     mask: Tensor | None,
     scale: float | None,
     out: Tensor,
 ) -> None:
-    """Write the attention of the video tokens to `out`, (batch, heads, frames, tokens per frame, head_dim)."""
+    """Write the attention of the video tokens to `out`, (heads, frames, tokens per frame, head_dim)."""
+    blocks = plan.blocks(layout.tokens_per_frame, tensors[0])
     video, texts = video_and_text(tensors, plan, layout, mask, scale, Sums(out))
+    video = replace(video, bare=blocks.bare)
     for number, text in enumerate(texts):
-        attend_blocks(text, [PlacedBlock((slice(0, layout.frames),), slice(0, 1), is_first=number == 0)])
-    dense, striped = plan.blocks(layout.tokens_per_frame, video.query)
-    attend_blocks(video, dense, is_first=not texts)
-    if striped:
+        attend_blocks(text, [PlacedBlock((slice(0, layout.frames),), slice(0, 1))], is_first=number == 0)
+    attend_blocks(video, blocks.dense, is_first=not texts)
+    if blocks.striped:
         for chunk in chunks(video, plan.stripe_tokens(layout.tokens_per_frame)):
-            attend_blocks(chunk, striped, is_first=not texts)
+            attend_blocks(chunk, blocks.striped, is_first=not texts)
 
 
 BACKEND = Backend("sdpa", attend, priority=0, source="torch.nn.functional.scaled_dot_product_attention")

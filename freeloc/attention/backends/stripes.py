@@ -5,6 +5,7 @@ One chunk of a frame's tokens at a time, over the keys near it, its window. A ma
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -58,17 +59,18 @@ def chunks(frames: Frames, reach: int) -> Iterator[Frames]:
         frames: all queries and keys.
         reach: half-width of the stripe in tokens.
     """
-    n, mask = frames.query.shape[3], frames.mask
+    n, mask = frames.query.shape[2], frames.mask
     found = chunks_of(n, reach)
     band = _band(n, reach, frames.query.device, frames.query.dtype)
     for number, first in enumerate(found.starts):
         tokens = slice(number * found.tokens, min((number + 1) * found.tokens, n))
         window = slice(first, first + found.window)
-        own = None if mask is None else (mask if mask.shape[3] == 1 else mask[:, :, :, tokens])[..., window]
-        yield frames._replace(
-            query=frames.query[:, :, :, tokens],
-            key=frames.key[:, :, :, window],
-            value=frames.value[:, :, :, window],
+        own = None if mask is None else (mask if mask.shape[2] == 1 else mask[:, :, tokens])[..., window]
+        yield replace(
+            frames,
+            query=frames.query[:, :, tokens],
+            key=frames.key[:, :, window],
+            value=frames.value[:, :, window],
             sums=frames.sums.of_tokens(tokens),
             mask=own,
             of_tokens=band[number, : tokens.stop - tokens.start],
