@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_unless
 from random_calls import ROPE, TOLERANCE, random_inputs, random_mask, random_plan
 
 from freeloc import FramePlan, load_profile
@@ -99,8 +100,13 @@ def test_queries_and_keys_of_a_block_are_rotated_to_the_positions_of_the_plan(na
         torch.testing.assert_close(found, torch.polar(torch.ones_like(angles), angles), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["none", "float keys", "bool pairs"])
-@pytest.mark.parametrize("name", PLANS)
+CALLS = [(name, kind) for name in PLANS for kind in ("none", "float keys", "bool pairs")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [slow_unless(kind == "none" or name in ("distance", "any"), name, kind) for name, kind in CALLS],
+)
 def test_bands_and_blocks_equal_the_reference(name, kind, way):
     generator, layout = torch.Generator().manual_seed(1), TokenLayout(40, 2, 3, text_first=2, text_last=1)
     tensors = random_inputs(generator, layout, batch=2)
