@@ -2,6 +2,7 @@
 
     python benchmarks/calls.py                     one thread, 2 heads of 128 channels, float32
     python benchmarks/calls.py --dtype bfloat16
+    python benchmarks/calls.py --threads 2 --heads 4 --head-dim 48       as in the tiny model
 
 `freeloc.attention.schedule` divides plans into calls by these costs. Medians of `--repeats` measurements, each of many
 calls; the sizes come in turn, so that a change of the machine's speed meets all of them.
@@ -30,8 +31,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     times: dict[tuple[int, int], list[float]] = {(queries, keys): [] for queries in QUERIES for keys in KEYS}
     for _ in range(given.repeats + 1):
         for (queries, keys), found in times.items():
@@ -39,7 +41,8 @@ def main() -> None:
     medians = {size: f"{statistics.median(found[1:]):.1f}" for size, found in times.items()}
     cells = [[f"{queries:,}", *(medians[queries, keys] for keys in KEYS)] for queries in QUERIES]
     machine = ", ".join(facts("cpu").values())
-    print(f"Nanoseconds for a pair, {given.heads} heads of {given.head_dim}, {given.dtype}, {machine}\n")
+    size = f"{given.heads} heads of {given.head_dim}, {given.dtype}, threads: {given.threads}"
+    print(f"Nanoseconds for a pair, {size}, {machine}\n")
     print("\n".join(table(["queries", *(f"{keys:,} keys" for keys in KEYS)], cells)))
 
 

@@ -116,6 +116,16 @@ def test_bands_and_blocks_equal_the_reference(name, kind, way):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["distance", "vrpr and tsa"])
+def test_each_head_may_have_frequencies_of_its_own(name, way):
+    generator, layout = torch.Generator().manual_seed(6), TokenLayout(40, 2, 3, text_last=1)
+    tensors = random_inputs(generator, layout)
+    frequencies = torch.rand(2, len(ROPE.frequencies(12)), generator=generator, dtype=torch.float64)
+    found = attend(*tensors, PreparedPlan(PLANS[name], ROPE, 12, frequencies), layout)
+    expected = attend_reference(*tensors, PLANS[name], ROPE, layout, frequencies=frequencies)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_many_parts_are_as_exact_as_one(dtype, way, monkeypatch):
     """Each part is added in float32: the error is that of one rounding of the output."""

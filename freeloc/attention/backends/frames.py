@@ -29,11 +29,11 @@ class Frames:
         key, value: (heads, frames, keys, head_dim).
         sums: where attention is added to, for these queries.
         plan: the plan; of it, only how channels are rotated is read here.
+        bare: rotations that take the temporal RoPE of keys away, ([heads,] frames, 1, pairs).
         scale: scale of the logits; by default head_dim ** -0.5.
+        most_queries, most_keys: largest number of query tokens and of key tokens of a call.
         mask: additive, (heads or 1, frames or 1, queries or 1, frames, keys), or None.
         of_tokens: (queries, keys), added to the logits in every pair of frames, or None.
-        bare: rotations that take the temporal RoPE of keys away, ([heads,] frames, 1, pairs).
-        most_queries, most_keys: largest number of query tokens and of key tokens of a call.
     """
 
     query: Tensor
@@ -41,12 +41,12 @@ class Frames:
     value: Tensor
     sums: Sums
     plan: PreparedPlan
+    bare: Tensor
     scale: float | None
+    most_queries: int
+    most_keys: int
     mask: Tensor | None = None
     of_tokens: Tensor | None = None
-    bare: Tensor | None = None
-    most_queries: int = 1
-    most_keys: int = 1
 
     def keys_of(self, block: PlacedBlock) -> Tensor:
         """The key frames of a block, rotated, (heads, frames, keys, head_dim)."""
@@ -91,17 +91,17 @@ def video_and_text(
     if mask is not None:
         mask = additive(mask, query.dtype).expand(-1, -1, layout.tokens)
         rows = mask[:, None] if mask.shape[1] == 1 else by_frame(mask, layout)
-    most = CACHED_KEYS if query.device.type == "cpu" else layout.tokens
     video = Frames(
         by_frame(query, layout),
         by_frame(key, layout),
         by_frame(value, layout),
         sums,
         plan,
+        plan.blocks(layout.tokens_per_frame, query).bare,
         scale,
-        None if rows is None else rows[..., layout.video].unflatten(-1, (layout.frames, layout.tokens_per_frame)),
         most_queries=MOST_QUERIES,
-        most_keys=most,
+        most_keys=CACHED_KEYS if query.device.type == "cpu" else layout.tokens,
+        mask=None if rows is None else rows[..., layout.video].unflatten(-1, (layout.frames, layout.tokens_per_frame)),
     )
     text = [
         replace(

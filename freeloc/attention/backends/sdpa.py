@@ -5,7 +5,6 @@ positions differ under the plan gives each pair its position. Every (query, key)
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +125,6 @@ def _add_blocks(
     """Write the attention of the video tokens to `out`, (heads, frames, tokens per frame, head_dim)."""
     blocks = plan.blocks(layout.tokens_per_frame, tensors[0])
     video, texts = video_and_text(tensors, plan, layout, mask, scale, Sums(out))
-    video = replace(video, bare=blocks.bare)
     for number, text in enumerate(texts):
         attend_blocks(text, [PlacedBlock((slice(0, layout.frames),), slice(0, 1))], is_first=number == 0)
     attend_blocks(video, blocks.dense, is_first=not texts)
